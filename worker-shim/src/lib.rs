@@ -1,0 +1,3 @@
+//! Take dealt connections.
+pub mod page;
+pub mod wire;
