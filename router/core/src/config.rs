@@ -1,0 +1,83 @@
+//! The core's configuration: already validated; nothing in here can be wrong.
+
+use core::time::Duration;
+
+/// How connections are dealt (README, "Policies").
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Policy {
+    /// The worker with the least load; among equals the next in turn.
+    Least,
+    /// The next worker in turn.
+    Rr,
+    /// The client's address chooses the slot.
+    Ip,
+    /// No hand-off: workers share the listening socket.
+    Shared,
+    /// No hand-off: each slot has its own `SO_REUSEPORT` socket.
+    Reuseport,
+}
+
+/// When a worker counts as ready.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ReadyRule {
+    /// It listens: on every declared listener, or, with none declared, on any.
+    Listen,
+    /// It listens and has claimed a probe connection.
+    Accept,
+    /// It said so.
+    Notify,
+    /// It runs (workers that never listen).
+    Start,
+}
+
+/// When and how often a slot's next worker starts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RestartPolicy {
+    /// Second wait in a row (the first restart is at once); doubles from there.
+    pub base: Duration,
+    /// Longest wait.
+    pub max: Duration,
+    /// Crashes in a row that a slot may have before it fails.
+    pub budget: u32,
+    /// An exit this soon after ready, or before it, is a crash.
+    pub min_uptime: Duration,
+    /// Nobody ready since the start: this many failed starts end the primary.
+    pub first_tries: u32,
+    /// Never end because all slots failed; keep trying at `max`.
+    pub stay: bool,
+}
+
+/// Everything the core must know before its first event.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Config {
+    /// How many slots are wanted up. At least 1.
+    pub slots: u16,
+    /// How to deal.
+    pub policy: Policy,
+    /// Largest window: queued connections a worker may have. At least 1.
+    pub queue_limit: u16,
+    /// Largest number of active connections of a worker.
+    pub max_active: Option<u32>,
+    /// A queued connection older than this makes its worker late.
+    pub stall_after: Duration,
+    /// How long a fresh worker's share rises. Zero: off.
+    pub slow_start: Duration,
+    /// When a worker is ready.
+    pub ready: ReadyRule,
+    /// A worker that is not ready by then is killed.
+    pub ready_timeout: Duration,
+    /// How long a draining worker may finish its connections before the stop-signal comes anyway.
+    pub drain_timeout: Duration,
+    /// How long after the stop-signal KILL comes.
+    pub kill_after: Duration,
+    /// Send the stop-signal first: the program drains itself.
+    pub stop_signal_first: bool,
+    /// `ip`: a slot takes at most this many thousandths of the average load (1250 = 1.25 ×).
+    pub sticky_bound: Option<u32>,
+    /// `ip`: the key of the hash, the same over restarts of the primary.
+    pub sticky_key: [u64; 2],
+    /// Restarts.
+    pub restart: RestartPolicy,
+    /// Seed of the jitter.
+    pub seed: u64,
+}

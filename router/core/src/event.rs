@@ -1,0 +1,441 @@
+//! What the shell tells the core, what the core asks of the shell, and the names both use.
+//!
+//! Events are facts (past participles), actions are requests (imperatives). The outcome of each
+//! action comes back as an event; only events change what the core believes.
+
+use core::time::Duration;
+
+/// A numbered place for a worker, from 0. It outlives the worker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct SlotId(pub u16);
+
+/// Counts up from 1 for every worker ever started, as Node's `worker.id`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct WorkerId(pub u32);
+
+/// Counts up with every reload, from 1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Generation(pub u32);
+
+/// A listening socket of the primary. Numbers are small and reused only after [`Event::ListenerClosed`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ListenerId(pub u16);
+
+/// An accepted connection that the primary holds right now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ConnId(pub u32);
+
+/// Who connects, as far as choosing a worker needs it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Client {
+    /// An IPv4 address.
+    V4([u8; 4]),
+    /// An IPv6 address (IPv4-mapped ones too: the core folds them).
+    V6([u8; 16]),
+    /// A Unix socket's client: no address, never sticky.
+    Local,
+}
+
+/// One connection that the primary holds and the core must place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Arrival {
+    /// The shell's name for it.
+    pub conn: ConnId,
+    /// Where it came in.
+    pub listener: ListenerId,
+    /// Who it is.
+    pub client: Client,
+}
+
+/// How a process ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ExitStatus {
+    /// exit(2) with this status.
+    Code(i32),
+    /// Killed by this signal.
+    Signal(i32),
+}
+
+/// Why a hand-off did not happen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SendFailure {
+    /// EAGAIN, ENOBUFS, ENOMEM, ETOOMANYREFS: try another worker, or later.
+    Full,
+    /// EPIPE, ECONNRESET, ENOTCONN: this worker broke its channel. It is to be replaced.
+    Broken,
+}
+
+/// Something happened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Event {
+    /// The loop woke up: a doorbell, a timer, a signal that meant nothing. Deadlines are looked at
+    /// on *every* event; this one carries nothing else. Begins a new turn (a new snapshot of loads).
+    Woke,
+    /// A connection was accepted, after [`crate::Core::wants_accept`] said yes for that listener.
+    Accepted(Arrival),
+    /// [`Action::HandOff`] done: the kernel queued it for this worker.
+    HandedOff {
+        /// Which connection; its id is free again.
+        conn: ConnId,
+        /// To whom.
+        worker: WorkerId,
+    },
+    /// [`Action::HandOff`] refused; the shell still holds the connection.
+    HandOffFailed {
+        /// Which connection.
+        conn: ConnId,
+        /// By whose channel.
+        worker: WorkerId,
+        /// Why.
+        why: SendFailure,
+    },
+    /// [`Action::Refuse`] done, or the shell had to close a connection that it held.
+    Refused {
+        /// Which connection.
+        conn: ConnId,
+    },
+    /// accept(2) found the backlog of this listener empty.
+    BacklogEmpty {
+        /// Which listener.
+        listener: ListenerId,
+    },
+    /// The primary listens on an address.
+    ListenerOpened {
+        /// Its id.
+        listener: ListenerId,
+        /// Named by `-l`: a worker is ready only when it listens on every such listener.
+        declared: bool,
+    },
+    /// [`Action::CloseListener`] done, or the socket broke.
+    ListenerClosed {
+        /// Its id.
+        listener: ListenerId,
+    },
+    /// [`Action::Spawn`] done: the process runs.
+    Spawned {
+        /// The worker.
+        worker: WorkerId,
+    },
+    /// [`Action::Spawn`] failed: no process.
+    SpawnFailed {
+        /// The worker.
+        worker: WorkerId,
+    },
+    /// The worker listens: its first channel (or own socket) for this listener is open.
+    Listening {
+        /// The worker.
+        worker: WorkerId,
+        /// On what.
+        listener: ListenerId,
+    },
+    /// The worker closed its last descriptor for this listener.
+    Unlistened {
+        /// The worker.
+        worker: WorkerId,
+        /// From what.
+        listener: ListenerId,
+    },
+    /// The worker said that it is ready (shim, sd_notify).
+    SaidReady {
+        /// The worker.
+        worker: WorkerId,
+    },
+    /// [`Action::Probe`] done: a half-closed loopback connection is queued for the worker; it counts
+    /// as handed off.
+    Probed {
+        /// The worker.
+        worker: WorkerId,
+    },
+    /// [`Action::Probe`] could not be done now.
+    ProbeFailed {
+        /// The worker.
+        worker: WorkerId,
+    },
+    /// One connection was taken back out of a worker's queue; the shell holds it.
+    TakenBack {
+        /// From whom (dead or alive).
+        worker: WorkerId,
+        /// The connection.
+        arrival: Arrival,
+    },
+    /// [`Action::TakeBack`] ended, after all its [`Event::TakenBack`].
+    TakeBackDone {
+        /// From whom.
+        worker: WorkerId,
+        /// Messages removed from the queue by this request, including `lost` ones.
+        removed: u32,
+        /// Of them: removed without a usable connection (counted, never hidden).
+        lost: u32,
+        /// The queue was found empty: of a dead worker nothing is left to salvage.
+        empty: bool,
+    },
+    /// [`Action::TakeBack`] missed its deadline: the worker holds the socket's lock.
+    TakeBackStuck {
+        /// By whom.
+        worker: WorkerId,
+    },
+    /// The worker's main process ended. Its family may still live.
+    Exited {
+        /// The worker.
+        worker: WorkerId,
+        /// How.
+        status: ExitStatus,
+        /// Descendants live: with status 0, a program that went into the background.
+        orphans: bool,
+    },
+    /// [`Action::KillFamily`] done: no process of this worker is left, so nobody but the primary
+    /// can reach its queue.
+    FamilyGone {
+        /// The worker.
+        worker: WorkerId,
+    },
+    /// The worker broke the protocol on the control socket: it is to be replaced.
+    Misbehaved {
+        /// The worker.
+        worker: WorkerId,
+    },
+    /// The operator wants everything to end. `now`: without waiting (a second Ctrl-C).
+    StopAsked {
+        /// Kill at once.
+        now: bool,
+    },
+}
+
+/// Which signal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SignalKind {
+    /// `--stop-signal`, to the process group.
+    Stop,
+    /// SIGABRT, to the main process: a hung worker that may leave a core.
+    Abort,
+}
+
+/// Why connections are taken back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TakeBackReason {
+    /// The worker is dead: salvage.
+    Death,
+    /// The worker drains.
+    Drain,
+    /// The worker is late and another is idle: steal.
+    Steal,
+}
+
+/// Something the shell must do now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Action {
+    /// Start a worker.
+    Spawn {
+        /// Where.
+        slot: SlotId,
+        /// Its id.
+        worker: WorkerId,
+        /// Its generation.
+        generation: Generation,
+    },
+    /// Send a held connection to a worker, on its channel for that connection's listener.
+    HandOff {
+        /// Which.
+        conn: ConnId,
+        /// To whom.
+        worker: WorkerId,
+    },
+    /// Close a held connection with a reset: nobody will ever serve it.
+    Refuse {
+        /// Which.
+        conn: ConnId,
+    },
+    /// Write the worker's doorbell words (absolute values of its page; 0 / false = do not ring).
+    Ring {
+        /// Whose.
+        worker: WorkerId,
+        /// Ring when the page's `claimed` reaches this.
+        at_claim: u64,
+        /// Ring at the next close.
+        on_close: bool,
+    },
+    /// Take back at most `max` queued connections, oldest first, from all channels of the worker.
+    /// At most one such request per worker is in flight.
+    TakeBack {
+        /// From whom.
+        worker: WorkerId,
+        /// How many.
+        max: u32,
+        /// Why.
+        why: TakeBackReason,
+    },
+    /// Queue a half-closed loopback connection for the worker on this listener.
+    Probe {
+        /// Whom.
+        worker: WorkerId,
+        /// Through which of its channels.
+        listener: ListenerId,
+    },
+    /// Tell the worker that it drains (page flag).
+    TellDraining {
+        /// Whom.
+        worker: WorkerId,
+        /// It drains, or (unparked) no longer.
+        draining: bool,
+    },
+    /// Send a signal.
+    Signal {
+        /// Whom.
+        worker: WorkerId,
+        /// Which.
+        signal: SignalKind,
+    },
+    /// KILL the process group and every descendant; say [`Event::FamilyGone`] when none is left and
+    /// the main process is reaped ([`Event::Exited`] comes too, before it, if it had not come yet).
+    KillFamily {
+        /// Whose.
+        worker: WorkerId,
+    },
+    /// The worker is over and its queues are empty: close its channels, forget it.
+    Forget {
+        /// Whom.
+        worker: WorkerId,
+    },
+    /// Attach a filter that drops new clients, then accept the rest (stop, step 1).
+    QuietListener {
+        /// Which.
+        listener: ListenerId,
+    },
+    /// Close the listener.
+    CloseListener {
+        /// Which.
+        listener: ListenerId,
+    },
+    /// `reuseport` only: the slot is down for long; accept from its sockets and deal.
+    AdoptSockets {
+        /// Which slot.
+        slot: SlotId,
+        /// Begin, or end because the slot is served again.
+        adopt: bool,
+    },
+    /// Everything has ended: leave with this result.
+    Finish(Outcome),
+    /// Something worth a line of log; no outcome is expected.
+    Report(Report),
+}
+
+/// How the primary ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// Stopped as asked.
+    Stopped,
+    /// Stopped by a second request, without waiting.
+    Killed,
+    /// No worker ever became ready and the first ones died: exit 1.
+    NeverStarted,
+    /// Every slot failed: exit 1.
+    AllFailed,
+}
+
+/// What the log, the events and the status say. The shell adds names, addresses and words.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Report {
+    /// A worker became ready.
+    Ready {
+        /// Which.
+        worker: WorkerId,
+        /// In which slot.
+        slot: SlotId,
+        /// After how long.
+        after: Duration,
+    },
+    /// Every wanted slot is ready, for the first time.
+    AllReady,
+    /// Not ready within `--ready-timeout`: killed and tried again with backoff.
+    NotReadyInTime {
+        /// Which.
+        worker: WorkerId,
+    },
+    /// Status 0 while descendants live: the program went into the background.
+    WentToBackground {
+        /// Which.
+        worker: WorkerId,
+    },
+    /// A worker ended that was not asked to.
+    Died {
+        /// Which.
+        worker: WorkerId,
+        /// How.
+        status: ExitStatus,
+        /// How many connections were queued for it.
+        queued: u32,
+    },
+    /// A slot will start its next worker after this wait.
+    BackingOff {
+        /// Which.
+        slot: SlotId,
+        /// How long.
+        wait: Duration,
+        /// Crashes in a row.
+        crashes: u32,
+    },
+    /// A slot used up its crash budget.
+    SlotFailed {
+        /// Which.
+        slot: SlotId,
+    },
+    /// A worker's oldest queued connection waits longer than `--stall-after`.
+    Late {
+        /// Which.
+        worker: WorkerId,
+    },
+    /// A late worker claims again.
+    Recovered {
+        /// Which.
+        worker: WorkerId,
+    },
+    /// Connections were taken back from a late worker for an idle one.
+    Stole {
+        /// From whom.
+        worker: WorkerId,
+        /// How many.
+        count: u32,
+    },
+    /// Connections of a dead worker were taken back.
+    Salvaged {
+        /// From whom.
+        worker: WorkerId,
+        /// How many.
+        count: u32,
+    },
+    /// The numbers on a worker's page contradict what the primary knows; it will be replaced.
+    NumbersDoNotFit {
+        /// Which.
+        worker: WorkerId,
+    },
+    /// The drain-timeout cut this many connections (`None`: unknown) of a worker.
+    DrainCut {
+        /// Which.
+        worker: WorkerId,
+        /// How many.
+        active: Option<u32>,
+    },
+    /// A drained worker ended.
+    Drained {
+        /// Which.
+        worker: WorkerId,
+    },
+}
+
+/// What a page says right now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Load {
+    /// Connections claimed since the worker started (without a page: what SIOCOUTQ implies).
+    pub claimed: u64,
+    /// Claimed and not closed; `None` = unknown (no page).
+    pub active: Option<u32>,
+}
+
+/// A pure view of the workers' loads: pages in the shell, an array in the simulator.
+pub trait Loads {
+    /// The word of the worker itself: cheap (a memory read), not to be trusted.
+    fn load(&self, worker: WorkerId) -> Load;
+    /// Messages that are in the worker's queues, from SIOCOUTQ on the primary's own ends: exact,
+    /// one system call per channel. `None` when it cannot be told.
+    fn queued_exact(&self, worker: WorkerId) -> Option<u32>;
+}
