@@ -1,0 +1,64 @@
+# One purpose a target; `make` alone lists them. What a target does beyond one command is a script.
+
+.DEFAULT_GOAL := help
+.PHONY: help demo build deps test unit sim system soak lint fmt check-fmt install clean
+
+PREFIX ?= /usr/local
+# cargo's own variable, so that `make` finds what cargo builds.
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+# What the tests skipped on this machine, and what a soak measured.
+SKIPS := $(abspath $(TARGET))/skipped-tests
+FIGURES := $(abspath $(TARGET))/soak-figures
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
+
+demo: ## four workers of an unmodified Python server behind one port, in about a minute
+	scripts/demo
+
+build: ## the whole workspace, for development
+	cargo build --workspace --all-targets --all-features
+
+deps: ## what the end-to-end tests need: Debian's packages (as root), Python's and Node's into tests/.deps
+	scripts/deps
+
+# Two tiers: this one with small counts, `soak` with the figures of every promise.
+test: deps check-fmt lint build unit sim system ## everything that must hold before a commit
+
+unit: ## unit tests of every package
+	cargo test --workspace --exclude croupier-tests --all-features
+
+sim: ## the simulator: seeds and steps by SIM_SEED, SIM_SEEDS, SIM_STEPS
+	cargo test -p croupier-tests --test sim
+
+# Each test counts processes and descriptors, so they run one after another anyway.
+system: ## end-to-end tests with real processes
+	@mkdir -p $(TARGET) && rm -f $(SKIPS)
+	CROUPIER_SKIPS=$(SKIPS) cargo test -p croupier-tests --test system -- --test-threads=2
+	scripts/check-skips $(SKIPS)
+
+soak: deps ## the same tests with full counts, and one table of what was measured
+	cargo build --release -p croupier -p croupier-preload
+	scripts/soak $(FIGURES)
+
+lint: ## clippy with warnings as errors, and the size of the shim
+	cargo clippy --workspace --all-targets --all-features -- -D warnings
+	@if [ -x scripts/shim-size ]; then scripts/shim-size; fi
+
+fmt: ## format everything
+	cargo fmt --all
+
+check-fmt:
+	cargo fmt --all --check
+
+install: ## into PREFIX (default /usr/local)
+	cargo build --release -p croupier -p croupier-preload -p croupier-worker
+	install -D -m 755 $(TARGET)/release/croupier $(DESTDIR)$(PREFIX)/bin/croupier
+	install -D -m 755 $(TARGET)/release/libcroupier_preload.so \
+		$(DESTDIR)$(PREFIX)/lib/croupier/libcroupier_preload.so
+	install -D -m 755 $(TARGET)/release/libcroupier_worker.so $(DESTDIR)$(PREFIX)/lib/libcroupier_worker.so
+	install -D -m 644 worker-shim/include/croupier.h $(DESTDIR)$(PREFIX)/include/croupier.h
+
+clean: ## remove what was built and what `make deps` put into tests/.deps
+	cargo clean
+	rm -rf tests/.deps
