@@ -1,5 +1,20 @@
 //! croupier-worker: how a process takes connections that a croupier primary deals.
 //!
+//! Change one line, and a server is a worker; outside croupier it is what it was:
+//!
+//! ```no_run
+//! use croupier_worker::TcpListener; // instead of std::net::TcpListener
+//!
+//! for client in TcpListener::bind("127.0.0.1:8080")?.incoming() {
+//!     let _client: std::net::TcpStream = client?;
+//! }
+//! # Ok::<(), std::io::Error>(())
+//! ```
+//!
+//! * [`TcpListener`] takes connections; [`TcpListener::into_receiver`] feeds a thread pool;
+//! * [`worker()`] says who this worker is, and when it drains;
+//! * feature `tokio` (and `axum`): the async listener; feature `capi`: `include/croupier.h`.
+//!
 //! The base, which also the preload library stands on, allocates nothing and needs only libc:
 //! [`wire`] and [`page`] are the contract with the primary, [`control`] asks it, [`claim`] takes
 //! connections, [`fdpass`] moves descriptors.
@@ -7,5 +22,14 @@
 pub mod claim;
 pub mod control;
 pub mod fdpass;
+#[cfg(feature = "capi")]
+pub mod ffi;
+mod listener;
 pub mod page;
+#[cfg(feature = "tokio")]
+pub mod tokio;
 pub mod wire;
+mod worker;
+
+pub use listener::TcpListener;
+pub use worker::{Worker, worker};

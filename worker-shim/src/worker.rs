@@ -1,0 +1,103 @@
+//! Who this worker is, as its environment and its page say.
+//!
+//! **Owns** the process's [`Seat`], which every listener shares: a worker has one page. **Never**
+//! talks to the primary except in [`Worker::ready`] and at the first [`Worker::is_draining`] of a
+//! process that does not listen.
+
+use crate::claim::Seat;
+use crate::control::Contact;
+use crate::page::HEAD_DRAINING;
+use crate::wire::{GENERATION_VAR, Kind, Request, SLOT_VAR, Verdict, WORKER_VAR};
+use std::io;
+use std::sync::atomic::Ordering;
+
+/// The seat of this process, vacant until something is dealt to it or asks for its page.
+pub(crate) static SEAT: Seat = Seat::vacant();
+
+/// This process, or an ancestor of it, was started by a primary.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Worker {
+    id: u32,
+    slot: u32,
+    generation: u32,
+}
+
+/// `None` outside croupier.
+#[must_use]
+pub fn worker() -> Option<Worker> {
+    let number = |name| std::env::var(name).ok()?.parse().ok();
+    Some(Worker {
+        id: number(WORKER_VAR)?,
+        slot: number(SLOT_VAR)?,
+        generation: number(GENERATION_VAR)?,
+    })
+}
+
+impl Worker {
+    /// Counts up from 1 for every worker ever started.
+    #[must_use]
+    pub const fn id(&self) -> u32 {
+        self.id
+    }
+
+    /// The numbered place, from 0; it outlives the worker.
+    #[must_use]
+    pub const fn slot(&self) -> u32 {
+        self.slot
+    }
+
+    /// Counts up with every reload.
+    #[must_use]
+    pub const fn generation(&self) -> u32 {
+        self.generation
+    }
+
+    /// Says that this worker is ready, for primaries that wait for it (`--ready notify`).
+    ///
+    /// # Errors
+    /// `NotFound` without `CROUPIER_CONTROL`; else why the primary could not be asked, or refused.
+    pub fn ready(&self) -> io::Result<()> {
+        let missing = "CROUPIER_CONTROL is not set: there is no primary to tell";
+        let missing = || io::Error::new(io::ErrorKind::NotFound, missing);
+        let contact = Contact::from_environment().ok_or_else(missing)?;
+        let (answer, _) = contact.ask(&Request::new(Kind::Ready, contact.token))?;
+        match answer.verdict {
+            Verdict::Refused => Err(io::Error::from_raw_os_error(answer.errno)),
+            Verdict::Pass | Verdict::Done | Verdict::Dealt | Verdict::Socket => Ok(()),
+        }
+    }
+
+    /// Whether the primary drains this worker: a moment to answer with `Connection: close`. False,
+    /// too, when the primary cannot be asked.
+    #[must_use]
+    pub fn is_draining(&self) -> bool {
+        if SEAT.page().is_none() {
+            attach();
+        }
+        SEAT.page().is_some_and(|page| page.head.flags.load(Ordering::Acquire) & HEAD_DRAINING != 0)
+    }
+}
+
+/// Asks for the page. Without an answer the seat stays vacant, and the next question tries again.
+fn attach() {
+    if let Some(contact) = Contact::from_environment()
+        && let Ok((_, [Some(page), Some(bell), _])) =
+            contact.ask(&Request::new(Kind::Attach, contact.token))
+    {
+        // A page of another version is as good as none.
+        drop(SEAT.take(&page, bell));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn outside_croupier_there_is_no_worker_and_nothing_fails() {
+        assert_eq!(worker(), None);
+        let worker = Worker { id: 1, slot: 0, generation: 1 };
+        assert_eq!(worker.ready().unwrap_err().kind(), io::ErrorKind::NotFound);
+        assert!(!worker.is_draining());
+    }
+}
