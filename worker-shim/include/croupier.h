@@ -24,7 +24,9 @@
  *   The worker dies: what it had not yet taken is dealt to other workers; what it had in hand is
  *   reset or closed by the kernel, as for any server. The primary dies: connections already taken
  *   are served to their end, croupier_accept() takes what is still queued and then finds no more (it
- *   blocks, or says EAGAIN), and once nothing is in hand the process gets a SIGTERM.
+ *   blocks, or says EAGAIN), and once nothing is in hand the process group gets a SIGTERM. Closes are
+ *   seen by the preload library only: without it the SIGTERM comes at once, and a program that wants
+ *   to finish what it holds does so in its handler.
  *
  * Errors
  *   As in libc: -1 and errno. There are no codes of croupier's own.
@@ -48,6 +50,7 @@ extern "C" {
  *   EADDRNOTAVAIL  the host has no such address, or its name does not resolve
  *   EADDRINUSE, EACCES, EMFILE, ENFILE, ...  from bind(2) and listen(2), here or in the primary
  *   ECONNREFUSED   CROUPIER_CONTROL names a primary that is gone
+ *   ECONNRESET     the primary hung up: CROUPIER_CONTROL is not from it, or the worker was given up
  *   EAGAIN         the primary did not answer within ten seconds
  *   EPROTO         the primary speaks another version of the protocol
  */
@@ -91,8 +94,8 @@ int croupier_ready(void);
 
 /*
  * 1 while the primary drains this worker, which gets no new connections then: a good moment to
- * answer with "Connection: close". 0 otherwise, and outside croupier. Reads shared memory once the
- * process has listened; never fails.
+ * answer with "Connection: close". 0 otherwise, and outside croupier. The first call may ask the
+ * primary; from then on it reads shared memory. Never fails.
  */
 int croupier_is_draining(void);
 

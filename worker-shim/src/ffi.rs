@@ -159,8 +159,9 @@ fn channel_of(fd: c_int) -> Option<u32> {
     // SAFETY: plain integers, for which zero is a valid value.
     let mut name: libc::sockaddr_un = unsafe { std::mem::zeroed() };
     let mut len = socklen_t::try_from(size_of_val(&name)).ok()?;
+    // Past libc: the preload library answers with the listener's address, not the channel's name.
     // SAFETY: `name` has room for `len` bytes.
-    let got = unsafe { libc::getsockname(fd, (&raw mut name).cast(), &raw mut len) };
+    let got = unsafe { libc::syscall(libc::SYS_getsockname, fd, &raw mut name, &raw mut len) };
     if got != 0 || i32::from(name.sun_family) != libc::AF_UNIX {
         return None;
     }

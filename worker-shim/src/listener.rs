@@ -38,9 +38,10 @@ pub struct TcpListener {
 /// Where the connections come from.
 #[derive(Debug, Clone)]
 pub(crate) enum Source {
-    /// accept(2) does it all: no croupier, or the preload library.
+    /// accept(2) on a socket of our own.
     Plain,
-    /// accept(2) on a socket that the primary made (policies `shared` and `reuseport`).
+    /// accept(2), too: on a socket that the primary made (policies `shared` and `reuseport`), or on a
+    /// channel that the preload library looks after.
     Given(Arc<Opened>),
     /// Claims from a channel; the address is the listener's.
     Dealt(Arc<Opened>, SocketAddr),
@@ -211,13 +212,13 @@ impl TcpListener {
                 Ok(Some(Self { socket: socket.into(), source }))
             }
             (Verdict::Dealt, [Some(page), Some(bell), Some(channel)]) => {
-                let socket = net::TcpListener::from(channel);
+                let (socket, opened) =
+                    (net::TcpListener::from(channel), Opened::here(answer.channel));
+                // The kernel's name for a channel is no IP address: if there is one, the preload library
+                // answered, and has found the channel by this.
                 if socket.local_addr().is_ok() {
-                    // The kernel's name for a channel is no IP address: the preload library answered.
-                    // It has attached itself by this, and it tells the primary of the close.
-                    return Ok(Some(socket.into()));
+                    return Ok(Some(Self { socket, source: Source::Given(opened) }));
                 }
-                let opened = Opened::here(answer.channel);
                 SEAT.take(&page, bell)?;
                 let address = from_raw(answer.address.bytes()).unwrap_or(address);
                 Ok(Some(Self { socket, source: Source::Dealt(opened, address) }))

@@ -71,7 +71,7 @@ fn clones(address: &str) {
     worker().unwrap().ready().unwrap();
 }
 
-/// The descriptor alone: nobody tells the primary when it is closed, unless the preload library sees.
+/// The descriptor alone: nobody tells the primary when it is closed.
 fn keeper(address: &str) {
     let fd = OwnedFd::from(TcpListener::bind(address).unwrap());
     drop(fd);
