@@ -1,0 +1,72 @@
+//! `croupier ls`: the primaries that run.
+
+use clap::Args;
+
+use super::table::{Align, Table, age};
+use super::{Exit, code};
+use crate::control::client::{ANSWER_WAIT, Found, discover};
+use crate::control::messages::{Reply, Request, Status, WorkerState};
+
+/// List running primaries: your own, or as root everybody's.
+#[derive(Debug, Clone, Args)]
+pub(super) struct LsArgs {}
+
+pub(super) fn execute(_args: &LsArgs) -> Exit {
+    let mut table = Table::new(&[
+        ("NAME", Align::Left),
+        ("OWNER", Align::Left),
+        ("PID", Align::Right),
+        ("READY", Align::Left),
+        ("POLICY", Align::Left),
+        ("UP", Align::Left),
+        ("LISTENS ON", Align::Left),
+    ]);
+    let mut found = discover();
+    for one in &mut found {
+        table.row(row(one));
+    }
+    if found.is_empty() {
+        // For people; a script reads stdout, which is empty.
+        let mut exit = Exit::code(code::DONE);
+        exit.stderr = "no croupier is running\n".into();
+        return exit;
+    }
+    Exit::with(code::DONE, table.render(""))
+}
+
+fn row(found: &mut Found) -> Vec<String> {
+    let head = [found.name.clone(), found.owner_name(), found.pid.to_string()];
+    let tail = match found.ask(Request::Status, Some(ANSWER_WAIT)) {
+        Ok(Reply::Status(status)) => {
+            let listens: Vec<&str> =
+                status.listeners.iter().map(|listener| listener.address.as_str()).collect();
+            [ready(&status), status.policy.clone(), age(status.uptime_s), listens.join(" ")]
+        }
+        Ok(Reply::Failed { why }) => ["-".into(), "-".into(), "-".into(), why],
+        Ok(Reply::Done) => ["-".into(), "-".into(), "-".into(), "another version?".into()],
+        Err(error) => ["-".into(), "-".into(), "-".into(), error.to_string()],
+    };
+    head.into_iter().chain(tail).collect()
+}
+
+/// `3 of 4`: slots with a ready worker, of the wanted.
+pub(super) fn ready(status: &Status) -> String {
+    let (ready, wanted) = count_ready(status);
+    format!("{ready} of {wanted}")
+}
+
+/// Slots with a ready worker, and slots that want one.
+pub(super) fn count_ready(status: &Status) -> (usize, usize) {
+    let slots = |which: &dyn Fn(WorkerState) -> bool| {
+        let mut slots: Vec<u16> = status
+            .workers
+            .iter()
+            .filter(|worker| which(worker.state))
+            .map(|worker| worker.slot)
+            .collect();
+        slots.sort_unstable();
+        slots.dedup();
+        slots.len()
+    };
+    (slots(&|state| state == WorkerState::Ready), slots(&|state| state != WorkerState::Down))
+}

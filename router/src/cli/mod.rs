@@ -1,0 +1,206 @@
+//! The command line: one file a subcommand.
+//!
+//! Owns: the top of the parser, exit codes, wrong-usage hints. Promises: every error names what, on
+//! what, and what to do. Never does: print (that is `main`'s), or read flags elsewhere.
+
+mod ls;
+pub mod run;
+mod status;
+mod stop;
+mod table;
+mod wait;
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::error::ErrorKind;
+use clap::{Args, CommandFactory, Parser, Subcommand};
+
+use crate::config::{RunConfig, Surroundings, parse_name};
+use crate::control::client::{AskError, FindError, Found, Selector};
+
+/// Exit codes (README, "Exit codes").
+pub mod code {
+    /// All went well.
+    pub const DONE: u8 = 0;
+    /// The system, a worker or a timeout stood in the way.
+    pub const FAILED: u8 = 1;
+    /// The command line is wrong.
+    pub const USAGE: u8 = 2;
+    /// No such primary runs.
+    pub const NO_SUCH_PRIMARY: u8 = 3;
+    /// The program cannot be executed.
+    pub const NOT_EXECUTABLE: u8 = 126;
+    /// There is no such program.
+    pub const NOT_FOUND: u8 = 127;
+    /// A second INT.
+    pub const INTERRUPTED: u8 = 130;
+}
+
+/// How the process ends, and what it says before.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Exit {
+    /// The exit code.
+    pub code: u8,
+    /// For stdout, newlines included.
+    pub stdout: String,
+    /// For stderr, newlines included.
+    pub stderr: String,
+}
+
+impl Exit {
+    const fn code(code: u8) -> Self {
+        Self { code, stdout: String::new(), stderr: String::new() }
+    }
+
+    const fn with(code: u8, stdout: String) -> Self {
+        Self { code, stdout, stderr: String::new() }
+    }
+
+    fn error(code: u8, why: impl std::fmt::Display) -> Self {
+        Self { code, stdout: String::new(), stderr: format!("croupier: {why}\n") }
+    }
+}
+
+const AFTER_HELP: &str = "\
+Examples:
+  croupier run -w 4 -- python3 -m http.server 8000
+  croupier run -l :80=3000 --user nobody node app.js
+  croupier ls
+  croupier status -n app
+  croupier stop -n app && croupier wait stopped -n app --timeout 30s
+
+Exit status: 0 done, 1 failed, 2 usage, 3 no such primary, 126 not executable, 127 not found,
+130 second Ctrl-C.";
+
+/// Deals TCP connections to worker processes, so that a server uses every CPU.
+#[derive(Debug, Parser)]
+#[command(
+    name = "croupier",
+    version,
+    subcommand_required = true,
+    arg_required_else_help = true,
+    disable_help_subcommand = true,
+    after_help = AFTER_HELP
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Run(Box<run::RunArgs>),
+    Ls(ls::LsArgs),
+    Status(status::StatusArgs),
+    Stop(stop::StopArgs),
+    Wait(wait::WaitArgs),
+}
+
+/// Which primary.
+#[derive(Debug, Clone, Args)]
+struct Which {
+    /// The primary's name, as `croupier ls` shows it. Not needed when exactly one runs.
+    #[arg(short, long, value_name = "NAME", env = "CROUPIER_NAME", value_parser = parse_selector)]
+    name: Option<String>,
+
+    /// The path of its control socket, when it was started with --control.
+    #[arg(long, value_name = "PATH", env = "CROUPIER_CONTROL_PATH", conflicts_with = "name")]
+    control: Option<PathBuf>,
+}
+
+impl Which {
+    fn selector(&self) -> Selector {
+        Selector { name: self.name.clone(), control: self.control.clone() }
+    }
+}
+
+fn parse_selector(text: &str) -> Result<String, String> {
+    let (owner, name) = text.split_once('/').unwrap_or(("-", text));
+    if owner.is_empty() {
+        return Err("an owner's primary is OWNER/NAME; a socket's path goes to --control".into());
+    }
+    parse_name(name).map(|_| text.to_owned())
+}
+
+/// Parses the command line and does what it says. `run` is handed a valid configuration.
+pub fn execute(
+    arguments: impl IntoIterator<Item = OsString>,
+    run: impl FnOnce(RunConfig) -> u8,
+) -> Exit {
+    let arguments: Vec<OsString> = arguments.into_iter().collect();
+    let cli = match Cli::try_parse_from(&arguments) {
+        Ok(cli) => cli,
+        Err(error) => return refused(&arguments, &error),
+    };
+    match cli.command {
+        Command::Run(args) => match RunConfig::new(*args, &Surroundings::of_this_process()) {
+            Ok(config) => Exit::code(run(config)),
+            Err(error) => Exit::error(code::USAGE, error),
+        },
+        Command::Ls(args) => ls::execute(&args),
+        Command::Status(args) => status::execute(&args),
+        Command::Stop(args) => stop::execute(&args),
+        Command::Wait(args) => wait::execute(&args),
+    }
+}
+
+fn refused(arguments: &[OsString], error: &clap::Error) -> Exit {
+    let text = error.render().to_string();
+    let kind = error.kind();
+    if matches!(kind, ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
+        return Exit::with(code::DONE, text);
+    }
+    if matches!(kind, ErrorKind::InvalidSubcommand | ErrorKind::UnknownArgument)
+        && let Some(hint) = forgotten_run(arguments)
+    {
+        return Exit::error(code::USAGE, hint);
+    }
+    Exit { code: code::USAGE, stdout: String::new(), stderr: text }
+}
+
+/// `croupier node x.js` and `croupier -w 4 node x.js`: the hint, unless it looks like a mistyped
+/// subcommand, for which clap has a better one.
+fn forgotten_run(arguments: &[OsString]) -> Option<String> {
+    let rest = arguments.get(1..)?;
+    let first = rest.first()?.to_str()?;
+    let command = Cli::command();
+    if command.get_subcommands().any(|one| one.get_name() == first) {
+        return None;
+    }
+    let mistyped = rest.len() == 1
+        && command.get_subcommands().any(|one| one.get_name().starts_with(first.get(..2).unwrap_or("-")));
+    if mistyped {
+        return None;
+    }
+    let words: Vec<String> = rest.iter().map(|word| quoted(&word.to_string_lossy())).collect();
+    let what = if first.starts_with('-') {
+        format!("{first} belongs to a subcommand")
+    } else {
+        format!("{first} is no subcommand")
+    };
+    Some(format!("{what}; did you mean croupier run {}", words.join(" ")))
+}
+
+fn quoted(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=,@%+{}[]".contains(c);
+    if !word.is_empty() && word.chars().all(plain) {
+        word.to_owned()
+    } else {
+        format!("'{}'", word.replace('\'', r"'\''"))
+    }
+}
+
+fn not_found(error: &FindError) -> Exit {
+    let code = match error {
+        FindError::NoneRunning | FindError::NoSuch { .. } | FindError::NoSocket { .. } => {
+            code::NO_SUCH_PRIMARY
+        }
+        FindError::Ambiguous(_) => code::USAGE,
+    };
+    Exit::error(code, error)
+}
+
+fn not_answered(found: &Found, error: &AskError) -> Exit {
+    Exit::error(code::FAILED, format!("{found}: {error}"))
+}

@@ -1,0 +1,276 @@
+//! `croupier run`: the one definition of its flags, from which the parser, `--help` and the
+//! environment names come.
+//!
+//! Owns: [`RunArgs`]. Promises: what it yields went through the parsers of `config`. Never does:
+//! start anything.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Args;
+use croupier_core::config::{Policy, ReadyRule};
+use nix::sys::signal::Signal;
+
+use crate::config::{
+    AdapterChoice, LogFormat, QUEUE_LIMIT_MAX, WorkersArg, parse_bound, parse_duration, parse_name,
+    parse_policy, parse_signal, parse_workers,
+};
+
+const AFTER_HELP: &str = "\
+Examples:
+  croupier run -w 4 -- python3 -m http.server 8000   four processes behind one port
+  croupier run -l :80=3000 --user nobody node app.js  clients on 80, the program on 3000
+  croupier run -p ip node chat.js                     one client address, one worker
+  croupier run -w 2x -l :8080 ./server --tag {slot}   two per CPU, each knows its slot
+
+Signals: TERM, INT, QUIT and HUP from a vanished terminal stop gracefully; a second INT stops at
+once. Exit status: 0 stopped, 1 failed, 2 usage, 126 not executable, 127 not found, 130 second INT.
+Every flag has a variable, shown as [env: …]; a flag wins over its variable.";
+
+/// Start workers and deal connections to them.
+///
+/// Starts WORKERS copies of COMMAND, listens in their place and hands each accepted connection to
+/// the least loaded of them. COMMAND is an unmodified server: what it listens on is what is dealt.
+#[derive(Debug, Clone, Args)]
+#[command(after_help = AFTER_HELP)]
+#[expect(clippy::struct_excessive_bools, reason = "each is one flag of the command line")]
+pub struct RunArgs {
+    /// Listen on ADDR and deal to whoever listens on PROGRAM (default: on ADDR). Repeatable.
+    ///
+    /// ADDR is :8080 (IPv4 and IPv6), 127.0.0.1:8080, [::1]:8080 or unix:/run/app.sock. Without
+    /// -l, every fixed port and Unix path that the program listens on is dealt; with it, only
+    /// these. In the variable, several are separated by commas.
+    #[arg(
+        short,
+        long,
+        value_name = "ADDR[=PROGRAM]",
+        env = "CROUPIER_LISTEN",
+        short_alias = 'b',
+        visible_alias = "bind"
+    )]
+    pub listen: Vec<String>,
+
+    /// How many workers: N, auto (one per CPU), -N (all CPUs but N) or Nx (N per CPU).
+    ///
+    /// Default auto: CPUs by affinity and cgroup quota, since more workers than CPUs only take
+    /// turns. WORKERS and WEB_CONCURRENCY are honoured too; workers then get WEB_CONCURRENCY=1.
+    #[arg(
+        short,
+        long,
+        value_name = "N",
+        env = "CROUPIER_WORKERS",
+        short_alias = 'i',
+        visible_alias = "instances",
+        allow_hyphen_values = true,
+        value_parser = parse_workers
+    )]
+    pub workers: Option<WorkersArg>,
+
+    /// Who gets the next connection: least, rr, ip, shared or reuseport.
+    ///
+    /// least (default): the worker with the fewest connections, in turn among equals. rr: in turn.
+    /// ip: a client address keeps its worker. shared, reuseport: no dealing, workers accept by
+    /// themselves from one socket, or from one SO_REUSEPORT socket each. With
+    /// NODE_CLUSTER_SCHED_POLICY=none the default is shared.
+    #[arg(short, long, value_name = "POLICY", env = "CROUPIER_POLICY", value_parser = parse_policy)]
+    pub policy: Option<Policy>,
+
+    /// How the program becomes a worker: auto, preload, shim or listen-fds.
+    ///
+    /// auto looks at the program. preload: any dynamically linked program. shim: it links
+    /// croupier-worker. listen-fds: static programs and Go; they take the socket by LISTEN_FDS,
+    /// and the policy is shared or reuseport.
+    #[arg(
+        long,
+        value_name = "ADAPTER",
+        env = "CROUPIER_ADAPTER",
+        default_value = "auto",
+        value_parser = parse_adapter
+    )]
+    pub adapter: AdapterChoice,
+
+    /// Name for `croupier ls`, `status` and `stop`. Default: the command's, or its script's.
+    #[arg(short, long, value_name = "NAME", env = "CROUPIER_NAME", value_parser = parse_name)]
+    pub name: Option<String>,
+
+    /// Path of the control socket, instead of NAME.sock in the runtime directory.
+    #[arg(long, value_name = "PATH", env = "CROUPIER_CONTROL_PATH")]
+    pub control: Option<PathBuf>,
+
+    /// Start workers as this user (name or number). The primary still binds low ports.
+    #[arg(long, value_name = "USER", env = "CROUPIER_USER")]
+    pub user: Option<String>,
+
+    /// Start workers with this group. Default: the user's.
+    #[arg(long, value_name = "GROUP", env = "CROUPIER_GROUP")]
+    pub group: Option<String>,
+
+    /// Set a variable for the workers; {slot} and {id} are replaced in VALUE. Repeatable.
+    #[arg(short, long, value_name = "NAME=VALUE", env = "CROUPIER_ENV")]
+    pub env: Vec<OsString>,
+
+    /// Smallest listen(2) backlog. Default: the kernel's limit, as many programs ask for 5.
+    #[arg(
+        long,
+        value_name = "N",
+        env = "CROUPIER_BACKLOG",
+        value_parser = clap::value_parser!(u32).range(1..=1_000_000)
+    )]
+    pub backlog: Option<u32>,
+
+    /// Most connections that wait for one worker after the hand-off.
+    ///
+    /// The real number adapts below it: 1 for slow blocking servers, 8 to 32 for event loops.
+    #[arg(
+        long,
+        value_name = "N",
+        env = "CROUPIER_QUEUE_LIMIT",
+        default_value = "64",
+        value_parser = clap::value_parser!(u16).range(1..=i64::from(QUEUE_LIMIT_MAX))
+    )]
+    pub queue_limit: u16,
+
+    /// Most connections that one worker serves at a time. Default: no limit.
+    #[arg(
+        long,
+        value_name = "N",
+        env = "CROUPIER_MAX_ACTIVE",
+        value_parser = clap::value_parser!(u32).range(1..)
+    )]
+    pub max_active: Option<u32>,
+
+    /// A worker that leaves a connection waiting for this long is late; idle ones may take over.
+    #[arg(
+        long,
+        value_name = "T",
+        env = "CROUPIER_STALL_AFTER",
+        default_value = "100ms",
+        value_parser = parse_duration
+    )]
+    pub stall_after: Duration,
+
+    /// How long the share of a fresh worker rises, so that cold caches are not flooded. 0: off.
+    #[arg(
+        long,
+        value_name = "T",
+        env = "CROUPIER_SLOW_START",
+        default_value = "10s",
+        value_parser = parse_duration
+    )]
+    pub slow_start: Duration,
+
+    /// When a worker is ready: listen, accept, notify or start.
+    ///
+    /// listen (default): it listens. accept: it asked for a connection, for servers that listen
+    /// before the application is loaded. notify: it says so. start: at once, for workers that
+    /// never listen (the default with --adapter listen-fds).
+    #[arg(long, value_name = "WHEN", env = "CROUPIER_READY", value_parser = parse_ready)]
+    pub ready: Option<ReadyRule>,
+
+    /// A worker that is not ready by then is killed. Long, because big applications load slowly.
+    #[arg(
+        long,
+        value_name = "T",
+        env = "CROUPIER_READY_TIMEOUT",
+        default_value = "60s",
+        value_parser = parse_duration
+    )]
+    pub ready_timeout: Duration,
+
+    /// How long a stopping worker may finish its connections. Under 10s, when Docker kills.
+    #[arg(
+        long,
+        value_name = "T",
+        env = "CROUPIER_GRACEFUL_TIMEOUT",
+        default_value = "8s",
+        value_parser = parse_duration
+    )]
+    pub graceful_timeout: Duration,
+
+    /// How long after the stop signal KILL comes.
+    #[arg(
+        long,
+        value_name = "T",
+        env = "CROUPIER_KILL_AFTER",
+        default_value = "2s",
+        value_parser = parse_duration
+    )]
+    pub kill_after: Duration,
+
+    /// The signal that asks a worker to end.
+    #[arg(
+        long,
+        value_name = "SIG",
+        env = "CROUPIER_STOP_SIGNAL",
+        default_value = "TERM",
+        value_parser = parse_signal
+    )]
+    pub stop_signal: Signal,
+
+    /// Send the stop signal before waiting for connections: the program drains itself.
+    #[arg(long, env = "CROUPIER_STOP_SIGNAL_FIRST")]
+    pub stop_signal_first: bool,
+
+    /// With -p ip: a slot takes at most F times the average load; above it clients go elsewhere.
+    #[arg(long, value_name = "F", env = "CROUPIER_STICKY_BOUND", value_parser = parse_bound)]
+    pub sticky_bound: Option<u32>,
+
+    /// With -p ip: what the choice of slots depends on. Default: the name, so restarts keep it.
+    #[arg(long, value_name = "TEXT", env = "CROUPIER_STICKY_SEED")]
+    pub sticky_seed: Option<String>,
+
+    /// How output and log look: text or json (one object per line).
+    #[arg(
+        long,
+        value_name = "FORMAT",
+        env = "CROUPIER_LOG_FORMAT",
+        default_value = "text",
+        value_parser = parse_log_format
+    )]
+    pub log_format: LogFormat,
+
+    /// Let workers write to stdout and stderr themselves, without the [w2] in front.
+    #[arg(long, env = "CROUPIER_RAW_OUTPUT")]
+    pub raw_output: bool,
+
+    /// Keep trying when every worker has failed, instead of leaving with status 1.
+    #[arg(long, env = "CROUPIER_STAY")]
+    pub stay: bool,
+
+    /// Where libcroupier_preload.so is, if not beside croupier or in ../lib/croupier.
+    #[arg(long, value_name = "PATH", env = "CROUPIER_PRELOAD_PATH")]
+    pub preload_path: Option<PathBuf>,
+
+    /// The program to run and its arguments; {slot} and {id} are replaced in them.
+    #[arg(required = true, trailing_var_arg = true, value_name = "COMMAND")]
+    pub command: Vec<OsString>,
+}
+
+fn parse_adapter(text: &str) -> Result<AdapterChoice, String> {
+    match text {
+        "auto" => Ok(AdapterChoice::Auto),
+        "preload" => Ok(AdapterChoice::Preload),
+        "shim" => Ok(AdapterChoice::Shim),
+        "listen-fds" => Ok(AdapterChoice::ListenFds),
+        _ => Err("the adapters are auto, preload, shim and listen-fds".into()),
+    }
+}
+
+fn parse_ready(text: &str) -> Result<ReadyRule, String> {
+    match text {
+        "listen" => Ok(ReadyRule::Listen),
+        "accept" => Ok(ReadyRule::Accept),
+        "notify" => Ok(ReadyRule::Notify),
+        "start" => Ok(ReadyRule::Start),
+        _ => Err("a worker is ready at listen, accept, notify or start".into()),
+    }
+}
+
+fn parse_log_format(text: &str) -> Result<LogFormat, String> {
+    match text {
+        "text" => Ok(LogFormat::Text),
+        "json" => Ok(LogFormat::Json),
+        _ => Err("the formats are text and json".into()),
+    }
+}

@@ -1,0 +1,174 @@
+//! `croupier status`: how one primary stands, as a table or as JSON.
+
+use std::fmt::Write as _;
+
+use clap::Args;
+
+use super::ls::count_ready;
+use super::table::{Align, Table, age, bytes, known, micros, number};
+use super::{Exit, Which, code, not_answered, not_found};
+use crate::control::client::{ANSWER_WAIT, find};
+use crate::control::messages::{Reply, Request, Status, WorkerStatus};
+
+const AFTER_HELP: &str = "\
+Columns: QUEUED handed off, not yet claimed; ACTIVE claimed, not yet closed (an estimate); WINDOW how
+many may be queued now; WAIT p50 and p99 of the time from hand-off to claim. A dash is unknown.
+
+Examples:
+  croupier status
+  croupier status -n web --json | jq '.workers[].claimed'
+  croupier status -n web --check || alert";
+
+/// Show a primary, its listeners and its workers.
+#[derive(Debug, Clone, Args)]
+#[command(after_help = AFTER_HELP)]
+#[expect(clippy::struct_excessive_bools, reason = "each is one flag of the command line")]
+pub(super) struct StatusArgs {
+    #[command(flatten)]
+    which: Which,
+
+    /// Print one JSON object; what is unknown is null.
+    #[arg(long)]
+    json: bool,
+
+    /// Print one line; exit with 1 unless every wanted worker is ready.
+    #[arg(long, conflicts_with = "json")]
+    check: bool,
+}
+
+pub(super) fn execute(args: &StatusArgs) -> Exit {
+    let mut found = match find(&args.which.selector()) {
+        Ok(found) => found,
+        Err(error) => return not_found(&error),
+    };
+    let status = match found.ask(Request::Status, Some(ANSWER_WAIT)) {
+        Ok(Reply::Status(status)) => status,
+        Ok(Reply::Failed { why }) => return Exit::error(code::FAILED, why),
+        Ok(Reply::Done) => {
+            return Exit::error(code::FAILED, format!("{found}: it answered without a status"));
+        }
+        Err(error) => return not_answered(&found, &error),
+    };
+    if args.json {
+        let mut text = match serde_json::to_string_pretty(&*status) {
+            Ok(text) => text,
+            Err(error) => return Exit::error(code::FAILED, error),
+        };
+        text.push('\n');
+        Exit::with(code::DONE, text)
+    } else if args.check {
+        check(&status)
+    } else {
+        Exit::with(code::DONE, render(&status))
+    }
+}
+
+fn check(status: &Status) -> Exit {
+    let (ready, wanted) = count_ready(status);
+    let code = if wanted > 0 && ready == wanted { code::DONE } else { code::FAILED };
+    Exit::with(code, format!("{}: {ready} of {wanted} ready\n", status.name))
+}
+
+fn render(status: &Status) -> String {
+    let (ready, wanted) = count_ready(status);
+    let mut text = String::new();
+    let written = writeln!(
+        text,
+        "{}  pid {}, up {}, policy {}, {ready} of {wanted} ready, croupier {}",
+        status.name,
+        status.pid,
+        age(status.uptime_s),
+        status.policy,
+        status.version
+    );
+    debug_assert!(written.is_ok(), "a String takes everything");
+    text.push('\n');
+    text.push_str(&listeners(status));
+    text.push('\n');
+    text.push_str(&workers(status));
+    text.push('\n');
+    text.push_str(&totals(status));
+    text
+}
+
+fn listeners(status: &Status) -> String {
+    if status.listeners.is_empty() {
+        return "nothing listens yet\n".into();
+    }
+    let mut table = Table::new(&[
+        ("LISTENS ON", Align::Left),
+        ("POLICY", Align::Left),
+        ("ACCEPTED", Align::Right),
+        ("WAITING", Align::Right),
+        ("BACKLOG", Align::Right),
+    ]);
+    for one in &status.listeners {
+        table.row(vec![
+            one.address.clone(),
+            one.policy.clone(),
+            number(one.accepted),
+            known(one.queue_depth),
+            number(one.backlog.into()),
+        ]);
+    }
+    table.render("")
+}
+
+fn workers(status: &Status) -> String {
+    let mut table = Table::new(&[
+        ("SLOT", Align::Left),
+        ("ID", Align::Right),
+        ("GEN", Align::Right),
+        ("PID", Align::Right),
+        ("STATE", Align::Left),
+        ("HANDED OFF", Align::Right),
+        ("QUEUED", Align::Right),
+        ("ACTIVE", Align::Right),
+        ("WINDOW", Align::Right),
+        ("WAIT p50", Align::Right),
+        ("p99", Align::Right),
+        ("RESTARTS", Align::Right),
+        ("UP", Align::Right),
+        ("RSS", Align::Right),
+    ]);
+    for one in &status.workers {
+        table.row(worker(one));
+    }
+    table.render("")
+}
+
+fn worker(one: &WorkerStatus) -> Vec<String> {
+    let late = if one.late { ", late" } else { "" };
+    vec![
+        format!("w{}", one.slot),
+        known(one.id),
+        known(one.generation),
+        one.pid.map_or_else(|| "-".to_owned(), |pid| pid.to_string()),
+        format!("{}{late}", one.state.name()),
+        known(one.handed_off),
+        known(one.queued),
+        known(one.active),
+        known(one.window),
+        micros(one.queued_p50_us),
+        micros(one.queued_p99_us),
+        number(one.restarts.into()),
+        one.uptime_s.map_or_else(|| "-".to_owned(), age),
+        bytes(one.rss_bytes),
+    ]
+}
+
+fn totals(status: &Status) -> String {
+    let totals = status.totals;
+    format!(
+        "accepted {}, handed off {}, salvaged {}, stolen {}, refused {}; nobody had room {} times\n\
+         accept to hand-off: p50 {}, p99 {}\n",
+        number(totals.accepted),
+        number(totals.handed_off),
+        number(totals.salvaged),
+        number(totals.stolen),
+        number(totals.refused),
+        number(totals.waits),
+        micros(totals.accept_to_handoff_p50_us),
+        micros(totals.accept_to_handoff_p99_us),
+    )
+}

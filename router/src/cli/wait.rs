@@ -1,0 +1,121 @@
+//! `croupier wait`: for scripts that need a primary to be ready, or gone.
+
+use std::time::{Duration, Instant};
+
+use clap::{Args, ValueEnum};
+use nix::poll::{PollTimeout, poll};
+
+use super::ls::ready;
+use super::{Exit, Which, code, not_answered, not_found};
+use crate::config::parse_duration;
+use crate::control::client::{ANSWER_WAIT, AskError, FindError, Found, Selector, find};
+use crate::control::messages::{Awaited, Reply, Request};
+
+/// How long `wait ready` looks for a primary that is just being started.
+const APPEAR_WAIT: Duration = Duration::from_secs(2);
+/// How often it looks.
+const APPEAR_STEP_MS: u16 = 20;
+
+const AFTER_HELP: &str = "\
+`wait ready` also waits up to 2s for the primary to appear, so it may follow `croupier run … &`.
+
+Exit status: 0 it is so, 1 it is not so in time or cannot be any more, 3 no such primary.
+
+Examples:
+  croupier run --name web node app.js &
+  croupier wait ready -n web --timeout 30s && curl localhost:3000";
+
+/// Wait until a primary is ready or has stopped.
+#[derive(Debug, Clone, Args)]
+#[command(after_help = AFTER_HELP)]
+pub(super) struct WaitArgs {
+    /// For what.
+    #[arg(value_enum)]
+    awaited: For,
+
+    #[command(flatten)]
+    which: Which,
+
+    /// Give up after this time (default: never).
+    #[arg(long, value_name = "T", value_parser = parse_duration)]
+    timeout: Option<Duration>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum For {
+    /// Every wanted worker is ready.
+    Ready,
+    /// The primary and its workers have ended.
+    Stopped,
+}
+
+pub(super) fn execute(args: &WaitArgs) -> Exit {
+    let deadline = args.timeout.map(|timeout| now() + timeout);
+    let selector = args.which.selector();
+    let found = match args.awaited {
+        For::Ready => find_soon(&selector, args.timeout),
+        For::Stopped => find(&selector),
+    };
+    let mut found = match found {
+        Ok(found) => found,
+        Err(error) => return not_found(&error),
+    };
+    let left = deadline.map(|deadline| deadline.saturating_duration_since(now()));
+    match args.awaited {
+        For::Ready => wait_ready(&mut found, left),
+        For::Stopped => match found.wait_for_end(left) {
+            Ok(()) => Exit::code(code::DONE),
+            Err(AskError::TimedOut) => Exit::error(code::FAILED, format!("{found} still runs")),
+            Err(error) => not_answered(&found, &error),
+        },
+    }
+}
+
+fn wait_ready(found: &mut Found, left: Option<Duration>) -> Exit {
+    match found.ask(Request::Wait { r#for: Awaited::Ready }, left) {
+        Ok(Reply::Done) => Exit::code(code::DONE),
+        Ok(Reply::Failed { why }) => Exit::error(code::FAILED, format!("{found}: {why}")),
+        Ok(Reply::Status(_)) => {
+            Exit::error(code::FAILED, format!("{found}: it answered with a status"))
+        }
+        Err(AskError::Gone) => {
+            Exit::error(code::FAILED, format!("{found} ended before it was ready"))
+        }
+        Err(AskError::TimedOut) => Exit::error(code::FAILED, not_ready(found)),
+        Err(error) => not_answered(found, &error),
+    }
+}
+
+/// The sentence for a timeout, with numbers if the primary still gives some.
+fn not_ready(found: &Found) -> String {
+    let status = found.again().ok().and_then(|mut again| {
+        match again.ask(Request::Status, Some(ANSWER_WAIT)) {
+            Ok(Reply::Status(status)) => Some(status),
+            Ok(Reply::Done | Reply::Failed { .. }) | Err(_) => None,
+        }
+    });
+    match status {
+        Some(status) => format!("{found} is not ready in time: {} ready", ready(&status)),
+        None => format!("{found} is not ready in time"),
+    }
+}
+
+fn find_soon(selector: &Selector, timeout: Option<Duration>) -> Result<Found, FindError> {
+    let deadline = now() + timeout.unwrap_or(APPEAR_WAIT).min(APPEAR_WAIT);
+    loop {
+        match find(selector) {
+            Err(
+                FindError::NoneRunning | FindError::NoSuch { .. } | FindError::NoSocket { .. },
+            ) if now() < deadline => {
+                // poll(2) of nothing; EINTR only shortens the step.
+                let _slept = poll(&mut [], PollTimeout::from(APPEAR_STEP_MS));
+            }
+            other => return other,
+        }
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "the command line has no loop; it waits by itself")]
+fn now() -> Instant {
+    Instant::now()
+}

@@ -1,0 +1,740 @@
+//! What a run is to be: one validated [`RunConfig`].
+//!
+//! Owns: the types of the configuration, the parsers of single values, and the checks between
+//! values. Promises: whoever holds a `RunConfig` need not doubt any of it; every refusal names the
+//! flag, the value and what would be right. Never does: print, or change anything of the process.
+
+use std::collections::hash_map::RandomState;
+use std::ffi::{CString, OsStr, OsString};
+use std::fmt;
+use std::hash::{BuildHasher, Hasher};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use croupier_core::config::{Config, Policy, ReadyRule, RestartPolicy};
+use nix::sys::signal::Signal;
+use nix::unistd::{Gid, Group, Uid, User, geteuid, getgrouplist};
+
+use crate::cli::run::RunArgs;
+use crate::name;
+
+/// Most slots that one primary has.
+pub const WORKERS_MAX: u16 = 1024;
+/// Largest `--queue-limit`: what fits a channel's send buffer on hosts with large ones.
+pub const QUEUE_LIMIT_MAX: u16 = 4096;
+
+/// Everything that `croupier run` was told, validated.
+#[derive(Debug, Clone)]
+pub struct RunConfig {
+    /// The workers' argv, with `{slot}` and `{id}` still in it (see [`expand`]). Not empty.
+    pub command: Vec<OsString>,
+    /// Every `-l`, in order. Empty: whatever the program listens on.
+    pub listen: Vec<ListenSpec>,
+    /// How many workers, and why so many.
+    pub workers: Workers,
+    /// All that concerns dealing and supervision.
+    pub core: Config,
+    /// `--adapter`.
+    pub adapter: AdapterChoice,
+    /// The wanted name; the primary may get `NAME-2` when it is taken.
+    pub name: String,
+    /// `--control`: the control socket's path instead of `<directory>/<name>.sock`.
+    pub control: Option<PathBuf>,
+    /// `--user` and `--group`, resolved. `None`: workers run as the primary does.
+    pub ids: Option<Ids>,
+    /// Smallest backlog of the listeners that the primary makes.
+    pub backlog: u32,
+    /// What asks a worker to end.
+    pub stop_signal: Signal,
+    /// How output and log lines look.
+    pub log_format: LogFormat,
+    /// Workers inherit stdout and stderr as they are.
+    pub raw_output: bool,
+    /// `--preload-path`: where `libcroupier_preload.so` is.
+    pub preload_path: Option<PathBuf>,
+    /// `--env`, with `{slot}` and `{id}` still in the values.
+    pub env: Vec<(OsString, OsString)>,
+}
+
+/// One `-l`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ListenSpec {
+    /// Where clients connect.
+    pub public: ListenAddress,
+    /// Whose listen() is dealt these clients, when that is another address.
+    pub program: Option<ProgramAddress>,
+}
+
+/// An address that the primary listens on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ListenAddress {
+    /// TCP.
+    Tcp {
+        /// The address; port 0 = the kernel chooses.
+        address: SocketAddr,
+        /// IPv6 and IPv4 by one socket (`:PORT` and `[::]:PORT`).
+        dual_stack: bool,
+    },
+    /// A Unix socket's path.
+    Unix(PathBuf),
+}
+
+/// The address that the program itself listens on (`-l PUBLIC=PROGRAM`).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ProgramAddress {
+    /// This port, on any address.
+    Port(u16),
+    /// Exactly this.
+    Tcp(SocketAddr),
+    /// This Unix path.
+    Unix(PathBuf),
+}
+
+/// How many workers, and why.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Workers {
+    /// Slots: 1 to [`WORKERS_MAX`].
+    pub count: u16,
+    /// For the first line of output: `auto: 4 CPUs`, `WEB_CONCURRENCY`, or empty for a plain `-w`.
+    pub why: String,
+    /// The number came from `WORKERS` or `WEB_CONCURRENCY`: workers must not multiply by it again.
+    pub from_platform: bool,
+}
+
+/// `--adapter`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AdapterChoice {
+    /// Look at the program.
+    Auto,
+    /// `LD_PRELOAD`.
+    Preload,
+    /// The program links `croupier-worker`.
+    Shim,
+    /// `LISTEN_FDS`; policies `shared` and `reuseport` only.
+    ListenFds,
+}
+
+/// Who the workers are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ids {
+    /// User.
+    pub uid: Uid,
+    /// Group.
+    pub gid: Gid,
+    /// Supplementary groups.
+    pub groups: Vec<Gid>,
+    /// `USER` and `LOGNAME`; `None` for a number without a name, or when only `--group` was given.
+    pub user_name: Option<String>,
+    /// `HOME`, as [`Self::user_name`].
+    pub home: Option<PathBuf>,
+}
+
+/// `--log-format`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people: `[w2] line`.
+    Text,
+    /// One JSON object per line.
+    Json,
+}
+
+/// `-w` as it is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WorkersArg {
+    /// One for each CPU.
+    Auto,
+    /// This many.
+    Count(u16),
+    /// One for each CPU but these, at least 1.
+    AllBut(u16),
+    /// This many for each CPU.
+    Times(u16),
+}
+
+/// Why a configuration is refused: usage errors all.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// A value that the parser could not judge alone.
+    #[error("{flag} {value}: {why}")]
+    Value {
+        /// The flag.
+        flag: &'static str,
+        /// What was given.
+        value: String,
+        /// What is wrong and what would be right.
+        why: String,
+    },
+    /// Two settings that exclude each other.
+    #[error("{0}")]
+    Conflict(String),
+}
+
+impl ConfigError {
+    fn value(flag: &'static str, value: impl fmt::Display, why: impl Into<String>) -> Self {
+        Self::Value { flag, value: value.to_string(), why: why.into() }
+    }
+}
+
+/// What the configuration takes from the world, so that tests can bring their own.
+#[derive(Debug, Clone)]
+pub struct Surroundings {
+    /// CPUs that this process may use, by affinity and cgroup quota.
+    pub cpus: u16,
+    /// CPUs that the machine has online, to explain the number above.
+    pub cpus_online: u16,
+    /// `WORKERS`.
+    pub workers: Option<String>,
+    /// `WEB_CONCURRENCY`.
+    pub web_concurrency: Option<String>,
+    /// `NODE_CLUSTER_SCHED_POLICY`.
+    pub node_sched_policy: Option<String>,
+    /// The kernel's largest backlog.
+    pub somaxconn: u32,
+}
+
+impl Surroundings {
+    /// Looks at the process and the machine.
+    #[must_use]
+    pub fn of_this_process() -> Self {
+        let narrow = |count: usize| u16::try_from(count).unwrap_or(u16::MAX).max(1);
+        // std counts the affinity mask and cuts it to the cgroup's CPU quota, v1 and v2.
+        let cpus = std::thread::available_parallelism().map_or(1, |count| narrow(count.get()));
+        let online = nix::unistd::sysconf(nix::unistd::SysconfVar::_NPROCESSORS_ONLN)
+            .ok()
+            .flatten()
+            .and_then(|count| usize::try_from(count).ok())
+            .map_or(cpus, narrow);
+        let var = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+        Self {
+            cpus,
+            cpus_online: online,
+            workers: var("WORKERS"),
+            web_concurrency: var("WEB_CONCURRENCY"),
+            node_sched_policy: var("NODE_CLUSTER_SCHED_POLICY"),
+            somaxconn: std::fs::read_to_string("/proc/sys/net/core/somaxconn")
+                .ok()
+                .and_then(|text| text.trim().parse().ok())
+                .unwrap_or(4096),
+        }
+    }
+}
+
+impl RunConfig {
+    /// Checks what single values could not show, and fills in what was not given.
+    ///
+    /// # Errors
+    /// [`ConfigError`]: a usage error, to be printed as it is.
+    pub fn new(args: RunArgs, around: &Surroundings) -> Result<Self, ConfigError> {
+        let mut listen = Vec::new();
+        for one in args.listen.iter().flat_map(|value| value.split(',')) {
+            let parsed = parse_listen(one).map_err(|why| ConfigError::value("-l", one, why))?;
+            if listen.contains(&parsed) {
+                return Err(ConfigError::value("-l", one, "given twice"));
+            }
+            listen.push(parsed);
+        }
+        let name = match &args.name {
+            Some(name) => name.clone(),
+            None => name::derive(&args.command),
+        };
+        let policy = choose_policy(&args, around, &listen)?;
+        let workers = choose_workers(args.workers, around)?;
+        let core = core_config(&args, policy, &workers, &name)?;
+        let mut env = Vec::new();
+        for pair in args.env.iter().flat_map(|value| value.as_bytes().split(|b| *b == b'\n')) {
+            env.push(parse_env(pair)?);
+        }
+        Ok(Self {
+            command: args.command,
+            listen,
+            workers,
+            core,
+            adapter: args.adapter,
+            name,
+            control: args.control,
+            ids: resolve_ids(args.user.as_deref(), args.group.as_deref())?,
+            backlog: args.backlog.unwrap_or(around.somaxconn),
+            stop_signal: args.stop_signal,
+            log_format: args.log_format,
+            raw_output: args.raw_output,
+            preload_path: args.preload_path,
+            env,
+        })
+    }
+}
+
+fn core_config(
+    args: &RunArgs,
+    policy: Policy,
+    workers: &Workers,
+    name: &str,
+) -> Result<Config, ConfigError> {
+    if args.sticky_bound.is_some() && policy != Policy::Ip {
+        return Err(ConfigError::Conflict(format!(
+            "--sticky-bound limits sticky clients, and -p {} has none; add -p ip",
+            policy_name(policy)
+        )));
+    }
+    let ready = match (args.ready, args.adapter) {
+        (Some(ready), _) => ready,
+        // Nothing tells when a program listens on a socket that it got by LISTEN_FDS.
+        (None, AdapterChoice::ListenFds) => ReadyRule::Start,
+        (None, AdapterChoice::Auto | AdapterChoice::Preload | AdapterChoice::Shim) => {
+            ReadyRule::Listen
+        }
+    };
+    Ok(Config {
+        slots: workers.count,
+        policy,
+        queue_limit: args.queue_limit,
+        max_active: args.max_active,
+        stall_after: args.stall_after,
+        slow_start: args.slow_start,
+        ready,
+        ready_timeout: args.ready_timeout,
+        drain_timeout: args.graceful_timeout,
+        kill_after: args.kill_after,
+        stop_signal_first: args.stop_signal_first,
+        sticky_bound: args.sticky_bound,
+        sticky_key: sticky_key(args.sticky_seed.as_deref().unwrap_or(name)),
+        restart: RestartPolicy {
+            base: Duration::from_millis(100),
+            max: Duration::from_secs(15),
+            budget: 16,
+            min_uptime: Duration::from_secs(1),
+            first_tries: 3,
+            stay: args.stay,
+        },
+        // std's keys for hash maps are the kernel's random numbers.
+        seed: RandomState::new().build_hasher().finish(),
+    })
+}
+
+fn choose_policy(
+    args: &RunArgs,
+    around: &Surroundings,
+    listen: &[ListenSpec],
+) -> Result<Policy, ConfigError> {
+    let policy = match (args.policy, args.adapter) {
+        (Some(policy), _) => policy,
+        // The only other one that listen-fds can serve must be asked for.
+        (None, AdapterChoice::ListenFds) => Policy::Shared,
+        (None, AdapterChoice::Auto | AdapterChoice::Preload | AdapterChoice::Shim) => {
+            match around.node_sched_policy.as_deref() {
+                Some("none") => Policy::Shared,
+                Some(_) | None => Policy::Least,
+            }
+        }
+    };
+    let hands_off = match policy {
+        Policy::Least | Policy::Rr | Policy::Ip => true,
+        Policy::Shared | Policy::Reuseport => false,
+    };
+    if args.adapter == AdapterChoice::ListenFds {
+        if hands_off {
+            return Err(ConfigError::Conflict(format!(
+                "--adapter listen-fds gives workers the listening socket itself, so -p {} cannot \
+                 deal; use -p shared or -p reuseport",
+                policy_name(policy)
+            )));
+        }
+        if listen.is_empty() {
+            return Err(ConfigError::Conflict(
+                "--adapter listen-fds needs to know the address: add -l, as in -l :8080".into(),
+            ));
+        }
+    }
+    let unix = listen.iter().any(|spec| matches!(spec.public, ListenAddress::Unix(_)));
+    if policy == Policy::Reuseport && unix {
+        return Err(ConfigError::Conflict(
+            "-p reuseport is for TCP: the kernel does not spread a Unix socket; use -p shared".into(),
+        ));
+    }
+    Ok(policy)
+}
+
+fn choose_workers(
+    given: Option<WorkersArg>,
+    around: &Surroundings,
+) -> Result<Workers, ConfigError> {
+    let platform = [("WORKERS", &around.workers), ("WEB_CONCURRENCY", &around.web_concurrency)]
+        .into_iter()
+        .find_map(|(name, value)| value.as_ref().map(|value| (name, value)));
+    let (arg, variable) = match (given, platform) {
+        (Some(arg), _) => (arg, None),
+        (None, Some((name, value))) => {
+            (parse_workers(value).map_err(|why| ConfigError::value(name, value, why))?, Some(name))
+        }
+        (None, None) => (WorkersArg::Auto, None),
+    };
+    let cpus = around.cpus;
+    let plural = if cpus == 1 { "" } else { "s" };
+    let of = if cpus < around.cpus_online {
+        format!("{cpus} of {} CPUs, by affinity or CPU quota", around.cpus_online)
+    } else {
+        format!("{cpus} CPU{plural}")
+    };
+    let (count, why) = match arg {
+        WorkersArg::Auto => (cpus, format!("auto: {of}")),
+        WorkersArg::Count(count) => (count, String::new()),
+        WorkersArg::AllBut(spare) => {
+            (cpus.saturating_sub(spare).max(1), format!("-{spare}: {of}"))
+        }
+        WorkersArg::Times(factor) => (cpus.saturating_mul(factor), format!("{factor}x: {of}")),
+    };
+    let why = match (variable, why.is_empty()) {
+        (None, _) => why,
+        (Some(name), true) => format!("{name}={count}"),
+        (Some(name), false) => format!("{name}, {why}"),
+    };
+    if count > WORKERS_MAX {
+        let why = format!("{count} workers are more than croupier's limit of {WORKERS_MAX}");
+        return Err(ConfigError::value(variable.unwrap_or("-w"), workers_text(arg), why));
+    }
+    Ok(Workers { count, why, from_platform: variable.is_some() })
+}
+
+fn workers_text(arg: WorkersArg) -> String {
+    match arg {
+        WorkersArg::Auto => "auto".into(),
+        WorkersArg::Count(count) => count.to_string(),
+        WorkersArg::AllBut(spare) => format!("-{spare}"),
+        WorkersArg::Times(factor) => format!("{factor}x"),
+    }
+}
+
+/// 128-bit FNV-1a of the seed. The key must be the same on every machine and in every release,
+/// which std's hasher does not promise; it must keep the seed's entropy, which FNV does for seeds
+/// up to 16 bytes and nearly for longer ones. That the key cannot be found out by clients is the
+/// work of the keyed hash in the core, not of this one, so no cryptographic digest is needed.
+fn sticky_key(seed: &str) -> [u64; 2] {
+    const PRIME: u128 = 0x0000_0000_0100_0000_0000_0000_0000_013b;
+    let mut hash: u128 = 0x6c62_272e_07bb_0142_62b8_2175_6295_c58d;
+    for byte in seed.bytes() {
+        hash = (hash ^ u128::from(byte)).wrapping_mul(PRIME);
+    }
+    let [low, high] = [hash, hash >> 64].map(|half| half & u128::from(u64::MAX));
+    [high, low].map(|half| u64::try_from(half).unwrap_or(u64::MAX))
+}
+
+fn resolve_ids(user: Option<&str>, group: Option<&str>) -> Result<Option<Ids>, ConfigError> {
+    if user.is_none() && group.is_none() {
+        return Ok(None);
+    }
+    let found_user = user.map(find_user).transpose()?;
+    let found_group = group.map(find_group).transpose()?;
+    let current = (nix::unistd::getuid(), nix::unistd::getgid());
+    let (uid, user_gid, account) = found_user.unwrap_or((current.0, current.1, None));
+    let gid = found_group.unwrap_or(user_gid);
+    if !geteuid().is_root() && (uid, gid) != current {
+        let (flag, value) = if user.is_some() { ("--user", user) } else { ("--group", group) };
+        let why = "only root can start workers as somebody else; run as root, or without it";
+        return Err(ConfigError::value(flag, value.unwrap_or_default(), why));
+    }
+    let groups = account
+        .as_ref()
+        .and_then(|account| CString::new(account.name.as_bytes()).ok())
+        .and_then(|name| getgrouplist(&name, gid).ok())
+        .unwrap_or_else(|| vec![gid]);
+    let (user_name, home) = account.map(|account| (account.name, account.dir)).unzip();
+    Ok(Some(Ids { uid, gid, groups, user_name, home }))
+}
+
+fn find_user(text: &str) -> Result<(Uid, Gid, Option<User>), ConfigError> {
+    let account = match text.parse::<u32>() {
+        Ok(number) => User::from_uid(Uid::from_raw(number)),
+        Err(_) => User::from_name(text),
+    };
+    match (account, text.parse::<u32>()) {
+        (Ok(Some(account)), _) => Ok((account.uid, account.gid, Some(account))),
+        // A number needs no entry in the user database (containers).
+        (Ok(None) | Err(_), Ok(number)) => Ok((Uid::from_raw(number), Gid::from_raw(number), None)),
+        (Ok(None), Err(_)) => {
+            Err(ConfigError::value("--user", text, "no such user; see getent passwd"))
+        }
+        (Err(error), Err(_)) => {
+            Err(ConfigError::value("--user", text, format!("cannot look it up: {error}")))
+        }
+    }
+}
+
+fn find_group(text: &str) -> Result<Gid, ConfigError> {
+    if let Ok(number) = text.parse::<u32>() {
+        return Ok(Gid::from_raw(number));
+    }
+    match Group::from_name(text) {
+        Ok(Some(group)) => Ok(group.gid),
+        Ok(None) => Err(ConfigError::value("--group", text, "no such group; see getent group")),
+        Err(error) => {
+            Err(ConfigError::value("--group", text, format!("cannot look it up: {error}")))
+        }
+    }
+}
+
+fn parse_env(pair: &[u8]) -> Result<(OsString, OsString), ConfigError> {
+    let os = |bytes: &[u8]| OsString::from_vec(bytes.to_vec());
+    match pair.iter().position(|byte| *byte == b'=') {
+        Some(at) if at > 0 => {
+            let (name, value) = pair.split_at(at);
+            Ok((os(name), os(value.get(1..).unwrap_or_default())))
+        }
+        Some(_) | None => Err(ConfigError::value(
+            "--env",
+            String::from_utf8_lossy(pair),
+            "must be NAME=VALUE, as in --env MODE=fast",
+        )),
+    }
+}
+
+/// `template` with `{slot}` and `{id}` replaced.
+#[must_use]
+pub fn expand(template: &OsStr, slot: u16, id: u32) -> OsString {
+    let mut out = Vec::with_capacity(template.len());
+    let mut rest = template.as_bytes();
+    while let Some((first, tail)) = rest.split_first() {
+        if let Some(after) = rest.strip_prefix(b"{slot}") {
+            out.extend_from_slice(slot.to_string().as_bytes());
+            rest = after;
+        } else if let Some(after) = rest.strip_prefix(b"{id}") {
+            out.extend_from_slice(id.to_string().as_bytes());
+            rest = after;
+        } else {
+            out.push(*first);
+            rest = tail;
+        }
+    }
+    OsString::from_vec(out)
+}
+
+/// The word for a policy, as in `-p` and the status.
+#[must_use]
+pub const fn policy_name(policy: Policy) -> &'static str {
+    match policy {
+        Policy::Least => "least",
+        Policy::Rr => "rr",
+        Policy::Ip => "ip",
+        Policy::Shared => "shared",
+        Policy::Reuseport => "reuseport",
+    }
+}
+
+/// Parses `-p`.
+///
+/// # Errors
+/// What the value should have been.
+pub fn parse_policy(text: &str) -> Result<Policy, String> {
+    const ALL: [Policy; 5] =
+        [Policy::Least, Policy::Rr, Policy::Ip, Policy::Shared, Policy::Reuseport];
+    if let Some(policy) = ALL.into_iter().find(|policy| policy_name(*policy) == text) {
+        return Ok(policy);
+    }
+    let address = text.trim_start_matches(':');
+    if address.parse::<u16>().is_ok() {
+        return Err(format!("that is --policy; a port is -l :{address}"));
+    }
+    if parse_listen(text).is_ok() {
+        return Err(format!("that is --policy; an address is -l {text}"));
+    }
+    Err("the policies are least, rr, ip, shared and reuseport".into())
+}
+
+/// Parses `-w`.
+///
+/// # Errors
+/// What the value should have been.
+pub fn parse_workers(text: &str) -> Result<WorkersArg, String> {
+    let number = |digits: &str| match digits.parse::<u16>() {
+        Ok(0) => Err("there must be at least 1 worker; for one per CPU say auto".to_owned()),
+        Ok(count) => Ok(count),
+        Err(_) => Err("say a number, auto (one per CPU), -N (all CPUs but N) or Nx (N per CPU)"
+            .to_owned()),
+    };
+    if let "auto" | "max" = text {
+        Ok(WorkersArg::Auto)
+    } else if let Some(spare) = text.strip_prefix('-') {
+        number(spare).map(WorkersArg::AllBut)
+    } else if let Some(factor) = text.strip_suffix(['x', 'X']) {
+        number(factor).map(WorkersArg::Times)
+    } else {
+        number(text).map(WorkersArg::Count)
+    }
+}
+
+/// Parses one `-l`: `PUBLIC` or `PUBLIC=PROGRAM`.
+///
+/// # Errors
+/// What the value should have been.
+pub fn parse_listen(text: &str) -> Result<ListenSpec, String> {
+    let (public, program) = match text.split_once('=') {
+        Some((public, program)) => (public, Some(program)),
+        None => (text, None),
+    };
+    let public = match parse_address(public)? {
+        Parsed::Port(port) => any_address(port),
+        Parsed::Tcp(address) => {
+            let dual_stack = address.ip() == IpAddr::V6(Ipv6Addr::UNSPECIFIED);
+            ListenAddress::Tcp { address, dual_stack }
+        }
+        Parsed::Unix(path) => ListenAddress::Unix(path),
+    };
+    let program = match program.map(parse_address).transpose()? {
+        None => None,
+        Some(Parsed::Port(0)) => return Err("the program's port cannot be 0".into()),
+        Some(Parsed::Tcp(address)) if address.port() == 0 => {
+            return Err("the program's port cannot be 0".into());
+        }
+        Some(Parsed::Port(port)) => Some(ProgramAddress::Port(port)),
+        Some(Parsed::Tcp(address)) => Some(ProgramAddress::Tcp(address)),
+        Some(Parsed::Unix(path)) => Some(ProgramAddress::Unix(path)),
+    };
+    Ok(ListenSpec { public, program })
+}
+
+const fn any_address(port: u16) -> ListenAddress {
+    let address = SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), port);
+    ListenAddress::Tcp { address, dual_stack: true }
+}
+
+enum Parsed {
+    Port(u16),
+    Tcp(SocketAddr),
+    Unix(PathBuf),
+}
+
+/// Longest path of a Unix socket: `sun_path` less its terminating zero.
+const UNIX_PATH_MAX: usize = 107;
+
+fn parse_address(text: &str) -> Result<Parsed, String> {
+    if let Some(path) = text.strip_prefix("unix:").or_else(|| text.contains('/').then_some(text)) {
+        return match path.len() {
+            0 => Err("the path of the Unix socket is missing, as in unix:/run/app.sock".into()),
+            1..=UNIX_PATH_MAX => Ok(Parsed::Unix(PathBuf::from(path))),
+            long => Err(format!("{long} bytes are too long for a Unix socket's path ({UNIX_PATH_MAX})")),
+        };
+    }
+    if let Ok(address) = text.parse::<SocketAddr>() {
+        return Ok(Parsed::Tcp(address));
+    }
+    let bare = text.strip_prefix(':').or_else(|| text.strip_prefix("*:")).unwrap_or(text);
+    if !bare.is_empty() && bare.bytes().all(|byte| byte.is_ascii_digit()) {
+        return bare
+            .parse()
+            .map(Parsed::Port)
+            .map_err(|_| format!("{bare} is no port; the largest is 65535"));
+    }
+    if let Some(port) = text.strip_prefix("localhost:").and_then(|port| port.parse().ok()) {
+        return Ok(Parsed::Tcp(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port)));
+    }
+    if text.parse::<IpAddr>().is_ok() {
+        let hint = if text.contains(':') { format!("[{text}]:8080") } else { format!("{text}:8080") };
+        return Err(format!("the port is missing, as in {hint}"));
+    }
+    Err("an address is :8080, 127.0.0.1:8080, [::1]:8080 or unix:/run/app.sock; names are not \
+         looked up"
+        .into())
+}
+
+/// Parses a time such as `100ms`, `8s`, `1m30s`, or `0`.
+///
+/// # Errors
+/// What the value should have been.
+pub fn parse_duration(text: &str) -> Result<Duration, String> {
+    if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) && text != "0" {
+        return Err(format!("the unit is missing: {text}s or {text}ms?"));
+    }
+    humantime::parse_duration(text)
+        .map_err(|_| "a time is a number with a unit, such as 100ms, 8s or 1m30s".into())
+}
+
+/// Parses `--sticky-bound` into thousandths.
+///
+/// # Errors
+/// What the value should have been.
+pub fn parse_bound(text: &str) -> Result<u32, String> {
+    let why = "say how many times the average load a slot may have, from 1 to 1000, as in 1.25";
+    let (whole, part) = text.split_once('.').unwrap_or((text, ""));
+    let digits = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
+    if part.len() > 3 || !digits(part) || !digits(whole) {
+        return Err(why.into());
+    }
+    let thousandths = format!("{whole}{part:0<3}").parse::<u32>().map_err(|_| why.to_owned())?;
+    if (1_000..=1_000_000).contains(&thousandths) { Ok(thousandths) } else { Err(why.into()) }
+}
+
+/// Parses `--stop-signal`: `TERM`, `SIGTERM` or a number.
+///
+/// # Errors
+/// What the value should have been.
+pub fn parse_signal(text: &str) -> Result<Signal, String> {
+    let upper = text.to_ascii_uppercase();
+    let named = if upper.starts_with("SIG") { upper } else { format!("SIG{upper}") };
+    let signal = match text.parse::<i32>() {
+        Ok(number) => Signal::try_from(number).ok(),
+        Err(_) => named.parse().ok(),
+    };
+    match signal {
+        Some(Signal::SIGKILL | Signal::SIGSTOP) => {
+            Err("a program cannot finish anything on that signal; --kill-after does it later".into())
+        }
+        Some(signal) => Ok(signal),
+        None => Err("signals are named as in kill -l: TERM, QUIT, INT, USR2".into()),
+    }
+}
+
+/// Parses `--name`.
+///
+/// # Errors
+/// What the value should have been.
+pub fn parse_name(text: &str) -> Result<String, String> {
+    if name::is_valid(text) {
+        Ok(text.to_owned())
+    } else {
+        Err(format!(
+            "a name has 1 to {} letters, digits, dots, dashes and underscores, and begins with a \
+             letter or digit",
+            name::NAME_MAX
+        ))
+    }
+}
+
+/// The port that a worker is to listen on, if the listeners leave no doubt: for `PORT=`.
+#[must_use]
+pub fn program_port(spec: &ListenSpec) -> Option<u16> {
+    match (&spec.program, &spec.public) {
+        (Some(ProgramAddress::Port(port)), _) => Some(*port),
+        (Some(ProgramAddress::Tcp(address)), _) => Some(address.port()),
+        (Some(ProgramAddress::Unix(_)), _) | (None, ListenAddress::Unix(_)) => None,
+        (None, ListenAddress::Tcp { address, .. }) => Some(address.port()),
+    }
+}
+
+impl fmt::Display for ListenAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp { address, dual_stack: true } => write!(f, ":{}", address.port()),
+            Self::Tcp { address, dual_stack: false } => write!(f, "{address}"),
+            Self::Unix(path) => write!(f, "unix:{}", Path::display(path)),
+        }
+    }
+}
+
+impl fmt::Display for ProgramAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Port(port) => write!(f, ":{port}"),
+            Self::Tcp(address) => write!(f, "{address}"),
+            Self::Unix(path) => write!(f, "unix:{}", Path::display(path)),
+        }
+    }
+}
+
+impl fmt::Display for ListenSpec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.program {
+            Some(program) => write!(f, "{}={program}", self.public),
+            None => write!(f, "{}", self.public),
+        }
+    }
+}

@@ -1,0 +1,274 @@
+//! The command line's end of the control socket.
+//!
+//! Owns: finding primaries, asking one. Promises: nothing is sent to a socket whose listener is
+//! neither this user, nor root, nor the owner of the directory it lies in; every wait that the user
+//! did not ask for has an end. Never does: print.
+
+use std::fmt;
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use nix::sys::socket::{getsockopt, sockopt};
+use nix::unistd::{Uid, User, geteuid};
+
+use super::messages::{REPLY_MAX, Reply, Request};
+use super::place;
+
+/// How long a primary may take to answer what it answers at once.
+pub const ANSWER_WAIT: Duration = Duration::from_secs(5);
+
+/// Which primary is meant.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Selector {
+    /// `-n`: a name, or `owner/name`.
+    pub name: Option<String>,
+    /// `--control`: the path of its socket.
+    pub control: Option<PathBuf>,
+}
+
+/// A running primary.
+#[derive(Debug)]
+pub struct Found {
+    /// Its name: the file's.
+    pub name: String,
+    /// Its socket.
+    pub socket: PathBuf,
+    /// Whose it is.
+    pub owner: Uid,
+    /// Its process.
+    pub pid: i32,
+    /// The connection.
+    pub stream: UnixStream,
+}
+
+/// Why no primary was found.
+#[derive(Debug, thiserror::Error)]
+pub enum FindError {
+    /// None runs.
+    #[error("no croupier is running; start one with croupier run COMMAND")]
+    NoneRunning,
+    /// None has this name.
+    #[error("no croupier named {name} is running{}", running(.others))]
+    NoSuch {
+        /// The wanted name.
+        name: String,
+        /// Those that run.
+        others: Vec<String>,
+    },
+    /// Nobody answers at `--control`.
+    #[error("no croupier listens on {}: {error}", path.display())]
+    NoSocket {
+        /// The path.
+        path: PathBuf,
+        /// Why.
+        error: io::Error,
+    },
+    /// More than one.
+    #[error("which one? say -n {}", .0.join(", -n "))]
+    Ambiguous(Vec<String>),
+}
+
+fn running(others: &[String]) -> String {
+    if others.is_empty() { String::new() } else { format!("; there is {}", others.join(", ")) }
+}
+
+/// Why there is no reply.
+#[derive(Debug, thiserror::Error)]
+pub enum AskError {
+    /// The connection ended first: the primary has ended.
+    #[error("it ended before it answered")]
+    Gone,
+    /// Not in time.
+    #[error("no answer in time")]
+    TimedOut,
+    /// The system refused.
+    #[error("cannot ask: {0}")]
+    Io(#[from] io::Error),
+    /// Not this protocol; another version of croupier.
+    #[error("its answer is not understood ({0}); is it another version of croupier?")]
+    Malformed(String),
+}
+
+impl Found {
+    fn at(socket: &Path) -> io::Result<Self> {
+        let stream = UnixStream::connect(socket)?;
+        let peer = getsockopt(&stream, sockopt::PeerCredentials)?;
+        let owner = Uid::from_raw(peer.uid());
+        let name = socket.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        Ok(Self { name, socket: socket.to_path_buf(), owner, pid: peer.pid(), stream })
+    }
+
+    /// The owner's name, or number.
+    #[must_use]
+    pub fn owner_name(&self) -> String {
+        match User::from_uid(self.owner) {
+            Ok(Some(user)) => user.name,
+            Ok(None) | Err(_) => self.owner.to_string(),
+        }
+    }
+
+    /// How to name it with `-n`, from here.
+    #[must_use]
+    pub fn selector(&self) -> String {
+        if self.owner == geteuid() {
+            self.name.clone()
+        } else {
+            format!("{}/{}", self.owner_name(), self.name)
+        }
+    }
+
+    /// Another connection to the same socket.
+    ///
+    /// # Errors
+    /// Nobody listens there any more.
+    pub fn again(&self) -> io::Result<Self> {
+        Self::at(&self.socket)
+    }
+
+    /// Sends the request and waits for the reply, for ever if there is no `within`.
+    ///
+    /// # Errors
+    /// [`AskError`].
+    pub fn ask(&mut self, request: Request, within: Option<Duration>) -> Result<Reply, AskError> {
+        let deadline = within.map(|within| now() + within);
+        self.stream.set_write_timeout(Some(within.unwrap_or(ANSWER_WAIT)))?;
+        self.stream.write_all(request.to_line().as_bytes()).map_err(of_io)?;
+        let mut line = Vec::new();
+        let mut chunk = [0; 16 << 10];
+        loop {
+            let left = deadline.map(|deadline| deadline.saturating_duration_since(now()));
+            if left.is_some_and(|left| left.is_zero()) {
+                return Err(AskError::TimedOut);
+            }
+            self.stream.set_read_timeout(left)?;
+            match self.stream.read(&mut chunk) {
+                Ok(0) => return Err(AskError::Gone),
+                Ok(got) => line.extend_from_slice(chunk.get(..got).unwrap_or_default()),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => return Err(of_io(error)),
+            }
+            if let Some(at) = line.iter().position(|byte| *byte == b'\n') {
+                line.truncate(at);
+                return serde_json::from_slice(&line)
+                    .map_err(|error| AskError::Malformed(error.to_string()));
+            }
+            if line.len() > REPLY_MAX {
+                return Err(AskError::Malformed("it does not end".into()));
+            }
+        }
+    }
+
+    /// Waits until the primary has closed this connection, which it does by ending.
+    ///
+    /// # Errors
+    /// [`AskError::TimedOut`] and what the system says.
+    pub fn wait_for_end(&mut self, within: Option<Duration>) -> Result<(), AskError> {
+        match self.ask(Request::Wait { r#for: super::messages::Awaited::Stopped }, within) {
+            // `Done` is its last word.
+            Err(AskError::Gone) | Ok(Reply::Done) => Ok(()),
+            Ok(Reply::Failed { why }) => Err(AskError::Malformed(why)),
+            Ok(Reply::Status(_)) => Err(AskError::Malformed("a status".into())),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+fn of_io(error: io::Error) -> AskError {
+    use io::ErrorKind::{BrokenPipe, ConnectionReset, TimedOut, WouldBlock};
+    if matches!(error.kind(), WouldBlock | TimedOut) {
+        AskError::TimedOut
+    } else if matches!(error.kind(), BrokenPipe | ConnectionReset) {
+        AskError::Gone
+    } else {
+        AskError::Io(error)
+    }
+}
+
+/// Every running primary that this user may drive: root, everybody's; others, their own.
+#[must_use]
+pub fn discover() -> Vec<Found> {
+    let root = geteuid().is_root();
+    let directories = if root { place::all_directories() } else { place::own_directories() };
+    let mut all: Vec<Found> = Vec::new();
+    for directory in directories {
+        let Ok(owner) = std::fs::symlink_metadata(&directory).map(|found| found.uid()) else {
+            continue;
+        };
+        for socket in sockets_in(&directory) {
+            // Refused: its primary is dead. Not ours: somebody plays tricks in a shared directory.
+            if let Ok(found) = Found::at(&socket)
+                && (found.owner.is_root() || found.owner.as_raw() == owner)
+            {
+                all.push(found);
+            }
+        }
+    }
+    all.sort_by(|one, other| (one.owner.as_raw(), &one.name).cmp(&(other.owner.as_raw(), &other.name)));
+    all
+}
+
+fn sockets_in(directory: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
+    entries
+        .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_socket()))
+        .map(|entry| entry.path())
+        .filter(|path| path.extension().is_some_and(|extension| extension == "sock"))
+        .collect()
+}
+
+/// The one primary that is meant.
+///
+/// # Errors
+/// [`FindError`].
+pub fn find(selector: &Selector) -> Result<Found, FindError> {
+    if let Some(path) = &selector.control {
+        return Found::at(path)
+            .map_err(|error| FindError::NoSocket { path: path.clone(), error });
+    }
+    let all = discover();
+    let Some(wanted) = &selector.name else { return only(all, FindError::NoneRunning) };
+    let none = FindError::NoSuch {
+        name: wanted.clone(),
+        others: all.iter().map(Found::selector).collect(),
+    };
+    let (owner, name) = match wanted.split_once('/') {
+        Some((owner, name)) => (Some(owner), name),
+        None => (None, wanted.as_str()),
+    };
+    let mut matching: Vec<Found> = all
+        .into_iter()
+        .filter(|found| {
+            found.name == name
+                && owner.is_none_or(|owner| {
+                    found.owner_name() == owner || found.owner.to_string() == owner
+                })
+        })
+        .collect();
+    // Without an owner, one's own goes before others'.
+    let own = geteuid();
+    if owner.is_none() && matching.iter().filter(|found| found.owner == own).count() == 1 {
+        matching.retain(|found| found.owner == own);
+    }
+    only(matching, none)
+}
+
+fn only(mut found: Vec<Found>, none: FindError) -> Result<Found, FindError> {
+    if found.len() > 1 {
+        return Err(FindError::Ambiguous(found.iter().map(Found::selector).collect()));
+    }
+    found.pop().ok_or(none)
+}
+
+impl fmt::Display for Found {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} (pid {})", self.selector(), self.pid)
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "the command line has no loop; it waits by itself")]
+fn now() -> Instant {
+    Instant::now()
+}

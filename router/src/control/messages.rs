@@ -1,0 +1,220 @@
+//! What a client asks a primary and what it answers: one JSON object a line, one request and one
+//! reply per connection.
+//!
+//! Promises: [`Status`] is what `status --json` prints; `schema` grows when a field changes its
+//! meaning or goes, not when one is added. Unknown is null. Never does: I/O.
+
+use serde::{Deserialize, Serialize};
+
+/// Longest request, with its newline.
+pub const REQUEST_MAX: usize = 4096;
+/// Longest reply that a client reads: 1024 workers need about 512 KiB.
+pub const REPLY_MAX: usize = 4 << 20;
+/// [`Status::schema`] of this version.
+pub const SCHEMA: u32 = 1;
+
+/// What a client asks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "request", rename_all = "lowercase", deny_unknown_fields)]
+pub enum Request {
+    /// Who is there? Answered [`Reply::Done`].
+    Ping,
+    /// Answered [`Reply::Status`].
+    Status,
+    /// Answered [`Reply::Done`] at once; the connection ends when the primary has ended.
+    Stop {
+        /// Kill the workers instead of draining them.
+        now: bool,
+    },
+    /// Answered when it is so.
+    Wait {
+        /// When what?
+        r#for: Awaited,
+    },
+}
+
+/// What `croupier wait` waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Awaited {
+    /// Every wanted slot has a ready worker: [`Reply::Done`]. Will never be so: [`Reply::Failed`].
+    Ready,
+    /// The primary has ended: the connection ends, with or without a reply before.
+    Stopped,
+}
+
+/// What a primary answers.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "reply", rename_all = "lowercase")]
+pub enum Reply {
+    /// It is so.
+    Done,
+    /// How things stand.
+    Status(Box<Status>),
+    /// It is not so, and why.
+    Failed {
+        /// A sentence.
+        why: String,
+    },
+}
+
+impl Reply {
+    /// The reply as its line, newline included.
+    #[must_use]
+    pub fn to_line(&self) -> String {
+        line(self)
+    }
+}
+
+impl Request {
+    /// The request as its line, newline included.
+    #[must_use]
+    pub fn to_line(&self) -> String {
+        line(self)
+    }
+}
+
+fn line(message: &impl Serialize) -> String {
+    // These types have string keys and no failing parts; should that change, an empty line is
+    // refused by the other end.
+    let mut text = serde_json::to_string(message).unwrap_or_default();
+    text.push('\n');
+    text
+}
+
+/// Everything about one primary.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// [`SCHEMA`].
+    pub schema: u32,
+    /// The primary.
+    pub pid: u32,
+    /// Its name.
+    pub name: String,
+    /// Its version.
+    pub version: String,
+    /// `-p`.
+    pub policy: String,
+    /// Seconds since it started.
+    pub uptime_s: u64,
+    /// Every listener.
+    pub listeners: Vec<ListenerStatus>,
+    /// Every worker, and for each slot without one a line of its own; by slot, then by id.
+    pub workers: Vec<WorkerStatus>,
+    /// Sums since the start.
+    pub totals: Totals,
+}
+
+/// One listening socket.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ListenerStatus {
+    /// `127.0.0.1:8000`, `[::]:80`, `unix:/run/app.sock`.
+    pub address: String,
+    /// How its connections are dealt.
+    pub policy: String,
+    /// Connections accepted here by the primary.
+    pub accepted: u64,
+    /// The listen(2) backlog.
+    pub backlog: u32,
+    /// Clients in the backlog now.
+    pub queue_depth: Option<u32>,
+}
+
+/// What a worker, or a slot without one, is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum WorkerState {
+    /// Not ready yet.
+    Starting,
+    /// Gets connections.
+    Ready,
+    /// Gets none, and stays.
+    Parked,
+    /// Finishes its connections, then ends.
+    Draining,
+    /// Is being killed.
+    Killing,
+    /// The slot waits before the next start.
+    Backoff,
+    /// The slot used up its crash budget.
+    Failed,
+    /// The slot is not wanted.
+    Down,
+}
+
+impl WorkerState {
+    /// The word in JSON and in the table.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Starting => "starting",
+            Self::Ready => "ready",
+            Self::Parked => "parked",
+            Self::Draining => "draining",
+            Self::Killing => "killing",
+            Self::Backoff => "backoff",
+            Self::Failed => "failed",
+            Self::Down => "down",
+        }
+    }
+}
+
+/// One worker, or a slot that has none now (then `id` and what belongs to a worker is null).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct WorkerStatus {
+    /// Its slot.
+    pub slot: u16,
+    /// Its id.
+    pub id: Option<u32>,
+    /// Its generation.
+    pub generation: Option<u32>,
+    /// Its main process.
+    pub pid: Option<u32>,
+    /// What it is doing.
+    pub state: WorkerState,
+    /// Connections sent to it, those taken back not counted.
+    pub handed_off: Option<u64>,
+    /// Connections that it took.
+    pub claimed: Option<u64>,
+    /// Of these: closed.
+    pub closed: Option<u64>,
+    /// Handed off, not yet claimed.
+    pub queued: Option<u32>,
+    /// Claimed, not yet closed (an estimate).
+    pub active: Option<u32>,
+    /// How many queued connections it may have now.
+    pub window: Option<u16>,
+    /// Its oldest queued connection waits longer than `--stall-after`.
+    pub late: bool,
+    /// How often this slot's worker was replaced because it ended by itself.
+    pub restarts: u32,
+    /// Seconds since it was started.
+    pub uptime_s: Option<u64>,
+    /// Resident memory of its main process.
+    pub rss_bytes: Option<u64>,
+    /// Median time from hand-off to claim, in microseconds.
+    pub queued_p50_us: Option<u64>,
+    /// 99th percentile of the same.
+    pub queued_p99_us: Option<u64>,
+}
+
+/// Sums over all workers and listeners since the primary started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Totals {
+    /// Accepted connections.
+    pub accepted: u64,
+    /// Handed-off connections.
+    pub handed_off: u64,
+    /// Taken back from dead workers.
+    pub salvaged: u64,
+    /// Taken back from late workers.
+    pub stolen: u64,
+    /// Closed by the primary, served by nobody.
+    pub refused: u64,
+    /// How often nobody had room and clients were left in the backlog.
+    pub waits: u64,
+    /// Median time from accept to hand-off, in microseconds.
+    pub accept_to_handoff_p50_us: Option<u64>,
+    /// 99th percentile of the same.
+    pub accept_to_handoff_p99_us: Option<u64>,
+}

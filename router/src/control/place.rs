@@ -1,0 +1,193 @@
+//! Where control sockets lie, and how a primary takes a name.
+//!
+//! Owns: the choice of the directory, the lock beside each socket. Promises: two primaries never
+//! have one name in one directory, whoever starts first and however the other died; what a dead
+//! primary left behind is replaced; both files go when the [`Place`] is dropped. Never does: trust
+//! a directory of somebody else's.
+//!
+//! Directories, the first that is usable: `$XDG_RUNTIME_DIR/croupier`; `/run/croupier` for root;
+//! `/run/user/UID/croupier`; `/tmp/croupier-UID`.
+
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use nix::fcntl::{Flock, FlockArg};
+use nix::unistd::{Uid, geteuid};
+
+/// How many primaries of one name find a place: `web`, `web-2`, … `web-99`.
+const SAME_NAMES_MAX: u32 = 99;
+
+/// Why there is no control socket. The primary can run without one.
+#[derive(Debug, thiserror::Error)]
+pub enum PlaceError {
+    /// No directory can be used.
+    #[error("no directory for the control socket: {0}; set XDG_RUNTIME_DIR or --control PATH")]
+    NoDirectory(String),
+    /// All names are taken.
+    #[error("{SAME_NAMES_MAX} primaries named {0} run already; choose another --name")]
+    AllTaken(String),
+    /// `--control PATH` is in use.
+    #[error("{} is the control socket of another primary; choose another --control", .0.display())]
+    InUse(PathBuf),
+    /// The lock could not be made.
+    #[error("cannot make {}: {error}; choose another place with --control PATH", path.display())]
+    Lock {
+        /// Its path.
+        path: PathBuf,
+        /// Why.
+        error: io::Error,
+    },
+}
+
+/// A name that this process has taken, and the path of its control socket.
+#[derive(Debug)]
+pub struct Place {
+    name: String,
+    socket: PathBuf,
+    lock_path: PathBuf,
+    _lock: Flock<File>,
+}
+
+impl Place {
+    /// Takes `name`, or `name-2` and so on when it is taken; at `control`, if that is given.
+    ///
+    /// # Errors
+    /// [`PlaceError`]: to be a warning, unless `control` was given.
+    pub fn take(name: &str, control: Option<&Path>) -> Result<Self, PlaceError> {
+        match control {
+            Some(path) => Self::lock(name.to_owned(), path.to_path_buf())?
+                .ok_or_else(|| PlaceError::InUse(path.to_path_buf())),
+            None => Self::take_in(&usable_directory()?, name),
+        }
+    }
+
+    fn take_in(directory: &Path, name: &str) -> Result<Self, PlaceError> {
+        for number in 1..=SAME_NAMES_MAX {
+            let candidate =
+                if number == 1 { name.to_owned() } else { format!("{name}-{number}") };
+            let socket = directory.join(format!("{candidate}.sock"));
+            if let Some(place) = Self::lock(candidate, socket)? {
+                return Ok(place);
+            }
+        }
+        Err(PlaceError::AllTaken(name.to_owned()))
+    }
+
+    /// `None`: another primary holds the lock.
+    fn lock(name: String, socket: PathBuf) -> Result<Option<Self>, PlaceError> {
+        let lock_path = socket.with_extension("lock");
+        let failed = |error| PlaceError::Lock { path: lock_path.clone(), error };
+        loop {
+            let file = OpenOptions::new()
+                .write(true)
+                .create(true)
+                .truncate(false)
+                .mode(0o600)
+                .custom_flags(libc::O_NOFOLLOW)
+                .open(&lock_path)
+                .map_err(failed)?;
+            let lock = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+                Ok(lock) => lock,
+                Err((_, nix::Error::EWOULDBLOCK)) => return Ok(None),
+                Err((_, error)) => return Err(failed(error.into())),
+            };
+            // The holder before us unlinks the file as it leaves: a lock on a file that is no
+            // longer at this path guards nothing.
+            let ours = lock.metadata().map_err(failed)?;
+            if std::fs::metadata(&lock_path).is_ok_and(|there| there.ino() == ours.ino()) {
+                return Ok(Some(Self { name, socket, lock_path, _lock: lock }));
+            }
+        }
+    }
+
+    /// The name that was taken.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Where the control socket belongs.
+    #[must_use]
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        // Before the lock is released, so that it is ours that goes. A failure leaves a file that
+        // the next primary of this name takes over.
+        drop(std::fs::remove_file(&self.lock_path));
+    }
+}
+
+/// The directories that may hold sockets of this user, the preferred first.
+#[must_use]
+pub fn own_directories() -> Vec<PathBuf> {
+    let uid = geteuid();
+    let mut all = Vec::new();
+    if let Some(runtime) = std::env::var_os("XDG_RUNTIME_DIR").filter(|value| !value.is_empty()) {
+        all.push(PathBuf::from(runtime).join("croupier"));
+    }
+    if uid.is_root() {
+        all.push(PathBuf::from("/run/croupier"));
+    }
+    all.push(PathBuf::from(format!("/run/user/{uid}/croupier")));
+    all.push(PathBuf::from(format!("/tmp/croupier-{uid}")));
+    all.dedup();
+    all
+}
+
+/// The directories of every user, for root.
+#[must_use]
+pub fn all_directories() -> Vec<PathBuf> {
+    let mut all = own_directories();
+    let entries = |path: &str| {
+        std::fs::read_dir(path).into_iter().flatten().flatten().map(|entry| entry.path())
+    };
+    all.extend(entries("/run/user").map(|user| user.join("croupier")));
+    all.extend(entries("/tmp").filter(|path| {
+        path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"croupier-"))
+    }));
+    let mut seen = Vec::new();
+    all.retain(|path| {
+        let first = !seen.contains(path);
+        seen.push(path.clone());
+        first
+    });
+    all
+}
+
+fn usable_directory() -> Result<PathBuf, PlaceError> {
+    let mut refusals = Vec::new();
+    for directory in own_directories() {
+        match make_private(&directory) {
+            Ok(()) => return Ok(directory),
+            Err(error) => refusals.push(format!("{}: {error}", directory.display())),
+        }
+    }
+    Err(PlaceError::NoDirectory(refusals.join(", ")))
+}
+
+fn make_private(directory: &Path) -> io::Result<()> {
+    match DirBuilder::new().mode(0o700).create(directory) {
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+        Err(error) => return Err(error),
+    }
+    if !is_private(directory, geteuid()) {
+        return Err(io::Error::other("belongs to somebody else, or others may write in it"));
+    }
+    nix::unistd::access(directory, nix::unistd::AccessFlags::W_OK | nix::unistd::AccessFlags::X_OK)
+        .map_err(io::Error::from)
+}
+
+/// A real directory of `uid`'s in which nobody else can put anything.
+#[must_use]
+pub fn is_private(directory: &Path, uid: Uid) -> bool {
+    std::fs::symlink_metadata(directory).is_ok_and(|found| {
+        found.is_dir() && found.uid() == uid.as_raw() && found.mode() & 0o022 == 0
+    })
+}
