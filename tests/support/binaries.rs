@@ -30,7 +30,7 @@ pub fn preload() -> PathBuf {
 #[must_use]
 pub fn rust_library() -> PathBuf {
     static BUILT: OnceLock<()> = OnceLock::new();
-    BUILT.get_or_init(|| build(&["-p", "croupier-worker", "--lib"]));
+    BUILT.get_or_init(|| build(&["-p", "croupier-worker", "--lib", "--features", "capi"]));
     target_dir().join("libcroupier_worker.so")
 }
 

@@ -158,6 +158,19 @@ impl Guard {
         marked(&self.mark)
     }
 
+    /// The living processes of one worker: its main process and all that descend from it.
+    #[must_use]
+    pub fn family(&self, worker: u32) -> Vec<Process> {
+        let mark = format!("CROUPIER_WORKER_ID={worker}\0");
+        let of_worker = |process: &Process| {
+            let Ok(environment) = std::fs::read(format!("/proc/{}/environ", process.pid)) else {
+                return false;
+            };
+            environment.windows(mark.len()).any(|part| part == mark.as_bytes())
+        };
+        self.processes().into_iter().filter(of_worker).collect()
+    }
+
     /// Ends what is left of this test, by id.
     pub(crate) fn sweep(&self) {
         for process in self.processes() {

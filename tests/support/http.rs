@@ -281,6 +281,10 @@ pub fn hammer(
             let asked = now();
             match client.get(&path) {
                 Ok(reply) => own.replies.push(reply),
+                Err(failure @ Failure::Connect(_)) => {
+                    own.failures.push(failure);
+                    return own;
+                }
                 Err(failure) => own.failures.push(failure),
             }
             own.slowest = own.slowest.max(asked.elapsed());

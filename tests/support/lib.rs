@@ -30,9 +30,11 @@ pub use guard::Guard;
 pub use http::{Client, Failure, Outcome, Pending, Reply, hammer};
 pub use lines::Lines;
 pub use primary::{Croupier, Finished, ListenerStatus, Status, Totals, WorkerStatus};
-pub use process::{Process, descriptors, field_of_status, marked, parent_of, state_of};
+pub use process::{
+    Process, cpu_time, descriptors, field_of_status, marked, parent_of, state_of, wake_ups,
+};
 pub use skip::{deps, find_program, record_skip};
-pub use wait::{PATIENCE, now, wait_until};
+pub use wait::{PATIENCE, now, observe, wait_until};
 pub use wrk::{Wrk, wrk};
 
 /// Ends the running test as skipped, by name and with the reason. In CI the set of skipped tests

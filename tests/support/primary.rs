@@ -11,7 +11,7 @@ use nix::unistd::Pid;
 use serde::Deserialize;
 
 use crate::lines::Lines;
-use crate::{Guard, PATIENCE, croupier, wait_until};
+use crate::{Guard, PATIENCE, croupier, now, wait_until};
 
 /// Lines of output that a failed test shows.
 const SHOWN_MAX: usize = 80;
@@ -307,6 +307,17 @@ impl<'guard> Croupier<'guard> {
             stdout: self.stdout.text(),
             stderr: self.stderr.text(),
         }
+    }
+
+    /// Waits for the end of the process alone, whoever else may still hold its output; returns when
+    /// it was seen.
+    ///
+    /// # Panics
+    /// When it does not end.
+    #[track_caller]
+    pub fn finished_alone(mut self) -> std::time::Instant {
+        wait_until(PATIENCE, "the process to end", || self.exited().ok_or("still running"));
+        now()
     }
 
     fn shown(&self) -> String {

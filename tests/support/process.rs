@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// A process that was seen.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -59,6 +60,31 @@ pub fn field_of_status(pid: i32, name: &str) -> Option<u64> {
         .next()?
         .parse()
         .ok()
+}
+
+/// Times that the threads of a process went to sleep by themselves or were put aside: 0 over a time
+/// in which it did not run.
+#[must_use]
+pub fn wake_ups(pid: i32) -> u64 {
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    threads
+        .filter_map(|thread| fs::read_to_string(thread.path().join("status")).ok())
+        .flat_map(|status| {
+            let switches = |line: &str| line.split_once("ctxt_switches:")?.1.trim().parse().ok();
+            status.lines().filter_map(switches).collect::<Vec<u64>>()
+        })
+        .sum()
+}
+
+/// Processor time that a process has used, all threads together.
+#[must_use]
+pub fn cpu_time(pid: i32) -> Duration {
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let nanos = threads
+        .filter_map(|thread| fs::read_to_string(thread.path().join("schedstat")).ok())
+        .filter_map(|text| text.split_whitespace().next()?.parse::<u64>().ok())
+        .sum();
+    Duration::from_nanos(nanos)
 }
 
 /// The open descriptors of a process and what each is.

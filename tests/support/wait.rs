@@ -40,6 +40,15 @@ pub fn wait_until<T, E: Debug>(
     }
 }
 
+/// Lets a window of observation pass: for asserting that nothing happens, or goes on happening, in
+/// it. Never a way to wait for something to be done.
+pub fn observe(window: Duration) {
+    let end = now() + window;
+    while let Some(rest_of_it) = end.checked_duration_since(now()) {
+        rest(rest_of_it.clamp(Duration::from_millis(1), PAUSE_MAX));
+    }
+}
+
 /// poll(2) without descriptors: the pause between two looks, not a guess about time.
 fn rest(pause: Duration) {
     let millis = u16::try_from(pause.as_millis()).expect("a pause is at most PAUSE_MAX");

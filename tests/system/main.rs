@@ -2,4 +2,20 @@
 //!
 //! Every test has a [`croupier_tests::Guard`], asserts order and not time, and leaves nothing.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod blocked;
+mod capacity;
+mod cli;
 mod harness;
+mod idle;
+mod kill;
+mod output;
+mod policies;
+mod programs;
+mod servers;
+mod start;
+mod sticky;
+mod stop;
+mod tidy;
+mod troubles;

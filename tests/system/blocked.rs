@@ -1,0 +1,139 @@
+//! Workers that do not take what they were dealt: nobody waits behind them while another is idle.
+
+use std::ffi::OsString;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use croupier_tests::{
+    Client, Croupier, Figure, Guard, cpu_time, figure, hammer, observe, soak_or, wake_ups,
+};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::programs::one_at_a_time;
+
+fn four(guard: &Guard, port: u16) -> Croupier<'_> {
+    let mut args: Vec<OsString> =
+        ["-w", "4", "--slow-start", "0", "--"].iter().map(Into::into).collect();
+    args.extend(one_at_a_time(port));
+    guard.run(args).ready()
+}
+
+fn claimed(croupier: &Croupier<'_>, slot: u16) -> u64 {
+    croupier.status().slot(slot).and_then(|worker| worker.claimed).unwrap()
+}
+
+#[test]
+fn nobody_waits_behind_a_stopped_worker() {
+    let guard = Guard::new("blocked-stopped");
+    let port = guard.port();
+    let croupier = four(&guard, port);
+    let client = Client::port(port);
+    let stopped = Pid::from_raw(croupier.status().slot(1).unwrap().pid.unwrap());
+    kill(stopped, Signal::SIGSTOP).unwrap();
+    // They finish while it is still stopped, or never: that is the order this test is about.
+    let run = hammer(&client, 8, soak_or(2000, 200), |_| Some("/".to_owned()));
+    assert_eq!(run.failures, []);
+    assert!(run.replies.iter().all(|reply| reply.pid() != Some(stopped.as_raw())));
+    let stolen = croupier.status().totals.stolen;
+    let before = claimed(&croupier, 1);
+    kill(stopped, Signal::SIGCONT).unwrap();
+    croupier.wait_status("work for the continued worker", |status| {
+        let again = hammer(&client, 8, 40, |_| Some("/".to_owned()));
+        assert_eq!(again.failures, []);
+        (status.slot(1)?.claimed? > before).then_some(())
+    });
+    croupier.stop_well();
+    figure(&Figure {
+        item: "5 one of four stopped",
+        measured: format!(
+            "{} answers while it was stopped, slowest {:?}, {stolen} stolen",
+            run.replies.len(),
+            run.slowest
+        ),
+        goal: "all answered while it is stopped; work again afterwards",
+        met: stolen >= 1,
+    });
+}
+
+#[test]
+fn nobody_waits_behind_a_busy_handler() {
+    let guard = Guard::new("blocked-busy");
+    let port = guard.port();
+    let croupier = four(&guard, port);
+    let client = Client::port(port);
+    let done = guard.path("done");
+    let busy = client.send(&format!("/spin?until={}", done.display())).unwrap();
+    let run = hammer(&client, 8, soak_or(2000, 200), |_| Some("/".to_owned()));
+    assert_eq!(run.failures, []);
+    assert!(!busy.answered(), "its handler is still at it");
+    std::fs::write(&done, "").unwrap();
+    let served = busy.reply().unwrap();
+    assert!(run.replies.iter().all(|reply| reply.pid() != served.pid()));
+    let slot = u16::try_from(served.value("slot=").unwrap()).unwrap();
+    let before = claimed(&croupier, slot);
+    croupier.wait_status("work for the worker that was busy", |status| {
+        assert_eq!(hammer(&client, 8, 40, |_| Some("/".to_owned())).failures, []);
+        (status.slot(slot)?.claimed? > before).then_some(())
+    });
+    croupier.stop_well();
+    figure(&Figure {
+        item: "5 one of four busy",
+        measured: format!("{} answers meanwhile, slowest {:?}", run.replies.len(), run.slowest),
+        goal: "all answered while it is busy; work again afterwards",
+        met: true,
+    });
+}
+
+/// All are saturated, so lateness is normal: taking from one queue to fill another would only shuffle.
+#[test]
+fn a_saturated_pool_is_left_alone() {
+    const WORKERS: usize = 4;
+    let guard = Guard::new("blocked-saturated");
+    let port = guard.port();
+    let croupier = four(&guard, port);
+    let client = Client::port(port);
+    let handler_ms: u64 = soak_or(5000, 400);
+    let path = format!("/slow?ms={handler_ms}");
+    let finished = AtomicUsize::new(0);
+    // Sent one after another, in this order; each answer takes the next rank.
+    let waiting: Vec<_> = (0..4 * WORKERS)
+        .map(|_| {
+            let pending = client.send(&path).unwrap();
+            observe(Duration::from_millis(10));
+            pending
+        })
+        .collect();
+    let (before, awake) = (cpu_time(croupier.pid()), wake_ups(croupier.pid()));
+    let ranks: Vec<usize> = std::thread::scope(|scope| {
+        let rank = |pending: croupier_tests::Pending| {
+            let reply = pending.reply().unwrap();
+            assert_eq!(reply.status, 200);
+            finished.fetch_add(1, Ordering::SeqCst)
+        };
+        let threads: Vec<_> =
+            waiting.into_iter().map(|pending| scope.spawn(move || rank(pending))).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    let used = cpu_time(croupier.pid()).saturating_sub(before);
+    let turns = wake_ups(croupier.pid()) - awake;
+    let totals = croupier.status().totals;
+    croupier.stop_well();
+    // Four are served at a time, so ranks differ by up to one request of each worker without
+    // anybody being overtaken.
+    let overtaken =
+        ranks.iter().enumerate().map(|(sent, rank)| sent.abs_diff(*rank)).max().unwrap();
+    figure(&Figure {
+        item: "5 four of four blocked",
+        measured: format!(
+            "handlers of {handler_ms} ms, {} stolen, order off by at most {overtaken} over {WORKERS} \
+             workers, primary {used:?} of processor time and {turns} wake-ups in 3 handler times",
+            totals.stolen
+        ),
+        goal: "0 stolen, first come first served within 1 request of each worker, no spin",
+        met: totals.stolen == 0
+            && overtaken <= WORKERS
+            && used < Duration::from_millis(100)
+            && turns < 50 * 3 * handler_ms.div_ceil(1000) + 50,
+    });
+}

@@ -1,0 +1,212 @@
+//! The subcommands against a running primary, and what workers find in their environment.
+
+use std::ffi::OsString;
+use std::os::unix::fs::PermissionsExt;
+
+use croupier_tests::{Client, Guard, PATIENCE, wait_until};
+
+use crate::programs::one_at_a_time;
+
+fn args(flags: &[&str], port: u16) -> Vec<OsString> {
+    let mut args: Vec<OsString> = flags.iter().map(Into::into).collect();
+    args.push("--".into());
+    args.extend(one_at_a_time(port));
+    args
+}
+
+/// What a worker prints at its start: its words, and some of its environment.
+const SHOW: &str = r#"echo "shown $0 $*" port=$PORT wc=$WEB_CONCURRENCY tag=$TAG pre=$LD_PRELOAD; exec tail -f /dev/null"#;
+
+#[test]
+fn start_says_what_starts_and_ready_says_where() {
+    let guard = Guard::new("cli-start");
+    let port = guard.port();
+    let croupier = guard.run(args(&["-w", "2"], port)).ready();
+    let text = croupier.stdout().text() + &croupier.stderr().text();
+    let starting = format!(
+        "croupier {} (pid {}): starting 2 workers of ",
+        env!("CARGO_PKG_VERSION"),
+        croupier.pid()
+    );
+    assert!(text.contains(&starting), "{starting:?} in {text}");
+    let address = format!("127.0.0.1:{port}");
+    let ready = text.lines().find(|line| line.contains("ready") && line.contains(&address));
+    let ready = ready.unwrap_or_else(|| panic!("one line says where: {text}"));
+    for word in ["least", "preload"] {
+        assert!(ready.contains(word), "{word:?} in {ready:?}");
+    }
+    croupier.stop_well();
+}
+
+#[test]
+fn the_number_of_workers_comes_from_where_others_put_it() {
+    let guard = Guard::new("cli-workers");
+    for (name, value) in [("WORKERS", "3"), ("WEB_CONCURRENCY", "3"), ("CROUPIER_WORKERS", "3")] {
+        let words = ["--ready", "start", "sh", "-c", SHOW, "zero"];
+        let croupier = guard.run_with(words, |command| {
+            command.env(name, value);
+        });
+        let line = croupier.wait_for_line("shown zero");
+        croupier.wait_for_line("starting 3 workers");
+        let concurrency = if name == "WEB_CONCURRENCY" { "wc=1" } else { "wc=" };
+        assert!(line.contains(concurrency), "{name}: {line}");
+        croupier.ready().stop_well();
+    }
+}
+
+#[test]
+fn workers_learn_who_they_are() {
+    let guard = Guard::new("cli-words");
+    let port = guard.port();
+    let listen = format!("127.0.0.1:{port}");
+    let words = [
+        "-w",
+        "2",
+        "-l",
+        &listen,
+        "--env",
+        "TAG=s{slot}i{id}",
+        "--ready",
+        "start",
+        "sh",
+        "-c",
+        SHOW,
+        "zero",
+        "slot-{slot}",
+        "id-{id}",
+    ];
+    let croupier = guard.run_with(words, |command| {
+        command.env("LD_PRELOAD", "");
+    });
+    for (slot, id) in [(0, 1), (1, 2)] {
+        let line = croupier.wait_for_line(&format!("shown zero slot-{slot} id-{id}"));
+        assert!(line.starts_with(&format!("[w{slot}] ")), "{line}");
+        assert!(line.contains(&format!("port={port} ")), "{line}");
+        assert!(line.contains(&format!("tag=s{slot}i{id} ")), "{line}");
+    }
+    croupier.ready().stop_well();
+}
+
+#[test]
+fn node_cluster_sched_policy_none_means_shared() {
+    let guard = Guard::new("cli-sched");
+    let port = guard.port();
+    let croupier = guard.run_with(args(&["-w", "1"], port), |command| {
+        command.env("NODE_CLUSTER_SCHED_POLICY", "none");
+    });
+    let croupier = croupier.ready();
+    assert_eq!(croupier.status().policy, "shared");
+    croupier.stop_well();
+}
+
+#[test]
+fn status_json_is_one_object() {
+    let guard = Guard::new("cli-status");
+    let port = guard.port();
+    let croupier = guard.run(args(&["-w", "2"], port)).ready();
+    assert_eq!(Client::port(port).get("/").unwrap().status, 200);
+    let status = croupier.wait_status("the close", |status| {
+        (status.open() == (0, 0) && status.totals.handed_off == 1).then(|| status.clone())
+    });
+    assert_eq!(status.schema, 1);
+    assert_eq!((status.pid, status.name.as_str()), (croupier.pid(), croupier.name()));
+    assert_eq!(status.version, env!("CARGO_PKG_VERSION"));
+    assert_eq!(status.policy, "least");
+    let [listener] = status.listeners.as_slice() else { panic!("{status:?}") };
+    assert_eq!(listener.address, format!("127.0.0.1:{port}"));
+    assert_eq!((listener.accepted, listener.queue_depth), (1, Some(0)));
+    assert!(listener.backlog.unwrap() >= 128, "{listener:?}");
+    let served = status.workers.iter().find(|worker| worker.handed_off == Some(1)).unwrap();
+    assert_eq!((served.claimed, served.closed, served.generation), (Some(1), Some(1), Some(1)));
+    assert!(served.rss_bytes.unwrap() > 100_000 && served.queued_p50_us.is_some(), "{served:?}");
+    let other = status.workers.iter().find(|worker| worker.handed_off == Some(0)).unwrap();
+    assert_eq!(other.queued_p99_us, None, "unknown is null: it served nobody");
+    let sums = (status.totals.accepted, status.totals.salvaged, status.totals.refused);
+    assert_eq!(sums, (1, 0, 0));
+    croupier.stop_well();
+}
+
+#[test]
+fn status_is_also_a_table() {
+    let guard = Guard::new("cli-table");
+    let port = guard.port();
+    let croupier = guard.run(args(&["-w", "2"], port)).ready();
+    let table = croupier.ask(&["status"]);
+    table.expect_code(0);
+    for part in [croupier.name(), &format!("127.0.0.1:{port}"), "least", "ready"] {
+        assert!(table.stdout.contains(part), "{part:?} in\n{}", table.stdout);
+    }
+    croupier.ask(&["status", "--check"]).expect_code(0);
+    let list = guard.croupier(["ls"]);
+    list.expect_code(0);
+    assert!(list.stdout.contains(croupier.name()), "{}", list.stdout);
+    croupier.stop_well();
+    guard.croupier(["status", "-n", "cli-table-0"]).expect_code(3);
+}
+
+#[test]
+fn wait_returns_when_it_is_so() {
+    let guard = Guard::new("cli-wait");
+    let port = guard.port();
+    let go = guard.fifo("go");
+    let server = one_at_a_time(port).join(&OsString::from(" ")).into_string().unwrap();
+    let script = format!("read x < {}; exec {server}", go.display());
+    let croupier = guard.run(["-w", "1", "sh", "-c", &script]);
+    croupier.wait_for_line("starting 1 worker");
+    wait_until(PATIENCE, "a wait that is over too early", || {
+        let waited = croupier.ask(&["wait", "ready", "--timeout", "100ms"]);
+        if waited.code == Some(1) { Ok(()) } else { Err(waited) }
+    });
+    croupier.ask(&["status", "--check"]).expect_code(1);
+    std::fs::write(&go, "go\n").unwrap();
+    croupier.ask(&["wait", "ready", "--timeout", "20s"]).expect_code(0);
+    std::thread::scope(|scope| {
+        let stopped = scope.spawn(|| croupier.ask(&["wait", "stopped", "--timeout", "20s"]));
+        croupier.ask(&["stop"]).expect_code(0);
+        stopped.join().unwrap().expect_code(0);
+    });
+    croupier.finished(PATIENCE).expect_code(0);
+}
+
+#[test]
+fn names_come_from_the_program_and_are_taken_once() {
+    let guard = Guard::new("cli-names");
+    let program = croupier_tests::croupier();
+    let start = || {
+        let port = guard.port().to_string();
+        let mut command = guard.command(&program);
+        command.args(["run", "-w", "1", "python3", "-m", "http.server", "--bind", "127.0.0.1"]);
+        command.arg(port).stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null());
+        command.spawn().unwrap()
+    };
+    let mut children = Vec::new();
+    for name in ["http.server", "http.server-2"] {
+        children.push(start());
+        wait_until(PATIENCE, name, || {
+            let waited = guard.croupier(["wait", "ready", "-n", name, "--timeout", "20s"]);
+            if waited.code == Some(0) { Ok(()) } else { Err(waited) }
+        });
+    }
+    // Two run, so the one that is meant must be named.
+    guard.croupier(["status"]).expect_code(2);
+    guard.croupier(["stop", "-n", "http.server"]).expect_code(0);
+    assert_eq!(children[0].wait().unwrap().code(), Some(0));
+    guard.croupier(["stop", "-n", "http.server-2"]).expect_code(0);
+    assert_eq!(children[1].wait().unwrap().code(), Some(0));
+}
+
+#[test]
+fn the_control_socket_is_its_owners_alone() {
+    let guard = Guard::new("cli-control");
+    let port = guard.port();
+    let control = guard.path("own.control");
+    let path = control.to_str().unwrap().to_owned();
+    let croupier = guard.run(args(&["-w", "1", "--control", &path], port));
+    let mode = wait_until(PATIENCE, "the control socket", || {
+        std::fs::metadata(&control).map(|metadata| metadata.permissions().mode() & 0o777)
+    });
+    assert_eq!(mode, 0o600);
+    croupier.signal(nix::sys::signal::Signal::SIGTERM);
+    croupier.finished(PATIENCE).expect_code(0);
+    assert!(!control.exists(), "removed at the end");
+}

@@ -1,0 +1,240 @@
+//! The policies on real workers, and the addresses that can be dealt.
+
+use std::ffi::OsString;
+
+use croupier_tests::{Client, Croupier, Guard, hammer, soak_or};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::programs::one_at_a_time;
+
+fn run<'guard>(guard: &'guard Guard, flags: &[&str], port: u16) -> Croupier<'guard> {
+    let mut args: Vec<OsString> = flags.iter().map(Into::into).collect();
+    args.push("--".into());
+    args.extend(one_at_a_time(port));
+    guard.run(args).ready()
+}
+
+fn slash(_: usize) -> Option<String> {
+    Some("/".to_owned())
+}
+
+#[test]
+fn least_goes_round_a_busy_worker() {
+    let guard = Guard::new("least");
+    let port = guard.port();
+    let croupier = run(&guard, &["-w", "3", "-p", "least"], port);
+    let client = Client::port(port);
+    let fifo = guard.fifo("go");
+    let busy = client.send(&format!("/block?fifo={}", fifo.display())).unwrap();
+    croupier.wait_status("the blocker", |status| (status.open().1 == 1).then_some(()));
+    let mut served: Vec<Option<i32>> = Vec::new();
+    for _ in 0..20 {
+        served.push(client.get("/").unwrap().pid());
+        croupier.wait_status("its close", |status| (status.open() == (0, 1)).then_some(()));
+    }
+    std::fs::write(&fifo, "").unwrap();
+    let busy = busy.reply().unwrap().pid();
+    assert!(!served.contains(&busy), "the worker with a load was dealt to beside idle ones");
+    served.sort_unstable();
+    let first = served.iter().filter(|pid| **pid == served[0]).count();
+    assert_eq!(first, 10, "the two idle ones in turn");
+    croupier.stop_well();
+}
+
+#[test]
+fn max_active_is_never_exceeded() {
+    let guard = Guard::new("max-active");
+    let port = guard.port();
+    let croupier = run(&guard, &["-w", "2", "--max-active", "1"], port);
+    let outcome = hammer(&Client::port(port), 16, soak_or(2000, 300), slash);
+    assert_eq!(outcome.failures, []);
+    let fifos = [guard.fifo("a"), guard.fifo("b")];
+    let path = |fifo: &std::path::PathBuf| format!("/block?fifo={}", fifo.display());
+    let client = Client::port(port);
+    let held: Vec<_> = fifos.iter().map(|fifo| client.send(&path(fifo)).unwrap()).collect();
+    croupier.wait_status("both full", |status| (status.open() == (0, 2)).then_some(()));
+    let behind: Vec<_> = (0..4).map(|_| client.send("/").unwrap()).collect();
+    let status = croupier.status();
+    assert_eq!(status.open(), (0, 2), "the others wait in the backlog: {status:?}");
+    for fifo in &fifos {
+        std::fs::write(fifo, "").unwrap();
+    }
+    for pending in held.into_iter().chain(behind) {
+        assert_eq!(pending.reply().unwrap().status, 200);
+    }
+    croupier.stop_well();
+}
+
+#[test]
+fn shared_and_reuseport_let_workers_accept_by_themselves() {
+    let guard = Guard::new("own-accept");
+    for policy in ["shared", "reuseport"] {
+        let port = guard.port();
+        let croupier = run(&guard, &["-w", "3", "-p", policy], port);
+        assert_eq!(croupier.status().policy, policy);
+        let outcome = hammer(&Client::port(port), 16, soak_or(3000, 400), slash);
+        assert_eq!(outcome.failures, [], "{policy}");
+        let mut pids: Vec<_> = outcome.replies.iter().map(croupier_tests::Reply::pid).collect();
+        pids.sort_unstable();
+        pids.dedup();
+        assert!(pids.len() > 1, "{policy}: one worker served everybody: {pids:?}");
+        croupier.stop_well();
+    }
+}
+
+/// Plain SO_REUSEPORT resets what waits in a closed socket; here the primary keeps the socket.
+#[test]
+fn reuseport_loses_nobody_when_a_worker_is_replaced() {
+    let guard = Guard::new("reuseport-replace");
+    let port = guard.port();
+    let croupier = run(&guard, &["-w", "2", "-p", "reuseport"], port);
+    let client = Client::port(port);
+    let pid = |slot| croupier.status().slot(slot).unwrap().pid.unwrap();
+    let (victim, other) = (Pid::from_raw(pid(0)), Pid::from_raw(pid(1)));
+    for worker in [victim, other] {
+        kill(worker, Signal::SIGSTOP).unwrap();
+    }
+    let waiting: Vec<_> = (0..40).map(|_| client.send("/").unwrap()).collect();
+    kill(victim, Signal::SIGKILL).unwrap();
+    kill(other, Signal::SIGCONT).unwrap();
+    for pending in waiting {
+        assert_eq!(pending.reply().unwrap().status, 200);
+    }
+    croupier.stop_well();
+}
+
+/// A slot that is down for longer than a second: its socket goes on getting clients.
+#[test]
+fn reuseport_empties_the_socket_of_a_slot_that_is_down() {
+    let guard = Guard::new("reuseport-down");
+    let port = guard.port();
+    let server = one_at_a_time(port).join(&OsString::from(" ")).into_string().unwrap();
+    let (hold, go) = (guard.path("hold"), guard.fifo("go"));
+    let script = format!(
+        "if [ $CROUPIER_SLOT = 0 ] && [ -e {} ]; then read go < {}; fi; exec {server}",
+        hold.display(),
+        go.display()
+    );
+    let croupier = guard.run(["-w", "2", "-p", "reuseport", "--", "sh", "-c", &script]).ready();
+    std::fs::write(&hold, "").unwrap();
+    let lost = croupier.status().slot(0).unwrap().pid.unwrap();
+    kill(Pid::from_raw(lost), Signal::SIGKILL).unwrap();
+    croupier.wait_status("slot 0 down", |status| status.slot(0).is_none().then_some(()));
+    let outcome = hammer(&Client::port(port), 8, 80, slash);
+    assert_eq!(outcome.failures, [], "everybody is served by the other slot");
+    std::fs::write(&go, "go\n").unwrap();
+    croupier.wait_status("slot 0 up", |status| status.slot(0).map(|_| ()));
+    assert_eq!(hammer(&Client::port(port), 8, 40, slash).failures, []);
+    croupier.stop_well();
+}
+
+#[test]
+fn one_port_for_both_families_and_another_for_the_program() {
+    let guard = Guard::new("dual-stack");
+    let (public, own) = (guard.port(), guard.port());
+    let croupier = run(&guard, &["-w", "2", "-l", &format!(":{public}={own}")], own);
+    for address in [format!("127.0.0.1:{public}"), format!("[::1]:{public}")] {
+        let reply = Client::to(address.parse().unwrap()).get("/").unwrap();
+        assert_eq!(reply.status, 200, "{address}");
+    }
+    assert!(Client::port(own).get("/").is_err(), "the program's own port is nobody's");
+    croupier.stop_well();
+}
+
+#[test]
+fn two_addresses_are_both_dealt() {
+    const SOURCE: &str = r#"
+import os, selectors, socket, sys
+chosen = selectors.DefaultSelector()
+for port in sys.argv[1:]:
+    server = socket.create_server(("127.0.0.1", int(port)))
+    server.setblocking(False)
+    chosen.register(server, selectors.EVENT_READ)
+while True:
+    for key, _ in chosen.select():
+        try:
+            client, _ = key.fileobj.accept()
+        except BlockingIOError:
+            continue
+        client.setblocking(True)
+        client.recv(4096)
+        body = f"pid={os.getpid()}\n"
+        client.sendall(f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode())
+        client.close()
+"#;
+    let guard = Guard::new("two-listeners");
+    let (a, b) = (guard.port(), guard.port());
+    let script = guard.write("two.py", SOURCE).into_os_string().into_string().unwrap();
+    let (first, second) = (format!("127.0.0.1:{a}"), format!("127.0.0.1:{b}"));
+    let (a_text, b_text) = (a.to_string(), b.to_string());
+    let flags = ["-w", "2", "-l", &first, "-l", &second, "python3", &script, &a_text, &b_text];
+    let croupier = guard.run(flags).ready();
+    for port in [a, b] {
+        let outcome = hammer(&Client::port(port), 2, 20, slash);
+        assert_eq!(outcome.failures, []);
+    }
+    let status = croupier.status();
+    assert_eq!(status.listeners.len(), 2, "{status:?}");
+    assert!(status.listeners.iter().all(|listener| listener.accepted == 20), "{status:?}");
+    croupier.stop_well();
+}
+
+#[test]
+fn unix_sockets_are_dealt_and_a_stale_file_is_no_obstacle() {
+    const SOURCE: &str = r#"
+import os, socket, sys
+server = socket.socket(socket.AF_UNIX)
+server.bind(sys.argv[1])
+server.listen()
+while True:
+    client, _ = server.accept()
+    client.recv(4096)
+    body = f"pid={os.getpid()}\n"
+    client.sendall(f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode())
+    client.close()
+"#;
+    let guard = Guard::new("unix");
+    let script = guard.write("unix.py", SOURCE).into_os_string().into_string().unwrap();
+    let path = guard.path("app.sock");
+    let text = path.to_str().unwrap();
+    // Nobody listens on it any more: it may be replaced.
+    drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+    let listen = format!("unix:{text}");
+    let croupier = guard.run(["-w", "2", "-l", &listen, "python3", &script, text]).ready();
+    let outcome = hammer(&Client::unix(path.clone()), 4, 40, slash);
+    assert_eq!(outcome.failures, []);
+    let again =
+        guard.croupier(["run", "--name", "second", "-l", &listen, "python3", &script, text]);
+    again.expect_code(1).expect_error(&["app.sock", "in use"]);
+    croupier.stop_well();
+    assert!(!path.exists(), "the primary made it and removes it");
+}
+
+#[test]
+fn a_port_of_the_programs_own_is_left_alone() {
+    const SOURCE: &str = r#"
+import socket, sys, threading
+own = socket.create_server(("127.0.0.1", 0))
+print(f"own port {own.getsockname()[1]}", flush=True)
+dealt = socket.create_server(("127.0.0.1", int(sys.argv[1])))
+def serve(server, text):
+    while True:
+        client, _ = server.accept()
+        client.recv(4096)
+        client.sendall(f"HTTP/1.1 200 OK\r\nContent-Length: {len(text)}\r\n\r\n{text}".encode())
+        client.close()
+threading.Thread(target=serve, args=(own, "own"), daemon=True).start()
+serve(dealt, "dealt")
+"#;
+    let guard = Guard::new("port-zero");
+    let port = guard.port();
+    let script = guard.write("own.py", SOURCE).into_os_string().into_string().unwrap();
+    let croupier = guard.run(["-w", "1", "python3", &script, &port.to_string()]).ready();
+    let line = croupier.wait_for_line("own port ");
+    let own: u16 = line.rsplit(' ').next().unwrap().parse().unwrap();
+    assert_eq!(Client::port(own).get("/").unwrap().body, "own");
+    assert_eq!(Client::port(port).get("/").unwrap().body, "dealt");
+    assert_eq!(croupier.status().totals.handed_off, 1, "its own port is not dealt");
+    croupier.stop_well();
+}
