@@ -189,8 +189,12 @@ impl TcpListener {
             io::Error::new(error.kind(), what)
         };
         let strange = || unheard(io::Error::from_raw_os_error(libc::EPROTO));
-        let mut request = Request::new(Kind::Bind, contact.token);
-        request.address = to_raw(address);
+        let about = |kind| {
+            let mut request = Request::new(kind, contact.token);
+            request.address = to_raw(address);
+            request
+        };
+        let mut request = about(Kind::Bind);
         let (level, name) = (libc::SOL_SOCKET, libc::SO_REUSEADDR);
         // std sets it, too.
         request.push_option(SocketOption { level, name, value: 1, extra: 0 });
@@ -201,7 +205,7 @@ impl TcpListener {
             Verdict::Done => {}
             Verdict::Dealt | Verdict::Socket => return Err(strange()),
         }
-        request.kind = Kind::Listen;
+        let mut request = about(Kind::Listen);
         request.backlog = backlog;
         let (answer, fds) = contact.ask(&request).map_err(unheard)?;
         match (answer.verdict, fds) {

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::Ordering;
 use support::{Event, GENERATION, Mode, Policy, Primary, SLOT, WORKER_ID, Worker};
-use support::{build, eventually, example, get, preload};
+use support::{eventually, everything, example, get, preload};
 
 /// What is in the worker's process beside it.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -46,12 +46,14 @@ both! {
     a_listener_ends_with_its_last_clone
     a_descriptor_alone_ends_untold
     other_addresses_are_the_programs_own
-    two_listeners_on_one_address
+    an_address_is_free_again_afterwards
     no_descriptor_is_no_loss
     a_pool_claims_only_for_a_waiting_thread
     a_shared_socket_is_accepted_on
     the_primary_dies
     a_worker_knows_itself
+    axum_is_a_worker
+    axum_without_a_primary_waits_and_does_not_spin
     c_echo_is_a_worker
     a_forked_child_in_c_goes_on
 }
@@ -168,14 +170,12 @@ fn other_addresses_are_the_programs_own(beside: Beside) {
     assert_eq!(primary.claimed(), 1);
 }
 
-fn two_listeners_on_one_address(beside: Beside) {
+fn an_address_is_free_again_afterwards(beside: Beside) {
     let primary = Primary::start(Policy::Deal);
-    let worker = player(&primary, beside, "twice");
-    let (first, second) = (primary.channel(), primary.channel());
-    // The second's connection comes first, and waits its turn.
-    let late = primary.client(&second);
-    x(&primary.client(&first));
-    x(&late);
+    let worker = player(&primary, beside, "again");
+    let first = primary.channel();
+    assert_eq!(primary.asked(Kind::Close).channel, first.number);
+    x(&primary.client(&primary.channel()));
     finishes(worker);
 }
 
@@ -298,58 +298,47 @@ fn a_bare_worker_needs_only_its_channel() {
     assert!(worker.ended().success());
 }
 
-#[cfg(feature = "axum")]
-mod axum {
-    use super::*;
-
-    both! {
-        axum_is_a_worker
-        axum_without_a_primary_waits_and_does_not_spin
+fn axum_is_a_worker(beside: Beside) {
+    let primary = Primary::start(Policy::Deal);
+    let _worker = start(&primary, beside, listens_on(&primary, "axum"));
+    let channel = primary.channel();
+    for served in 1..=12 {
+        assert!(get(primary.client(&channel)).ends_with(&format!("worker {WORKER_ID}\n")));
+        assert_eq!(primary.claimed(), served);
     }
-
-    fn axum_is_a_worker(beside: Beside) {
-        let primary = Primary::start(Policy::Deal);
-        let _worker = start(&primary, beside, listens_on(&primary, "axum"));
-        let channel = primary.channel();
-        for served in 1..=12 {
-            assert!(get(primary.client(&channel)).ends_with(&format!("worker {WORKER_ID}\n")));
-            assert_eq!(primary.claimed(), served);
-        }
-        // The primary may set O_NONBLOCK itself from now on, and then does.
-        assert_ne!(primary.page().totals.nonblocking.load(Ordering::SeqCst), 0);
-        let hinted = primary.deal(&channel, Mode::Nonblocking);
-        assert!(get(hinted).ends_with(&format!("worker {WORKER_ID}\n")));
-        let clients: Vec<_> = (0..20).map(|_| primary.client(&channel)).collect();
-        for client in clients {
-            assert!(get(client).starts_with("HTTP/1.1 200 OK"));
-        }
-        eventually("all are closed", || primary.closed() == 33);
+    // The primary may set O_NONBLOCK itself from now on, and then does.
+    assert_ne!(primary.page().totals.nonblocking.load(Ordering::SeqCst), 0);
+    let hinted = primary.deal(&channel, Mode::Nonblocking);
+    assert!(get(hinted).ends_with(&format!("worker {WORKER_ID}\n")));
+    let clients: Vec<_> = (0..20).map(|_| primary.client(&channel)).collect();
+    for client in clients {
+        assert!(get(client).starts_with("HTTP/1.1 200 OK"));
     }
-
-    fn axum_without_a_primary_waits_and_does_not_spin(beside: Beside) {
-        let primary = Primary::start(Policy::Deal);
-        let mut command = Command::new("sh");
-        // With SIGTERM ignored, what the signal would end goes on; it must do so asleep.
-        command.args(["-c", "trap '' TERM; exec \"$@\"", "sh"]);
-        command.arg(example("axum").get_program()).arg(primary.address.to_string());
-        let worker = start(&primary, beside, command);
-        let channel = primary.channel();
-        let queued = primary.client(&channel);
-        primary.die(vec![channel]);
-        assert!(get(queued).ends_with(&format!("worker {WORKER_ID}\n")));
-        support::sleeps(worker.id());
-    }
+    eventually("all are closed", || primary.closed() == 33);
 }
 
+fn axum_without_a_primary_waits_and_does_not_spin(beside: Beside) {
+    let primary = Primary::start(Policy::Deal);
+    let mut command = Command::new("sh");
+    // With SIGTERM ignored, what the signal would end goes on; it must do so asleep.
+    command.args(["-c", "trap '' TERM; exec \"$@\"", "sh"]);
+    command.arg(example("axum").get_program()).arg(primary.address.to_string());
+    let worker = start(&primary, beside, command);
+    let channel = primary.channel();
+    let queued = primary.client(&channel);
+    primary.die(vec![channel]);
+    assert!(get(queued).ends_with(&format!("worker {WORKER_ID}\n")));
+    support::sleeps(worker.id());
+}
 /// The C library and a C program against it.
 fn c_program(source: &Path, name: &str) -> PathBuf {
     let package = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let folder = build(&["-p", "croupier-worker", "--lib", "--features", "capi"]);
+    let folder = everything();
     let program = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
     let mut cc = Command::new("cc");
     cc.args(["-std=gnu99", "-Wall", "-Wextra", "-Wpedantic", "-Werror", "-O1", "-I"]);
     cc.arg(package.join("include")).arg(source).arg("-o").arg(&program);
-    cc.arg("-L").arg(&folder).arg("-lcroupier_worker");
+    cc.arg("-L").arg(folder).arg("-lcroupier_worker");
     cc.arg(format!("-Wl,-rpath,{}", folder.display()));
     let status = cc.status().unwrap();
     assert!(status.success(), "{cc:?}: {status}");
@@ -476,7 +465,7 @@ fn c_outside_croupier_is_libc() {
 
 #[test]
 fn the_library_exports_what_the_header_declares() {
-    let folder = build(&["-p", "croupier-worker", "--lib", "--features", "capi"]);
+    let folder = everything();
     let library = folder.join("libcroupier_worker.so");
     let listed =
         Command::new("nm").args(["-D", "--defined-only"]).arg(library).output().unwrap().stdout;
@@ -502,7 +491,7 @@ fn the_library_exports_what_the_header_declares() {
 #[test]
 fn a_listener_asks_bind_listen_close() {
     let primary = Primary::start(Policy::Deal);
-    let worker = player(&primary, Beside::Nothing, "twice");
+    let worker = player(&primary, Beside::Nothing, "again");
     let mut asked = Vec::new();
     let mut channels = Vec::new();
     while channels.len() < 2 {
@@ -511,11 +500,9 @@ fn a_listener_asks_bind_listen_close() {
             Event::Opened(channel) => channels.push(channel),
         }
     }
-    for channel in &channels {
-        x(&primary.client(channel));
-    }
+    x(&primary.client(&channels[1]));
     finishes(worker);
-    assert_eq!(asked, [Kind::Bind, Kind::Listen, Kind::Bind, Kind::Listen]);
-    let closed = [primary.asked(Kind::Close).channel, primary.asked(Kind::Close).channel];
-    assert_eq!(closed, [channels[0].number, channels[1].number]);
+    use Kind::{Bind, Close, Listen};
+    assert_eq!(asked, [Bind, Listen, Bind, Close, Bind, Listen]);
+    assert_eq!(primary.asked(Close).channel, channels[1].number);
 }

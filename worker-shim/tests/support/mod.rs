@@ -20,6 +20,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
@@ -73,6 +74,8 @@ struct Desk {
     bell: OwnedFd,
     pid: String,
     events: Sender<Event>,
+    /// A process may bind an address once, until it closes it: what bind(2) says, too.
+    open: bool,
 }
 
 static PRIMARIES: AtomicU32 = AtomicU32::new(0);
@@ -103,7 +106,7 @@ impl Primary {
         page.head.worker.store(WORKER_ID, Ordering::SeqCst);
         let bell = nix::sys::eventfd::EventFd::new().unwrap();
         let (events, received) = unbounded();
-        let desk = Desk {
+        let mut desk = Desk {
             socket,
             public: public.try_clone().unwrap(),
             policy,
@@ -111,6 +114,7 @@ impl Primary {
             bell: bell.into(),
             pid: format!("{}000{number}", std::process::id()),
             events,
+            open: false,
         };
         std::thread::spawn(move || desk.answer_for_ever());
         let token: String = TOKEN.iter().map(|byte| format!("{byte:02x}")).collect();
@@ -238,7 +242,7 @@ impl Channel {
 }
 
 impl Desk {
-    fn answer_for_ever(self) {
+    fn answer_for_ever(&mut self) {
         for number in 1.. {
             let Ok(fd) = accept4(self.socket.as_raw_fd(), SockFlag::SOCK_CLOEXEC) else { return };
             // SAFETY: accept4 has just made it.
@@ -253,13 +257,14 @@ impl Desk {
         }
     }
 
-    fn answer(&self, client: &OwnedFd, request: &Request, number: u32) {
+    fn answer(&mut self, client: &OwnedFd, request: &Request, number: u32) {
         let shared = [self.page.as_raw_fd(), self.bell.as_raw_fd()];
         let port = self.public.local_addr().unwrap().port();
         let ours = request.address.bytes().get(2..4) == Some(&port.to_be_bytes()[..]);
         let reply = |verdict, channel, fds: &[i32]| {
             let address = RawAddress::new(&wildcard(port));
-            let bytes = Answer { verdict, errno: 0, channel, address }.encode();
+            let errno = if verdict == Verdict::Refused { libc::EADDRINUSE } else { 0 };
+            let bytes = Answer { verdict, errno, channel, address }.encode();
             let rights = [ControlMessage::ScmRights(fds)];
             let rights = if fds.is_empty() { &[][..] } else { &rights[..] };
             let flags = MsgFlags::MSG_NOSIGNAL;
@@ -267,7 +272,12 @@ impl Desk {
         };
         match request.kind {
             Kind::Bind | Kind::Listen if !ours => reply(Verdict::Pass, 0, &[]),
-            Kind::Bind | Kind::Close | Kind::Ready | Kind::SetOption | Kind::Unbind => {
+            Kind::Bind if self.open => reply(Verdict::Refused, 0, &[]),
+            Kind::Close => {
+                self.open = false;
+                reply(Verdict::Done, 0, &[]);
+            }
+            Kind::Bind | Kind::Ready | Kind::SetOption | Kind::Unbind => {
                 reply(Verdict::Done, 0, &[]);
             }
             Kind::Attach => reply(Verdict::Dealt, request.channel, &shared),
@@ -276,6 +286,7 @@ impl Desk {
                 reply(Verdict::Socket, number, &[page, bell, self.public.as_raw_fd()]);
             }
             Kind::Listen => {
+                self.open = true;
                 let channel = Channel::new(&self.pid, number);
                 let [page, bell] = shared;
                 reply(Verdict::Dealt, number, &[page, bell, channel.spare.as_raw_fd()]);
@@ -396,21 +407,15 @@ pub fn get(mut client: TcpStream) -> String {
     answer
 }
 
-/// Where cargo put this test's binary, and so the examples and libraries beside it.
-pub fn build_folder() -> PathBuf {
+/// Where cargo put this test's binary, and so what it builds beside it.
+fn build_folder() -> PathBuf {
     let own = std::env::current_exe().unwrap();
     own.parent().and_then(Path::parent).unwrap().to_owned()
 }
 
-/// An example program of this package.
-pub fn example(name: &str) -> Command {
-    let path = build_folder().join("examples").join(name);
-    assert!(path.exists(), "{} is missing: run cargo build --examples", path.display());
-    Command::new(path)
-}
-
-/// Builds another package into the same folder, as this test was built; returns that folder.
-pub fn build(arguments: &[&str]) -> PathBuf {
+/// Builds into the folder of this test, in the same way. The test cannot rely on what lies there:
+/// `cargo test --test …` builds neither examples nor other packages.
+fn build(arguments: &[&str]) -> PathBuf {
     let folder = build_folder();
     let mut cargo = Command::new(env!("CARGO"));
     cargo.args(["build", "--quiet"]).args(arguments);
@@ -423,7 +428,20 @@ pub fn build(arguments: &[&str]) -> PathBuf {
     folder
 }
 
-/// The preload library, built.
-pub fn preload() -> PathBuf {
-    build(&["-p", "croupier-preload"]).join("libcroupier_preload.so")
+/// This package with all its features: the examples and the C library.
+pub fn everything() -> &'static Path {
+    static BUILT: OnceLock<PathBuf> = OnceLock::new();
+    let arguments = ["-p", "croupier-worker", "--lib", "--examples", "--features", "axum,capi"];
+    BUILT.get_or_init(|| build(&arguments))
+}
+
+/// An example program of this package.
+pub fn example(name: &str) -> Command {
+    Command::new(everything().join("examples").join(name))
+}
+
+/// The preload library. Built by itself: in one build with the above it would get those features.
+pub fn preload() -> &'static Path {
+    static BUILT: OnceLock<PathBuf> = OnceLock::new();
+    BUILT.get_or_init(|| build(&["-p", "croupier-preload"]).join("libcroupier_preload.so"))
 }

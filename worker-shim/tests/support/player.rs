@@ -19,7 +19,7 @@ fn main() {
         "clones" => clones(&address),
         "keeper" => keeper(&address),
         "beside" => beside(&address),
-        "twice" => twice(&address),
+        "again" => again(&address),
         "crowded-out" => crowded_out(&address),
         "unreachable" => unreachable_primary(&address),
         "who" => who(),
@@ -92,13 +92,14 @@ fn beside(address: &str) {
     stream.write_all(b"x").unwrap();
 }
 
-/// Two listeners on one address, as a server with two acceptors has them.
-fn twice(address: &str) {
-    let listeners = [TcpListener::bind(address).unwrap(), TcpListener::bind(address).unwrap()];
-    for listener in &listeners {
-        let (mut stream, _) = listener.accept().unwrap();
-        stream.write_all(b"x").unwrap();
-    }
+/// An address is taken while this process listens on it, and free again afterwards.
+fn again(address: &str) {
+    let first = TcpListener::bind(address).unwrap();
+    let taken = TcpListener::bind(address).unwrap_err();
+    assert_eq!(taken.raw_os_error(), Some(libc::EADDRINUSE));
+    drop(first);
+    let (mut stream, _) = TcpListener::bind(address).unwrap().accept().unwrap();
+    stream.write_all(b"x").unwrap();
 }
 
 /// Without a free descriptor a connection stays where it is.
