@@ -1,0 +1,337 @@
+//! The way of one connection: out of a backlog, into a worker's channel.
+//!
+//! Per connection: accept4, sendmsg, close, and the core's decision between them. No allocation (the
+//! slab keeps its size), no log line, no clock.
+
+use std::os::fd::{AsFd, OwnedFd};
+
+use croupier_core::event::{Arrival, ConnId, Event, ListenerId, SendFailure, SlotId, WorkerId};
+use croupier_core::time::Now;
+use croupier_worker::wire::{Handoff, PEER_MAX, RawAddress};
+
+use super::address;
+use super::listener::{Accepted, Listener, Phase, Watch};
+use super::run::{EXHAUSTED_WAIT, Held, Primary};
+use super::tokens::Source;
+use crate::config::ListenAddress;
+use crate::sys;
+
+/// Connections accepted from one listener before the others, and the rest of the loop, have a turn.
+pub(crate) const ACCEPTS_PER_TURN_MAX: usize = 64;
+
+/// A `reuseport` socket of a slot that is down; the primary empties it.
+#[derive(Debug)]
+pub(super) struct Adopted {
+    slot: SlotId,
+    listener: ListenerId,
+    socket: OwnedFd,
+    pending: bool,
+}
+
+enum Step {
+    Next,
+    /// Nothing more now; an edge, a bell or a timer will come.
+    Stop,
+}
+
+impl Primary {
+    /// Accepts from every listener that may have clients, each up to its share of the turn.
+    pub(super) fn accept_all(&mut self) {
+        let first = self.meters.next_listener(self.listeners.capacity());
+        for step in 0..self.listeners.capacity() {
+            let key = (first + step) % self.listeners.capacity().max(1);
+            let Some(listener) = self.listeners.get(key) else { continue };
+            if listener.pending && listener.retry_at.is_none() && self.deals(listener.phase) {
+                self.accept_some(key);
+            }
+        }
+        for key in 0..self.adopted.capacity() {
+            self.accept_adopted(key);
+        }
+    }
+
+    fn deals(&self, phase: Phase) -> bool {
+        use croupier_core::config::Policy;
+        let by_hand = match self.config.core.policy {
+            Policy::Least | Policy::Rr | Policy::Ip => true,
+            Policy::Shared | Policy::Reuseport => false,
+        };
+        by_hand && phase != Phase::Bound
+    }
+
+    /// Whether a listener was left with its share used up: the loop must not sleep.
+    pub(super) fn more_to_accept(&self) -> bool {
+        let more = |l: &Listener| l.watch == Watch::Armed && l.pending && l.retry_at.is_none();
+        self.listeners.iter().any(|(_, listener)| more(listener))
+            || self.adopted.iter().any(|(_, adopted)| adopted.pending)
+    }
+
+    fn accept_some(&mut self, key: usize) {
+        for _ in 0..ACCEPTS_PER_TURN_MAX {
+            match self.accept_one(key) {
+                Step::Next => {}
+                Step::Stop => return,
+            }
+        }
+        // The share is used up: `pending` stays, and an armed listener makes the next wait zero.
+        self.arm(key);
+    }
+
+    fn accept_one(&mut self, key: usize) -> Step {
+        let Some(listener) = self.listeners.get(key) else { return Step::Stop };
+        let id = listener.id;
+        if !self.has_room(id) {
+            self.disarm(key);
+            return Step::Stop;
+        }
+        let Some(listener) = self.listeners.get_mut(key) else { return Step::Stop };
+        match listener.accept() {
+            Accepted::Conn(conn, peer) => {
+                listener.accepted += 1;
+                let flags = listener.accept_flags;
+                self.deal(Held { conn, listener: id, peer, accepted_at: self.now, flags });
+                Step::Next
+            }
+            Accepted::Empty => {
+                listener.pending = false;
+                self.arm(key);
+                self.tell(Event::BacklogEmpty { listener: id });
+                self.settle();
+                Step::Stop
+            }
+            Accepted::Skipped => Step::Next,
+            Accepted::Exhausted(error) => self.accept_with_reserve(key, &error),
+            Accepted::Broken(error) => {
+                log::error!("listener {listener} is broken and will be closed: {error}");
+                self.drop_listener(key);
+                Step::Stop
+            }
+        }
+    }
+
+    /// Whether somebody can take one more. When nobody can, the core has the doorbells set first and
+    /// looks once more: a claim in between would ring nobody.
+    fn has_room(&mut self, listener: ListenerId) -> bool {
+        let now = Now(self.now);
+        if self.core.wants_accept(listener, now, &self.workers) {
+            self.bells_set = false;
+            return true;
+        }
+        self.settle();
+        self.core.wants_accept(listener, now, &self.workers)
+    }
+
+    /// Gives one connection to the core and does what it says.
+    pub(super) fn deal(&mut self, held: Held) {
+        let client = address::client(&held.peer);
+        let listener = held.listener;
+        let key = self.conns.insert(held);
+        let conn = ConnId(u32::try_from(key).unwrap_or(u32::MAX));
+        self.tell(Event::Accepted(Arrival { conn, listener, client }));
+        self.settle();
+    }
+
+    /// Sends a held connection; the outcome goes back to the core.
+    pub(super) fn hand_off(&mut self, conn: ConnId, worker: WorkerId) {
+        let Some(held) = self.conns.try_remove(conn.0 as usize) else { return };
+        let header = Handoff {
+            nonblocking: held.flags & libc::SOCK_NONBLOCK != 0,
+            accepted_at: held.accepted_at,
+            peer: held.peer,
+        };
+        let Some(target) = self.workers.get_mut(worker) else {
+            return self.keep(conn, held, worker, SendFailure::Broken);
+        };
+        match target.send(held.listener, &header.encode(), held.conn.as_fd()) {
+            Ok(()) => {
+                // Closed at once: a copy kept here would delay the FIN that the worker sends.
+                drop(held.conn);
+                self.meters.handed_off(self.now, held.accepted_at);
+                let flags = if target.page.wants_nonblocking() { libc::SOCK_NONBLOCK } else { 0 };
+                if flags != held.flags
+                    && let Some(listener) = self.listeners.get_mut(usize::from(held.listener.0))
+                {
+                    listener.accept_flags = flags;
+                }
+                self.tell(Event::HandedOff { conn, worker });
+            }
+            Err(error) => {
+                let why = match error.raw_os_error() {
+                    Some(libc::EAGAIN | libc::ENOBUFS | libc::ENOMEM | libc::ETOOMANYREFS) => {
+                        SendFailure::Full
+                    }
+                    _ => SendFailure::Broken,
+                };
+                if why == SendFailure::Broken {
+                    log::warn!("worker {} broke its channel ({error}); it will be replaced", worker.0);
+                }
+                self.keep(conn, held, worker, why);
+            }
+        }
+    }
+
+    /// Back into the slab, under the same number: the slab hands out the last freed key first.
+    fn keep(&mut self, conn: ConnId, held: Held, worker: WorkerId, why: SendFailure) {
+        let key = self.conns.insert(held);
+        debug_assert_eq!(key, conn.0 as usize, "nothing was inserted in between");
+        self.tell(Event::HandOffFailed { conn, worker, why });
+    }
+
+    /// EMFILE and its kin. With the reserve descriptor given up there is room for one connection,
+    /// which is dealt and closed at once; then the reserve is taken again. Without: wait.
+    fn accept_with_reserve(&mut self, key: usize, error: &std::io::Error) -> Step {
+        self.meters.note_exhausted(error);
+        let had_reserve = self.reserve.take().is_some();
+        let Some(listener) = self.listeners.get_mut(key) else { return Step::Stop };
+        if had_reserve && let Accepted::Conn(conn, peer) = listener.accept() {
+            listener.accepted += 1;
+            let (listener, flags) = (listener.id, listener.accept_flags);
+            self.deal(Held { conn, listener, peer, accepted_at: self.now, flags });
+            self.reserve = reserve();
+            if self.reserve.is_some() {
+                return Step::Next;
+            }
+        }
+        self.reserve = self.reserve.take().or_else(reserve);
+        let wait = self.later(EXHAUSTED_WAIT);
+        if let Some(listener) = self.listeners.get_mut(key) {
+            listener.retry_at = Some(wait);
+        }
+        Step::Stop
+    }
+
+    /// Starts watching a listener. An edge comes at once if clients wait.
+    pub(super) fn arm(&mut self, key: usize) {
+        let Some(listener) = self.listeners.get(key) else { return };
+        if listener.watch == Watch::Armed || !self.deals(listener.phase) {
+            return;
+        }
+        use std::os::fd::AsRawFd;
+        match self.watch(&listener.socket().as_raw_fd(), Source::Listener(key)) {
+            Ok(()) => {
+                if let Some(listener) = self.listeners.get_mut(key) {
+                    listener.watch = Watch::Armed;
+                }
+            }
+            Err(error) => {
+                log::error!("cannot watch {listener}: {error}");
+                let wait = self.later(EXHAUSTED_WAIT);
+                if let Some(listener) = self.listeners.get_mut(key) {
+                    listener.retry_at = Some(wait);
+                }
+            }
+        }
+    }
+
+    /// Stops watching: armed, every new client would wake the primary though nobody has room.
+    fn disarm(&mut self, key: usize) {
+        use std::os::fd::AsRawFd;
+        let Some(listener) = self.listeners.get(key) else { return };
+        if listener.watch == Watch::Armed {
+            self.unwatch(&listener.socket().as_raw_fd());
+        }
+        if let Some(listener) = self.listeners.get_mut(key) {
+            listener.watch = Watch::Disarmed;
+            listener.pending = true;
+        }
+    }
+
+    /// Closes a listener's socket and tells the core.
+    pub(super) fn drop_listener(&mut self, key: usize) {
+        if !self.listeners.contains(key) {
+            return;
+        }
+        self.disarm(key);
+        let listener = self.listeners.remove(key);
+        self.tell(Event::ListenerClosed { listener: listener.id });
+    }
+
+    /// Begins or ends emptying the `reuseport` sockets of a slot.
+    pub(super) fn adopt(&mut self, slot: SlotId, adopt: bool) {
+        self.steer();
+        let gone: Vec<usize> =
+            self.adopted.iter().filter(|(_, a)| a.slot == slot).map(|(key, _)| key).collect();
+        for key in gone {
+            let adopted = self.adopted.remove(key);
+            self.unwatch(&adopted.socket);
+        }
+        if !adopt {
+            return;
+        }
+        let mut found = Vec::new();
+        for (_, listener) in &self.listeners {
+            let sockets = listener.slots().filter(|(owner, _)| *owner == slot);
+            found.extend(sockets.filter_map(|(_, fd)| Some((listener.id, sys::duplicate(fd).ok()?))));
+        }
+        for (listener, socket) in found {
+            if let Err(error) = sys::set_nonblocking(socket.as_fd()) {
+                log::warn!("cannot empty the socket of slot {}: {error}", slot.0);
+                continue;
+            }
+            let entry = self.adopted.vacant_entry();
+            let key = entry.key();
+            entry.insert(Adopted { slot, listener, socket, pending: true });
+            if let Some(adopted) = self.adopted.get(key)
+                && let Err(error) = self.watch(&adopted.socket, Source::Adopted(key))
+            {
+                log::warn!("cannot watch the socket of slot {}: {error}", slot.0);
+            }
+        }
+    }
+
+    pub(super) fn note_adopted(&mut self, key: usize) {
+        if let Some(adopted) = self.adopted.get_mut(key) {
+            adopted.pending = true;
+        }
+    }
+
+    fn accept_adopted(&mut self, key: usize) {
+        for _ in 0..ACCEPTS_PER_TURN_MAX {
+            let Some(adopted) = self.adopted.get_mut(key).filter(|adopted| adopted.pending) else { return };
+            let listener = adopted.listener;
+            match sys::accept4(adopted.socket.as_fd(), 0) {
+                Ok((conn, peer)) => {
+                    self.deal(Held { conn, listener, peer, accepted_at: self.now, flags: 0 });
+                }
+                Err(_) => {
+                    adopted.pending = false;
+                    return;
+                }
+            }
+        }
+    }
+
+    /// `reuseport`: new clients go only to slots that are served, wherever a slot is down.
+    fn steer(&mut self) {
+        for (_, listener) in &self.listeners {
+            if !matches!(listener.address, ListenAddress::Tcp { .. }) {
+                continue;
+            }
+            let served = |slot: SlotId| {
+                self.workers.iter().any(|w| w.slot == slot && w.listens_on(listener.id) && w.is_running())
+            };
+            let up: Vec<u32> = listener
+                .slots()
+                .enumerate()
+                .filter(|(_, (slot, _))| served(*slot))
+                .filter_map(|(place, _)| u32::try_from(place).ok())
+                .collect();
+            let member = listener.slots().next().map(|(_, socket)| socket);
+            if let (Some(member), false) = (member, up.is_empty())
+                && let Err(error) = sys::steer_reuseport(member, &up)
+            {
+                log::warn!("cannot steer new clients of {listener} away from a slot that is down: {error}");
+            }
+        }
+    }
+}
+
+/// A descriptor to give up when there is none left.
+pub(super) fn reserve() -> Option<OwnedFd> {
+    std::fs::File::open("/dev/null").ok().map(OwnedFd::from)
+}
+
+/// The address of a dealt connection's client in the kernel's bytes, for connections made here.
+pub(super) fn raw_peer(peer: std::net::SocketAddr) -> RawAddress<PEER_MAX> {
+    address::raw(&ListenAddress::Tcp { address: peer, dual_stack: false })
+}

@@ -1,0 +1,262 @@
+//! What the primary says to a person: start, progress, ready, and why something went wrong.
+//!
+//! Owns the words, decides nothing. A line per event of supervision, none per connection.
+
+use std::io;
+use std::time::Duration;
+
+use croupier_core::config::{Policy, ReadyRule};
+use croupier_core::event::{ExitStatus, Outcome, Report, WorkerId};
+
+use log::Level;
+
+use super::process;
+use super::run::Primary;
+use super::start::addresses;
+use crate::config::ListenAddress;
+use crate::diagnose;
+
+/// How often progress is said until every worker is ready.
+const PROGRESS_EVERY: Duration = Duration::from_secs(10);
+/// Last lines of a worker's output that a message repeats.
+const LAST_LINES_SAID: usize = 10;
+
+/// What has been said already.
+#[derive(Debug)]
+pub(super) struct Announcer {
+    next_progress: Option<u64>,
+    /// The last failure to start a process at all.
+    pub(super) start_failed: Option<io::Error>,
+    /// The last worker that ended by itself, and how.
+    last_exit: Option<(WorkerId, ExitStatus)>,
+    bind_failed: Option<String>,
+}
+
+impl Announcer {
+    pub(super) fn new(now: u64) -> Self {
+        let next = now + u64::try_from(PROGRESS_EVERY.as_nanos()).unwrap_or(u64::MAX);
+        Self { next_progress: Some(next), start_failed: None, last_exit: None, bind_failed: None }
+    }
+
+    /// When progress is due; `None` once everybody was ready.
+    pub(super) const fn deadline(&self) -> Option<u64> {
+        self.next_progress
+    }
+
+    pub(super) fn note_exit(&mut self, worker: WorkerId, status: ExitStatus) {
+        self.last_exit = Some((worker, status));
+    }
+
+    /// A worker's bind(2) was refused: the program says so in its own words, this says whose fault
+    /// it is. Once for each address.
+    pub(super) fn bind_failed(&mut self, worker: WorkerId, address: &ListenAddress, error: &io::Error) {
+        let again = io::Error::from_raw_os_error(error.raw_os_error().unwrap_or(libc::EIO));
+        let text = diagnose::bind_error(address, again).to_string();
+        if self.bind_failed.as_ref() != Some(&text) {
+            log::error!("worker {}: {text}", worker.0);
+            self.bind_failed = Some(text);
+        }
+    }
+}
+
+/// How a process ended, for people.
+pub(super) fn how(status: ExitStatus) -> String {
+    match status {
+        ExitStatus::Code(code) => format!("exited with status {code}"),
+        ExitStatus::Signal(number) => match nix::sys::signal::Signal::try_from(number) {
+            Ok(signal) => format!("was killed by {signal}"),
+            Err(_) => format!("was killed by signal {number}"),
+        },
+    }
+}
+
+/// Reports that are no more than a sentence.
+fn sentence(report: Report) -> (Level, String) {
+    match report {
+        Report::WentToBackground { worker } => (
+            Level::Error,
+            format!(
+                "worker {} exited with status 0 while processes that it started live on: the program went \
+                 into the background. Tell it to stay in the foreground",
+                worker.0
+            ),
+        ),
+        Report::BackingOff { slot, wait, crashes } => {
+            (Level::Info, format!("slot {}: crash {crashes} in a row; next start in {wait:?}", slot.0))
+        }
+        Report::SlotFailed { slot } => {
+            (Level::Error, format!("slot {} used up its crash budget and stays down", slot.0))
+        }
+        Report::Recovered { worker } => (Level::Info, format!("worker {} claims again", worker.0)),
+        Report::Stole { worker, count } => {
+            (Level::Info, format!("took {count} waiting connections from worker {}, which is late", worker.0))
+        }
+        Report::Salvaged { worker, count } => {
+            (Level::Info, format!("salvaged {count} waiting connections of worker {}", worker.0))
+        }
+        Report::NumbersDoNotFit { worker } => (
+            Level::Warn,
+            format!("what worker {} counts does not fit what it was given; it will be replaced", worker.0),
+        ),
+        Report::DrainCut { worker, active: Some(active) } => (
+            Level::Warn,
+            format!("worker {} still held {active} connections at the drain-timeout", worker.0),
+        ),
+        Report::DrainCut { worker, active: None } => {
+            (Level::Warn, format!("worker {} did not end by itself before the drain-timeout", worker.0))
+        }
+        Report::AllReady
+        | Report::Ready { .. }
+        | Report::NotReadyInTime { .. }
+        | Report::Died { .. }
+        | Report::Late { .. }
+        | Report::Drained { .. } => (Level::Debug, format!("{report:?}")),
+    }
+}
+
+fn policy_name(policy: Policy) -> &'static str {
+    match policy {
+        Policy::Least => "least",
+        Policy::Rr => "rr",
+        Policy::Ip => "ip",
+        Policy::Shared => "shared",
+        Policy::Reuseport => "reuseport",
+    }
+}
+
+impl Primary {
+    pub(super) fn policy(&self) -> &'static str {
+        policy_name(self.config.core.policy)
+    }
+
+    pub(super) fn announce_start(&self) {
+        let workers = &self.config.workers;
+        let why = if workers.why.is_empty() { String::new() } else { format!(" ({})", workers.why) };
+        let plural = if workers.count == 1 { "worker" } else { "workers" };
+        self.say(&format!(
+            "croupier {} (pid {}): starting {} {plural} of {}{why}",
+            env!("CARGO_PKG_VERSION"),
+            std::process::id(),
+            workers.count,
+            self.launcher.title(),
+        ));
+        self.commands.announce(|text| self.say(text));
+    }
+
+    pub(super) fn say(&self, text: &str) {
+        if let Some(output) = &self.output {
+            output.say(text);
+        }
+    }
+
+    /// Progress until everybody is ready.
+    pub(super) fn announce(&mut self) {
+        if self.announcer.next_progress.is_none_or(|at| self.now < at) {
+            return;
+        }
+        if self.core.all_were_ready() {
+            self.announcer.next_progress = None;
+            return;
+        }
+        self.announcer.next_progress = Some(self.later(PROGRESS_EVERY));
+        let waiting = match self.config.core.ready {
+            ReadyRule::Listen => "listen()",
+            ReadyRule::Accept => "accept()",
+            ReadyRule::Notify => "READY=1 (sd_notify)",
+            ReadyRule::Start => "its start",
+        };
+        let (ready, all) = (self.core.ready_count(), self.config.workers.count);
+        self.say(&format!("{ready} of {all} ready; waiting for {waiting}"));
+    }
+
+    /// A line of log for what the core reports.
+    pub(super) fn report(&mut self, report: Report) {
+        match report {
+            Report::AllReady => self.announce_ready(),
+            Report::Ready { worker, slot, .. } => {
+                if self.core.all_were_ready() {
+                    log::info!("worker {} took over slot {}", worker.0, slot.0);
+                }
+            }
+            Report::NotReadyInTime { worker } => self.report_not_ready(worker),
+            Report::Died { worker, status, queued } => self.report_death(worker, status, queued),
+            Report::Late { .. } | Report::Drained { .. } => log::debug!("{report:?}"),
+            Report::WentToBackground { .. }
+            | Report::BackingOff { .. }
+            | Report::SlotFailed { .. }
+            | Report::Recovered { .. }
+            | Report::Stole { .. }
+            | Report::Salvaged { .. }
+            | Report::NumbersDoNotFit { .. }
+            | Report::DrainCut { .. } => {
+                let (level, text) = sentence(report);
+                log::log!(level, "{text}");
+            }
+        }
+    }
+
+    fn announce_ready(&mut self) {
+        self.announcer.next_progress = None;
+        let count = self.config.workers.count;
+        let plural = if count == 1 { "worker" } else { "workers" };
+        self.say(&format!(
+            "ready: {count} {plural} on {}, policy {}, adapter {}",
+            addresses(&self.listeners),
+            self.policy(),
+            self.launcher.adapter(),
+        ));
+        self.commands.now_ready(self.poll.registry());
+    }
+
+    fn report_not_ready(&mut self, worker: WorkerId) {
+        let Some(found) = self.workers.get(worker) else { return };
+        let family = process::family(found, &[]);
+        let why = diagnose::why_not_ready(found.pid, &family);
+        log::error!("worker {} is not ready in time: {why}", worker.0);
+        self.repeat_last_lines(worker);
+    }
+
+    fn report_death(&mut self, worker: WorkerId, status: ExitStatus, queued: u32) {
+        let waiting = match queued {
+            0 => String::new(),
+            1 => "; the connection that waited for it goes to another".into(),
+            many => format!("; the {many} connections that waited for it go to others"),
+        };
+        log::warn!("worker {} {}{waiting}", worker.0, how(status));
+        if !self.core.all_were_ready() {
+            self.repeat_last_lines(worker);
+        }
+    }
+
+    fn repeat_last_lines(&self, worker: WorkerId) {
+        let Some(output) = &self.output else { return };
+        let lines = output.last_lines(worker.0);
+        if lines.is_empty() {
+            return log::error!("worker {} printed nothing", worker.0);
+        }
+        log::error!("the last lines of worker {}:", worker.0);
+        let skip = lines.len().saturating_sub(LAST_LINES_SAID);
+        for line in lines.iter().skip(skip) {
+            log::error!("  {line}");
+        }
+    }
+
+    /// The last line, when it did not end as asked.
+    pub(super) fn announce_end(&self, outcome: Outcome) {
+        let last = self.announcer.last_exit.map(|(worker, status)| {
+            format!("; the last one, worker {}, {}", worker.0, how(status))
+        });
+        let last = last.unwrap_or_default();
+        let failed = self.announcer.start_failed.as_ref();
+        let failed = failed.map(|error| format!("; it cannot be started: {error}")).unwrap_or_default();
+        match outcome {
+            Outcome::Stopped | Outcome::Killed => {}
+            Outcome::NeverStarted => {
+                self.say(&format!("no worker of {} became ready{last}{failed}", self.launcher.title()));
+            }
+            Outcome::AllFailed => {
+                self.say(&format!("every slot has failed{last}{failed}; --stay would keep trying"));
+            }
+        }
+    }
+}

@@ -1,0 +1,328 @@
+//! What the primary answers to workers' processes: bind, listen, attach, close, ready.
+//!
+//! Everything here comes from a worker: a request that does not decode, or a flood of them, costs
+//! that worker its life; a token that nobody has is ignored. Listeners are made here, by the primary
+//! itself: a worker's own socket could make accept(2), or even close(2), block.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+use croupier_core::config::Policy;
+use croupier_core::event::{Event, ListenerId, SlotId, WorkerId};
+use croupier_worker::wire::{Answer, Kind, RawAddress, Request, Verdict};
+
+use super::listener::{Listener, Origin, Phase};
+use super::questions::Question;
+use super::run::Primary;
+use super::tokens::Source;
+use super::address;
+use crate::config::{ListenAddress, ListenSpec, ProgramAddress};
+use crate::sys;
+
+/// Addresses that are dealt at once.
+pub(crate) const LISTENERS_MAX: usize = 256;
+/// Questions that one worker may ask in a second.
+pub(crate) const QUESTIONS_PER_SECOND_MAX: u32 = 10_000;
+
+const fn verdict(verdict: Verdict) -> Answer {
+    Answer { verdict, errno: 0, channel: 0, address: RawAddress::NONE }
+}
+
+fn refused(error: &io::Error) -> Answer {
+    Answer { errno: error.raw_os_error().unwrap_or(libc::EIO), ..verdict(Verdict::Refused) }
+}
+
+/// How a worker's address relates to what is dealt.
+enum Target {
+    /// Not croupier's.
+    Theirs,
+    /// This listener, which exists.
+    Known(ListenerId),
+    /// To be made.
+    New(ListenAddress),
+}
+
+impl Primary {
+    pub(super) fn take_questions(&mut self) {
+        let mut evicted = Vec::new();
+        loop {
+            match self.questions.accept(&mut evicted) {
+                Ok(Some(key)) => self.await_question(key),
+                Ok(None) => break,
+                Err(error) => {
+                    log::warn!("a worker's question must wait: {error}");
+                    break;
+                }
+            }
+        }
+        if !evicted.is_empty() {
+            self.rescue.close(evicted);
+        }
+    }
+
+    fn await_question(&mut self, key: usize) {
+        let watched = match self.questions.client(key).map(|fd| fd.as_raw_fd()) {
+            Some(fd) => self.watch(&fd, Source::Question(key)),
+            None => return,
+        };
+        if let Err(error) = watched {
+            log::warn!("cannot watch a worker's question: {error}");
+        }
+    }
+
+    pub(super) fn take_question(&mut self, key: usize) {
+        let Some(question) = self.questions.read(key) else { return };
+        self.unwatch(&question.client);
+        self.judge(&question);
+        self.discard(question.client);
+        self.settle();
+    }
+
+    fn judge(&mut self, question: &Question) {
+        let Some(request) = &question.request else {
+            log::warn!("process {} sent something that is no question", question.pid);
+            return self.blame(question.pid);
+        };
+        let Some(worker) = self.workers.by_token(&request.token) else {
+            log::warn!("process {} (uid {}) asked with a token that no worker has", question.pid, question.uid);
+            return question.answer(&refused(&io::Error::from_raw_os_error(libc::EACCES)), &[]);
+        };
+        if !self.launcher.may_ask(question.uid) {
+            log::warn!("process {} asked for worker {} as uid {}", question.pid, worker.0, question.uid);
+            return question.answer(&refused(&io::Error::from_raw_os_error(libc::EACCES)), &[]);
+        }
+        if self.meters.too_many_questions(worker, self.now, QUESTIONS_PER_SECOND_MAX) {
+            log::warn!("worker {} floods the control socket; it will be replaced", worker.0);
+            return self.tell(Event::Misbehaved { worker });
+        }
+        match request.kind {
+            Kind::Bind => self.answer_bind(question, request, worker),
+            Kind::Listen => self.answer_listen(question, request, worker),
+            Kind::Attach => self.answer_attach(question, request, worker),
+            Kind::Close => self.note_close(question, request, worker),
+            Kind::Ready => {
+                self.tell(Event::SaidReady { worker });
+                question.answer(&verdict(Verdict::Done), &[]);
+            }
+            Kind::SetOption => {
+                self.set_options(request, worker);
+                question.answer(&verdict(Verdict::Done), &[]);
+            }
+            Kind::Unbind => question.answer(&verdict(Verdict::Done), &[]),
+        }
+    }
+
+    /// Garbage has no token; the process that sent it may still be known.
+    fn blame(&mut self, pid: u32) {
+        let known = |worker: &&super::worker::Worker| {
+            worker.pid == pid || worker.page.pids().any(|known| known == pid)
+        };
+        let found = self.workers.iter().find(known).map(|worker| worker.id);
+        if let Some(worker) = found {
+            self.tell(Event::Misbehaved { worker });
+        }
+    }
+
+    fn answer_bind(&mut self, question: &Question, request: &Request, worker: WorkerId) {
+        let answer = match self.target(request) {
+            Target::Theirs => verdict(Verdict::Pass),
+            Target::Known(listener) if self.bound_twice(question, request, worker, listener) => {
+                refused(&io::Error::from_raw_os_error(libc::EADDRINUSE))
+            }
+            Target::Known(_) => Answer { address: request.address, ..verdict(Verdict::Done) },
+            Target::New(address) => match self.make_listener(address.clone()) {
+                Ok(_) => Answer { address: request.address, ..verdict(Verdict::Done) },
+                Err(error) => {
+                    self.announcer.bind_failed(worker, &address, &error);
+                    refused(&error)
+                }
+            },
+        };
+        question.answer(&answer, &[]);
+    }
+
+    /// One process binds one address twice without `SO_REUSEPORT`: it shall hear what bind(2) says.
+    fn bound_twice(&self, q: &Question, request: &Request, worker: WorkerId, listener: ListenerId) -> bool {
+        !has_option(request, libc::SOL_SOCKET, libc::SO_REUSEPORT)
+            && self.workers.get(worker).is_some_and(|w| w.process_listens_on(listener, q.pid))
+    }
+
+    fn target(&self, request: &Request) -> Target {
+        let v6only = has_option(request, libc::IPPROTO_IPV6, libc::IPV6_V6ONLY);
+        let Some(asked) = address::parse(&request.address, v6only) else { return Target::Theirs };
+        if self.config.listen.is_empty() {
+            if matches!(&asked, ListenAddress::Tcp { address, .. } if address.port() == 0) {
+                return Target::Theirs;
+            }
+            let known = self.listeners.iter().find(|(_, listener)| listener.address == asked);
+            return known.map_or(Target::New(asked), |(_, listener)| Target::Known(listener.id));
+        }
+        // The specs stand in the order of their listeners: both are made once, at start.
+        let declared = self.listeners.iter().filter(|(_, listener)| listener.origin == Origin::Declared);
+        let mut pairs = self.config.listen.iter().zip(declared);
+        let found = pairs.find(|(spec, (_, listener))| claims(spec, &listener.bound(), &asked));
+        found.map_or(Target::Theirs, |(_, (_, listener))| Target::Known(listener.id))
+    }
+
+    /// Binds an address that a worker or `-l` names.
+    ///
+    /// # Errors
+    /// bind(2)'s errno; `ENOSPC` beyond [`LISTENERS_MAX`].
+    pub(super) fn make_listener(&mut self, address: ListenAddress) -> io::Result<usize> {
+        if self.listeners.len() >= LISTENERS_MAX {
+            return Err(io::Error::from_raw_os_error(libc::ENOSPC));
+        }
+        let entry = self.listeners.vacant_entry();
+        let key = entry.key();
+        let id = ListenerId(u16::try_from(key).unwrap_or(u16::MAX));
+        let reuseport = self.config.core.policy == Policy::Reuseport;
+        entry.insert(Listener::bind(id, address, reuseport)?);
+        Ok(key)
+    }
+
+    fn answer_listen(&mut self, question: &Question, request: &Request, worker: WorkerId) {
+        let answer = match self.target(request) {
+            Target::Theirs => return question.answer(&verdict(Verdict::Pass), &[]),
+            Target::Known(listener) => self.listen(question, request, worker, listener),
+            Target::New(address) => self.make_listener(address).and_then(|key| {
+                self.listen(question, request, worker, ListenerId(u16::try_from(key).unwrap_or(u16::MAX)))
+            }),
+        };
+        if let Err(error) = answer {
+            log::warn!("worker {} cannot listen: {error}", worker.0);
+            question.answer(&refused(&error), &[]);
+        }
+    }
+
+    fn listen(
+        &mut self,
+        question: &Question,
+        request: &Request,
+        worker: WorkerId,
+        id: ListenerId,
+    ) -> io::Result<()> {
+        let key = usize::from(id.0);
+        let gone = || io::Error::from_raw_os_error(libc::EBADF);
+        let backlog = request.backlog.max(i32::try_from(self.config.backlog).unwrap_or(i32::MAX));
+        let listener = self.listeners.get_mut(key).ok_or_else(gone)?;
+        for option in request.options() {
+            listener.set_option(*option);
+        }
+        let slot = self.workers.get(worker).ok_or_else(gone)?.slot;
+        let was_bound = listener.phase == Phase::Bound;
+        let dealt = match self.config.core.policy {
+            Policy::Least | Policy::Rr | Policy::Ip => {
+                listener.listen(backlog)?;
+                None
+            }
+            Policy::Shared => {
+                listener.listen(backlog)?;
+                Some(sys::duplicate(listener.socket())?)
+            }
+            Policy::Reuseport => Some(slot_socket(listener, slot, backlog)?),
+        };
+        let declared = listener.origin == Origin::Declared;
+        if was_bound {
+            self.tell(Event::ListenerOpened { listener: id, declared });
+        }
+        self.hand_out(question, request, worker, id, dealt)?;
+        self.arm(key);
+        Ok(())
+    }
+
+    /// Answers a listen with a channel, or with the socket itself.
+    fn hand_out(
+        &mut self,
+        question: &Question,
+        request: &Request,
+        worker: WorkerId,
+        listener: ListenerId,
+        socket: Option<OwnedFd>,
+    ) -> io::Result<()> {
+        let gone = || io::Error::from_raw_os_error(libc::ESRCH);
+        let depth = self.launcher.queue_depth();
+        let found = self.workers.get_mut(worker).ok_or_else(gone)?;
+        let first = !found.listens_on(listener);
+        let mut answer = Answer { address: request.address, ..verdict(Verdict::Socket) };
+        if socket.is_none() {
+            answer.verdict = Verdict::Dealt;
+            answer.channel = found.open_channel(listener, question.pid, depth, request.address)?;
+            found.page.attached = true;
+        } else {
+            found.note_socket(listener);
+        }
+        let found = self.workers.get(worker).ok_or_else(gone)?;
+        let channel = found.channel(answer.channel).map(|(channel, _)| channel.receive_end());
+        let third: BorrowedFd<'_> =
+            socket.as_ref().map(AsFd::as_fd).or(channel).ok_or_else(gone)?;
+        let [page, bell] = self.seat_of(worker).ok_or_else(gone)?;
+        question.answer(&answer, &[page, bell, third]);
+        if first {
+            self.tell(Event::Listening { worker, listener });
+        }
+        Ok(())
+    }
+
+    fn answer_attach(&mut self, question: &Question, request: &Request, worker: WorkerId) {
+        let Some(found) = self.workers.get_mut(worker) else { return };
+        found.page.attached = true;
+        let mut answer = verdict(Verdict::Dealt);
+        if request.channel != 0 {
+            match found.channel(request.channel) {
+                Some((channel, address)) => {
+                    answer.channel = channel.number;
+                    answer.address = *address;
+                }
+                None => return question.answer(&refused(&io::ErrorKind::NotFound.into()), &[]),
+            }
+        }
+        if let Some(seat) = self.seat_of(worker) {
+            question.answer(&answer, &seat);
+        }
+    }
+
+    fn note_close(&mut self, question: &Question, request: &Request, worker: WorkerId) {
+        let last = self.workers.get_mut(worker).and_then(|found| found.close_channel(request.channel));
+        if let Some(listener) = last {
+            self.tell(Event::Unlistened { worker, listener });
+        }
+        question.answer(&verdict(Verdict::Done), &[]);
+    }
+
+    fn set_options(&mut self, request: &Request, worker: WorkerId) {
+        let Some(found) = self.workers.get(worker) else { return };
+        let Some((channel, _)) = found.channel(request.channel) else { return };
+        let key = usize::from(channel.listener.0);
+        if let Some(listener) = self.listeners.get_mut(key) {
+            for option in request.options() {
+                listener.set_option(*option);
+            }
+        }
+    }
+}
+
+fn slot_socket(listener: &mut Listener, slot: SlotId, backlog: i32) -> io::Result<OwnedFd> {
+    sys::duplicate(listener.slot_socket(slot, backlog)?)
+}
+
+fn has_option(request: &Request, level: i32, name: i32) -> bool {
+    request.options().iter().any(|o| o.level == level && o.name == name && o.value != 0)
+}
+
+/// Whether this `-l` is about the address that a program binds.
+fn claims(spec: &ListenSpec, public: &ListenAddress, asked: &ListenAddress) -> bool {
+    let same_port = |port: u16| matches!(asked, ListenAddress::Tcp { address, .. } if address.port() == port);
+    match (&spec.program, public) {
+        (Some(ProgramAddress::Port(port)), _) => same_port(*port),
+        (Some(ProgramAddress::Tcp(wanted)), _) => {
+            matches!(asked, ListenAddress::Tcp { address, .. } if address == wanted)
+        }
+        (Some(ProgramAddress::Unix(wanted)), _) => {
+            matches!(asked, ListenAddress::Unix(path) if path == wanted)
+        }
+        // Without `=`: the port decides; which of the machine's addresses it is open on is for `-l`.
+        (None, ListenAddress::Tcp { address, .. }) => same_port(SocketAddr::port(address)),
+        (None, ListenAddress::Unix(wanted)) => matches!(asked, ListenAddress::Unix(path) if path == wanted),
+    }
+}

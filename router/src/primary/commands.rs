@@ -1,0 +1,178 @@
+//! Signals and the command line's control socket: what the operator wants.
+
+use std::io::{self, IsTerminal};
+use std::path::Path;
+
+use croupier_core::event::Event;
+use mio::{Registry, Token};
+use signal_hook::consts::signal::{SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM};
+
+use super::run::Primary;
+use crate::control::messages::{Awaited, Reply, Request};
+use crate::control::place::{Place, PlaceError};
+use crate::control::server::{ClientId, ControlServer};
+
+/// The control socket, if there is one, and who waits on it.
+#[derive(Debug)]
+pub(super) struct Commands {
+    place: Result<Place, String>,
+    server: Option<ControlServer>,
+    waiting: Vec<ClientId>,
+    interrupts: u32,
+    terminal: Terminal,
+    /// `stop --now`: a success, unlike a second Ctrl-C.
+    pub(super) killed_by_command: bool,
+}
+
+/// The terminal that the primary was started from.
+#[derive(Debug)]
+enum Terminal {
+    /// Its end is ours.
+    Ours,
+    /// There was none, or stderr went elsewhere.
+    None,
+}
+
+impl Terminal {
+    fn at_start() -> Self {
+        if io::stderr().is_terminal() { Self::Ours } else { Self::None }
+    }
+
+    /// It was there, and is no more.
+    fn is_gone(&self) -> bool {
+        match self {
+            Self::Ours => !io::stderr().is_terminal(),
+            Self::None => false,
+        }
+    }
+}
+
+impl Commands {
+    /// Opens the control socket. No writable place is a warning, not a failure: dealing works
+    /// without it.
+    pub(super) fn new(
+        place: Result<Place, PlaceError>,
+        bind: impl FnOnce(&Path) -> io::Result<ControlServer>,
+    ) -> Self {
+        let place = place.map_err(|error| error.to_string());
+        let server = match place.as_ref().map(|place| bind(place.socket())) {
+            Ok(Ok(server)) => Some(server),
+            Ok(Err(error)) => {
+                log::warn!("no control socket: {error}; status, stop and wait will not find this croupier");
+                None
+            }
+            Err(error) => {
+                log::warn!("no control socket: {error}; status, stop and wait will not find this croupier");
+                None
+            }
+        };
+        Self { place, server, waiting: Vec::new(), interrupts: 0, terminal: Terminal::at_start(), killed_by_command: false }
+    }
+
+    /// The name it got: the wanted one, or with a number when that was taken.
+    pub(super) fn name<'a>(&'a self, wanted: &'a str) -> &'a str {
+        self.place.as_ref().map_or(wanted, Place::name)
+    }
+
+    pub(super) fn announce(&self, say: impl Fn(&str)) {
+        if let (Ok(place), Some(_)) = (&self.place, &self.server) {
+            say(&format!("this croupier is called {}: croupier status -n {0}", place.name()));
+        }
+    }
+
+    /// Everybody is ready: tell those who wait for it.
+    pub(super) fn now_ready(&mut self, registry: &Registry) {
+        if let Some(server) = &mut self.server {
+            for client in self.waiting.drain(..) {
+                server.reply(client, &Reply::Done, registry);
+            }
+        }
+    }
+}
+
+impl Primary {
+    pub(super) fn take_signals(&mut self) {
+        let pending: Vec<i32> = self.signals.pending().collect();
+        for signal in pending {
+            match signal {
+                SIGCHLD => self.take_ended(),
+                SIGINT => self.interrupt(),
+                SIGTERM | SIGQUIT => self.stop("asked by a signal"),
+                SIGHUP => self.hang_up(),
+                _ => log::debug!("signal {signal} means nothing here"),
+            }
+        }
+    }
+
+    fn stop(&mut self, why: &str) {
+        log::info!("stopping ({why}): {} connections to finish", self.connections_held());
+        self.tell(Event::StopAsked { now: false });
+    }
+
+    /// Ctrl-C: the first one drains, the second one kills.
+    fn interrupt(&mut self) {
+        self.commands.interrupts += 1;
+        if self.commands.interrupts == 1 {
+            let held = self.connections_held();
+            let plural = if held == 1 { "connection" } else { "connections" };
+            self.say(&format!("draining {held} {plural}, Ctrl-C again to stop at once"));
+            self.tell(Event::StopAsked { now: false });
+        } else {
+            self.tell(Event::StopAsked { now: true });
+        }
+    }
+
+    /// A terminal that went away takes its programs with it; a daemon has none to lose.
+    fn hang_up(&mut self) {
+        if self.commands.terminal.is_gone() {
+            self.stop("the terminal is gone");
+        } else {
+            log::info!("SIGHUP without a vanished terminal: nothing to do");
+        }
+    }
+
+    fn connections_held(&self) -> u64 {
+        let queued: u64 = self.workers.iter().filter_map(|w| w.queued_exact()).map(u64::from).sum();
+        let active: u64 = self.workers.iter().filter_map(|w| w.page.load().active).map(u64::from).sum();
+        queued + active
+    }
+
+    pub(super) fn take_commands(&mut self, token: Token) {
+        let mut requests = Vec::new();
+        let registry = self.poll.registry();
+        match &mut self.commands.server {
+            Some(server) if server.owns(token) => server.ready(token, registry, &mut requests),
+            Some(_) | None => return,
+        }
+        for (client, request) in requests {
+            if let Some(reply) = self.obey(client, request)
+                && let Some(server) = &mut self.commands.server
+            {
+                server.reply(client, &reply, self.poll.registry());
+            }
+        }
+        self.settle();
+    }
+
+    fn obey(&mut self, client: ClientId, request: Request) -> Option<Reply> {
+        match request {
+            Request::Ping => Some(Reply::Done),
+            Request::Status => Some(Reply::Status(Box::new(self.status()))),
+            Request::Stop { now } => {
+                self.commands.killed_by_command |= now;
+                log::info!("stopping (asked by croupier stop)");
+                self.tell(Event::StopAsked { now });
+                Some(Reply::Done)
+            }
+            Request::Wait { r#for: Awaited::Ready } => {
+                if self.core.ready_count() >= self.config.workers.count {
+                    return Some(Reply::Done);
+                }
+                self.commands.waiting.push(client);
+                None
+            }
+            // The end of the connection is the answer.
+            Request::Wait { r#for: Awaited::Stopped } => None,
+        }
+    }
+}

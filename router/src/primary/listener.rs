@@ -1,0 +1,378 @@
+//! Listeners: listening sockets, made and owned by the primary.
+//!
+//! Owns the sockets of one address: for the hand-off policies and `shared` one socket, for
+//! `reuseport` one for each slot. Promises: accept never blocks, an edge is never lost (a listener
+//! that is not read to its end is remembered as `pending`), and a socket file is removed only by
+//! the primary that made it.
+
+use std::fmt;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+
+use croupier_core::event::{ListenerId, SlotId};
+use croupier_worker::wire::{PEER_MAX, RawAddress, SocketOption};
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::sys::socket::{
+    AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage, UnixAddr, bind, getsockname, listen,
+    setsockopt, socket, sockopt,
+};
+
+use crate::config::ListenAddress;
+use crate::sys;
+
+/// What accept(2) came to (its error classes: accept(2), "Error handling").
+#[derive(Debug)]
+pub(crate) enum Accepted {
+    /// A connection and who it is.
+    Conn(OwnedFd, RawAddress<PEER_MAX>),
+    /// The backlog is empty; an edge will come.
+    Empty,
+    /// This one connection is gone already; go on.
+    Skipped,
+    /// The process or the machine has no descriptor or memory left: no edge will come, use a timer.
+    Exhausted(io::Error),
+    /// The listener itself is unusable.
+    Broken(io::Error),
+}
+
+/// What a listener does at the moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Phase {
+    /// Bound for a worker that has not called listen() yet.
+    Bound,
+    /// Clients connect.
+    Listening,
+    /// Stopping: a filter drops new clients, the backlog is accepted to its end.
+    Quiet,
+}
+
+/// Who named the address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Origin {
+    /// `-l`.
+    Declared,
+    /// The program, by its bind(2).
+    Asked,
+}
+
+/// Whether the loop's poll knows it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Watch {
+    /// A new client is an event.
+    Armed,
+    /// Nobody has room: a new client wakes nobody.
+    Disarmed,
+}
+
+/// One address that is dealt.
+#[derive(Debug)]
+pub(crate) struct Listener {
+    pub(crate) id: ListenerId,
+    /// As asked for by `-l` or the first worker.
+    pub(crate) address: ListenAddress,
+    pub(crate) origin: Origin,
+    pub(crate) phase: Phase,
+    pub(crate) watch: Watch,
+    /// There may be clients in the backlog that no edge will announce again.
+    pub(crate) pending: bool,
+    /// Do not accept before this (nanoseconds, monotonic): descriptors had run out.
+    pub(crate) retry_at: Option<u64>,
+    pub(crate) accepted: u64,
+    /// What accept4(2) sets on a connection: `SOCK_NONBLOCK` when the workers want it.
+    pub(crate) accept_flags: i32,
+    pub(crate) backlog: i32,
+    socket: OwnedFd,
+    /// `reuseport`: the socket of each slot.
+    slots: Vec<(SlotId, OwnedFd)>,
+    options: Vec<SocketOption>,
+}
+
+impl Listener {
+    /// Binds, without listening yet.
+    ///
+    /// # Errors
+    /// bind(2)'s errno, for the worker or the command line.
+    pub(crate) fn bind(id: ListenerId, address: ListenAddress, reuseport: bool) -> io::Result<Self> {
+        let socket = bound_socket(&address, reuseport)?;
+        Ok(Self {
+            id,
+            address,
+            origin: Origin::Asked,
+            phase: Phase::Bound,
+            watch: Watch::Disarmed,
+            pending: false,
+            retry_at: None,
+            accepted: 0,
+            accept_flags: 0,
+            backlog: 0,
+            socket,
+            slots: Vec::new(),
+            options: Vec::new(),
+        })
+    }
+
+    /// listen(2), or a larger backlog on a socket that listens already.
+    ///
+    /// # Errors
+    /// listen(2)'s errno.
+    pub(crate) fn listen(&mut self, backlog: i32) -> io::Result<()> {
+        if self.phase == Phase::Bound || backlog > self.backlog {
+            self.backlog = backlog.max(self.backlog);
+            listen(&self.socket, limit(self.backlog))?;
+        }
+        if self.phase == Phase::Bound {
+            self.phase = Phase::Listening;
+            self.pending = true;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn socket(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+
+    /// `reuseport`: the slot's own socket, made at its first listen and kept for its successors. The
+    /// first slot gets the socket that reserved the address: it must not listen without an owner.
+    ///
+    /// # Errors
+    /// EMFILE, EADDRINUSE and the like.
+    pub(crate) fn slot_socket(&mut self, slot: SlotId, backlog: i32) -> io::Result<BorrowedFd<'_>> {
+        if let Some(at) = self.slots.iter().position(|(owner, _)| *owner == slot) {
+            let (_, socket) = self.slots.get(at).ok_or(io::ErrorKind::NotFound)?;
+            // The predecessor's O_NONBLOCK is on the open file; the successor starts as it would.
+            fcntl(socket, FcntlArg::F_SETFL(OFlag::empty()))?;
+            return Ok(socket.as_fd());
+        }
+        let fresh = if self.slots.is_empty() {
+            sys::duplicate(&self.socket)?
+        } else {
+            bound_socket(&self.address, true)?
+        };
+        for option in &self.options {
+            apply(fresh.as_fd(), *option);
+        }
+        fcntl(&fresh, FcntlArg::F_SETFL(OFlag::empty()))?;
+        listen(&fresh, limit(backlog))?;
+        self.phase = Phase::Listening;
+        self.slots.push((slot, fresh));
+        self.slots.last().map(|(_, socket)| socket.as_fd()).ok_or_else(|| io::ErrorKind::NotFound.into())
+    }
+
+    /// `reuseport`: every slot that has a socket here, in order of bind (as the kernel counts them).
+    pub(crate) fn slots(&self) -> impl Iterator<Item = (SlotId, BorrowedFd<'_>)> {
+        self.slots.iter().map(|(slot, socket)| (*slot, socket.as_fd()))
+    }
+
+    /// Applies a worker's socket option to the listener, whose connections inherit it. Options that
+    /// are not on the named list are ignored: a worker may not change what is the primary's.
+    pub(crate) fn set_option(&mut self, option: SocketOption) {
+        if !DEALT_OPTIONS.contains(&(option.level, option.name)) || self.options.contains(&option) {
+            return;
+        }
+        apply(self.socket.as_fd(), option);
+        for (_, socket) in &self.slots {
+            apply(socket.as_fd(), option);
+        }
+        self.options.retain(|known| (known.level, known.name) != (option.level, option.name));
+        self.options.push(option);
+    }
+
+    /// Takes one connection out of the backlog of `socket` (the listener's own or a slot's).
+    pub(crate) fn accept(&self) -> Accepted {
+        accept(self.socket.as_fd(), self.accept_flags)
+    }
+
+    /// Step 1 of stopping without a reset (dealing.md 7): new clients are dropped, so they retry,
+    /// and the backlog can be accepted to its end.
+    pub(crate) fn quiet(&mut self) {
+        self.phase = Phase::Quiet;
+        self.pending = true;
+        if matches!(self.address, ListenAddress::Tcp { .. })
+            && let Err(error) = sys::attach_drop_filter(self.socket.as_fd())
+        {
+            log::warn!("cannot attach a filter to {self}: {error}; clients that connect while it closes may be reset");
+        }
+    }
+
+    /// The address with the port that the kernel chose.
+    pub(crate) fn bound(&self) -> ListenAddress {
+        match &self.address {
+            ListenAddress::Tcp { dual_stack, address } => {
+                let found = getsockname::<SockaddrStorage>(self.socket.as_raw_fd()).ok();
+                let found = found.and_then(|name| {
+                    let v4 = name.as_sockaddr_in().map(|v4| std::net::SocketAddrV4::from(*v4).into());
+                    v4.or_else(|| name.as_sockaddr_in6().map(|v6| std::net::SocketAddrV6::from(*v6).into()))
+                });
+                ListenAddress::Tcp { address: found.unwrap_or(*address), dual_stack: *dual_stack }
+            }
+            ListenAddress::Unix(path) => ListenAddress::Unix(path.clone()),
+        }
+    }
+
+    /// Clients in the backlog and its limit; `None` for a Unix socket.
+    pub(crate) fn backlog_depth(&self) -> Option<(u32, u32)> {
+        sys::backlog(self.socket.as_fd()).ok()
+    }
+}
+
+impl fmt::Display for Listener {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.bound().fmt(f)
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        if let ListenAddress::Unix(path) = &self.address
+            && let Err(error) = std::fs::remove_file(path)
+        {
+            log::debug!("the socket file {} was gone already: {error}", path.display());
+        }
+    }
+}
+
+/// Options that a program sets on its listening socket for its connections to inherit.
+const DEALT_OPTIONS: [(i32, i32); 13] = [
+    (libc::SOL_SOCKET, libc::SO_KEEPALIVE),
+    (libc::SOL_SOCKET, libc::SO_LINGER),
+    (libc::SOL_SOCKET, libc::SO_PRIORITY),
+    (libc::SOL_SOCKET, libc::SO_RCVBUF),
+    (libc::SOL_SOCKET, libc::SO_SNDBUF),
+    (libc::IPPROTO_TCP, libc::TCP_NODELAY),
+    (libc::IPPROTO_TCP, libc::TCP_KEEPIDLE),
+    (libc::IPPROTO_TCP, libc::TCP_KEEPINTVL),
+    (libc::IPPROTO_TCP, libc::TCP_KEEPCNT),
+    (libc::IPPROTO_TCP, libc::TCP_USER_TIMEOUT),
+    (libc::IPPROTO_TCP, libc::TCP_DEFER_ACCEPT),
+    (libc::IPPROTO_TCP, libc::TCP_FASTOPEN),
+    (libc::IPPROTO_TCP, libc::TCP_QUICKACK),
+];
+
+fn apply(socket: BorrowedFd<'_>, option: SocketOption) {
+    let words = [option.value, option.extra];
+    let count = if (option.level, option.name) == (libc::SOL_SOCKET, libc::SO_LINGER) { 2 } else { 1 };
+    let words = words.get(..count).unwrap_or(&[]);
+    if let Err(error) = sys::set_option(socket, option.level, option.name, words) {
+        log::debug!("socket option {}/{} of a worker was not taken: {error}", option.level, option.name);
+    }
+}
+
+fn accept(socket: BorrowedFd<'_>, flags: i32) -> Accepted {
+    match sys::accept4(socket, flags) {
+        Ok((conn, peer)) => Accepted::Conn(conn, peer),
+        Err(error) => classify(error),
+    }
+}
+
+fn classify(error: io::Error) -> Accepted {
+    match error.raw_os_error() {
+        Some(libc::EAGAIN) => Accepted::Empty,
+        Some(
+            libc::EINTR | libc::ECONNABORTED | libc::EPERM | libc::ENETDOWN | libc::EPROTO
+            | libc::ENOPROTOOPT | libc::EHOSTDOWN | libc::ENONET | libc::EHOSTUNREACH
+            | libc::EOPNOTSUPP | libc::ENETUNREACH | libc::ETIMEDOUT,
+        ) => Accepted::Skipped,
+        Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM) => Accepted::Exhausted(error),
+        _ => Accepted::Broken(error),
+    }
+}
+
+fn limit(backlog: i32) -> Backlog {
+    Backlog::new(backlog.max(1)).unwrap_or(Backlog::MAXCONN)
+}
+
+fn bound_socket(address: &ListenAddress, reuseport: bool) -> io::Result<OwnedFd> {
+    let family = match address {
+        ListenAddress::Tcp { address, .. } if address.is_ipv4() => AddressFamily::Inet,
+        ListenAddress::Tcp { .. } => AddressFamily::Inet6,
+        ListenAddress::Unix(_) => AddressFamily::Unix,
+    };
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let socket = socket(family, SockType::Stream, flags, None)?;
+    match address {
+        ListenAddress::Tcp { address, dual_stack } => {
+            setsockopt(&socket, sockopt::ReuseAddr, &true)?;
+            if reuseport {
+                setsockopt(&socket, sockopt::ReusePort, &true)?;
+            }
+            if address.is_ipv6() {
+                setsockopt(&socket, sockopt::Ipv6V6Only, &!dual_stack)?;
+            }
+            bind(socket.as_raw_fd(), &SockaddrStorage::from(*address))?;
+        }
+        ListenAddress::Unix(path) => {
+            let name = UnixAddr::new(path.as_path())?;
+            if let Err(error) = bind(socket.as_raw_fd(), &name) {
+                if error != nix::errno::Errno::EADDRINUSE || somebody_listens(path) {
+                    return Err(error.into());
+                }
+                std::fs::remove_file(path)?;
+                bind(socket.as_raw_fd(), &name)?;
+            }
+        }
+    }
+    Ok(socket)
+}
+
+/// Whether a socket file has an owner. Only ECONNREFUSED proves that it has none.
+fn somebody_listens(path: &Path) -> bool {
+    match UnixStream::connect(path) {
+        Ok(_) => true,
+        Err(error) => error.kind() != io::ErrorKind::ConnectionRefused,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn any_port() -> ListenAddress {
+        ListenAddress::Tcp { address: "127.0.0.1:0".parse().unwrap(), dual_stack: false }
+    }
+
+    #[test]
+    fn every_errno_of_accept_has_a_class() {
+        let class = |errno| classify(io::Error::from_raw_os_error(errno));
+        assert!(matches!(class(libc::EAGAIN), Accepted::Empty));
+        for errno in [libc::EINTR, libc::ECONNABORTED, libc::EPERM, libc::EPROTO, libc::ENETUNREACH] {
+            assert!(matches!(class(errno), Accepted::Skipped), "{errno}");
+        }
+        for errno in [libc::EMFILE, libc::ENFILE, libc::ENOBUFS, libc::ENOMEM] {
+            assert!(matches!(class(errno), Accepted::Exhausted(_)), "{errno}");
+        }
+        for errno in [libc::EBADF, libc::EINVAL, libc::ENOTSOCK] {
+            assert!(matches!(class(errno), Accepted::Broken(_)), "{errno}");
+        }
+    }
+
+    #[test]
+    fn accepts_with_the_peer_address_until_empty() {
+        let mut listener = Listener::bind(ListenerId(0), any_port(), false).unwrap();
+        listener.listen(16).unwrap();
+        let ListenAddress::Tcp { address, .. } = listener.bound() else { panic!("a TCP listener") };
+        let client = std::net::TcpStream::connect(address).unwrap();
+        let Accepted::Conn(_conn, peer) = listener.accept() else { panic!("a client waits") };
+        assert_eq!(crate::primary::address::inet(&peer), Some(client.local_addr().unwrap()));
+        assert!(matches!(listener.accept(), Accepted::Empty));
+    }
+
+    #[test]
+    fn a_socket_file_in_use_is_left_alone() {
+        let path = std::env::temp_dir().join(format!("croupier-listener-{}", std::process::id()));
+        let unix = ListenAddress::Unix(path.clone());
+        let mut first = Listener::bind(ListenerId(0), unix.clone(), false).unwrap();
+        first.listen(1).unwrap();
+        let second = Listener::bind(ListenerId(1), unix.clone(), false);
+        assert_eq!(second.unwrap_err().raw_os_error(), Some(libc::EADDRINUSE));
+        assert!(path.exists());
+        drop(first);
+        assert!(!path.exists(), "its owner removes it");
+        // Stale: a file that nobody listens on.
+        drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+        assert!(path.exists());
+        drop(Listener::bind(ListenerId(2), unix, false).unwrap());
+        assert!(!path.exists());
+    }
+}

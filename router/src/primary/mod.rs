@@ -1,0 +1,36 @@
+//! The primary: listens, deals, supervises. One thread, one poll, one loop ([`run`](self::run)).
+//!
+//! ```text
+//!  sockets, signals, doorbells ──▶ run.rs ──events──▶ croupier-core ──actions──▶ perform.rs
+//!                                    │                                             │
+//!             accept.rs  backlog ──▶ connection ──▶ channel of a worker  ◀─────────┘
+//!             answers.rs workers' questions (bind, listen, attach, …)
+//!             supervise.rs  starts, ends, families
+//!             commands.rs   status, stop, wait from the command line
+//!             rescue.rs     everything that a worker could make block
+//! ```
+//!
+//! The core decides, this does. Nothing in here chooses a worker, keeps a deadline of its own for one,
+//! or restarts anything.
+
+mod accept;
+mod address;
+mod announce;
+mod answers;
+mod channel;
+mod commands;
+mod listener;
+mod page;
+mod perform;
+mod probe;
+mod process;
+mod questions;
+mod rescue;
+mod run;
+mod start;
+mod status;
+mod supervise;
+mod tokens;
+mod worker;
+
+pub use start::run;

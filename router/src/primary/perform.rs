@@ -1,0 +1,152 @@
+//! Does what the core asks: one arm for each action.
+
+use std::os::fd::AsFd;
+
+use croupier_core::event::{Action, Arrival, ConnId, Event, ListenerId, SignalKind, WorkerId};
+use croupier_worker::wire::Handoff;
+use nix::sys::signal::Signal;
+
+use super::accept::raw_peer;
+use super::listener::Phase;
+use super::rescue::Rescued;
+use super::run::{Held, Primary};
+use super::{address, probe, process};
+
+impl Primary {
+    pub(super) fn perform(&mut self, action: Action) {
+        match action {
+            Action::HandOff { conn, worker } => self.hand_off(conn, worker),
+            Action::Ring { worker, at_claim, on_close } => {
+                self.bells_set |= at_claim != 0 || on_close;
+                if let Some(worker) = self.workers.get(worker) {
+                    worker.page.ring(at_claim, on_close);
+                }
+            }
+            Action::Refuse { conn } => self.refuse(conn),
+            Action::TakeBack { worker, max, .. } => self.take_back(worker, max),
+            Action::Probe { worker, listener } => {
+                let done = self.send_probe(worker, listener);
+                self.tell(if done { Event::Probed { worker } } else { Event::ProbeFailed { worker } });
+            }
+            Action::TellDraining { worker, draining } => {
+                if let Some(worker) = self.workers.get(worker) {
+                    worker.page.tell_draining(draining);
+                }
+            }
+            Action::Signal { worker, signal } => self.send_signal(worker, signal),
+            Action::Spawn { slot, worker, generation } => self.spawn(slot, worker, generation),
+            Action::KillFamily { worker } => self.kill_family(worker),
+            Action::Forget { worker } => self.forget(worker),
+            Action::QuietListener { listener } => self.quiet(listener),
+            Action::CloseListener { listener } => self.drop_listener(usize::from(listener.0)),
+            Action::AdoptSockets { slot, adopt } => self.adopt(slot, adopt),
+            Action::Finish(outcome) => self.outcome = Some(outcome),
+            Action::Report(report) => self.report(report),
+        }
+    }
+
+    /// Closes with a reset: the client hears at once that nobody will serve it.
+    fn refuse(&mut self, conn: ConnId) {
+        let Some(held) = self.conns.try_remove(conn.0 as usize) else { return };
+        let reset = [1, 0]; // struct linger: on, 0 seconds
+        if let Err(error) =
+            crate::sys::set_option(held.conn.as_fd(), libc::SOL_SOCKET, libc::SO_LINGER, &reset)
+        {
+            log::debug!("a refused client hears an end of file, not a reset: {error}");
+        }
+        drop(held.conn);
+        self.tell(Event::Refused { conn });
+    }
+
+    fn take_back(&mut self, worker: WorkerId, max: u32) {
+        let nothing = |empty| Event::TakeBackDone { worker, removed: 0, lost: 0, empty };
+        let Some(found) = self.workers.get(worker) else { return self.tell(nothing(true)) };
+        let queues = found.queues();
+        if queues.is_empty() {
+            return self.tell(nothing(true));
+        }
+        if !self.rescue.take_back(worker, queues, max, self.now) {
+            self.tell(Event::TakeBackStuck { worker });
+        }
+    }
+
+    /// Results of the rescue thread.
+    pub(super) fn take_rescued(&mut self) {
+        while let Some(taken) = self.rescue.finished() {
+            let worker = taken.worker;
+            let removed = u32::try_from(taken.rescued.len()).unwrap_or(u32::MAX).saturating_add(taken.lost);
+            if let Some(worker) = self.workers.get_mut(worker) {
+                worker.note_taken(removed);
+            }
+            for rescued in taken.rescued {
+                let arrival = self.hold(rescued);
+                self.tell(Event::TakenBack { worker, arrival });
+            }
+            self.tell(Event::TakeBackDone { worker, removed, lost: taken.lost, empty: taken.empty });
+            self.settle();
+        }
+        while let Some((worker, ready)) = self.rescue.notified() {
+            if ready {
+                self.tell(Event::SaidReady { worker: WorkerId(worker) });
+            }
+        }
+    }
+
+    fn hold(&mut self, rescued: Rescued) -> Arrival {
+        let Rescued { listener, conn, handoff } = rescued;
+        let Handoff { nonblocking, accepted_at, peer } = handoff;
+        let flags = if nonblocking { libc::SOCK_NONBLOCK } else { 0 };
+        let client = address::client(&peer);
+        let key = self.conns.insert(Held { conn, listener, peer, accepted_at, flags });
+        Arrival { conn: ConnId(u32::try_from(key).unwrap_or(u32::MAX)), listener, client }
+    }
+
+    fn send_probe(&mut self, worker: WorkerId, listener: ListenerId) -> bool {
+        let Some(found) = self.workers.get_mut(worker) else { return false };
+        let probe = match probe::make() {
+            Ok(probe) => probe,
+            Err(error) => {
+                log::warn!("cannot make a connection to probe worker {} with: {error}", worker.0);
+                return false;
+            }
+        };
+        let header =
+            Handoff { nonblocking: false, accepted_at: self.now, peer: raw_peer(probe.peer) }.encode();
+        let sent = found.send(listener, &header, probe.conn.as_fd()).is_ok();
+        if sent {
+            found.keep_probe(probe.client);
+        }
+        sent
+    }
+
+    fn send_signal(&self, worker: WorkerId, signal: SignalKind) {
+        let Some(worker) = self.workers.get(worker) else { return };
+        match signal {
+            SignalKind::Stop => {
+                process::signal_group(worker, self.config.stop_signal);
+                // A stopped process would only hear it when it is continued.
+                process::signal_group(worker, Signal::SIGCONT);
+            }
+            SignalKind::Abort => process::signal_main(worker, Signal::SIGABRT),
+        }
+    }
+
+    fn forget(&mut self, worker: WorkerId) {
+        let Some(gone) = self.workers.remove(worker) else { return };
+        self.unwatch(&gone.bell);
+        if let Some(notify) = &gone.notify {
+            self.unwatch(notify.as_ref());
+        }
+        self.rescue.close(gone.into_descriptors());
+    }
+
+    fn quiet(&mut self, listener: ListenerId) {
+        let key = usize::from(listener.0);
+        match self.listeners.get_mut(key) {
+            // Nobody has ever been told of it.
+            Some(listener) if listener.phase == Phase::Bound => self.drop_listener(key),
+            Some(listener) => listener.quiet(),
+            None => {}
+        }
+    }
+}

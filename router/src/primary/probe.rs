@@ -1,0 +1,54 @@
+//! A client that the primary makes itself: a half-closed loopback connection.
+//!
+//! Real servers choke on an `AF_UNIX` client (two of them die, one hangs) and a naive one on a
+//! client that closes at once, so the probe is a TCP connection whose client end has sent a FIN and
+//! stays open until the probe is dropped (dealing.md 6: 15 of 15 programs take it well).
+
+use std::io;
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
+
+/// Both ends of a probe.
+#[derive(Debug)]
+pub(crate) struct Probe {
+    /// For the worker.
+    pub(crate) conn: OwnedFd,
+    /// Its peer address: the client end's own.
+    pub(crate) peer: SocketAddr,
+    /// Kept open while the worker may still read.
+    pub(crate) client: TcpStream,
+}
+
+/// Makes one on a private listener.
+///
+/// # Errors
+/// EMFILE and the like; `PermissionDenied` when somebody else connected in between.
+pub(crate) fn make() -> io::Result<Probe> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+    // The handshake on loopback ends before connect returns; a firewall that drops it would make us
+    // wait, so the wait is bounded.
+    let patience = std::time::Duration::from_millis(100);
+    let client = TcpStream::connect_timeout(&listener.local_addr()?, patience)?;
+    let peer = client.local_addr()?;
+    listener.set_nonblocking(true)?;
+    let (conn, found) = listener.accept()?;
+    if found != peer {
+        return Err(io::Error::new(io::ErrorKind::PermissionDenied, "a stranger connected to the probe"));
+    }
+    client.shutdown(Shutdown::Write)?;
+    Ok(Probe { conn: conn.into(), peer, client })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Read;
+
+    #[test]
+    fn the_worker_reads_an_end_of_file_and_may_answer() {
+        let probe = make().unwrap();
+        let mut conn = TcpStream::from(probe.conn);
+        assert_eq!(conn.read(&mut [0; 8]).unwrap(), 0);
+        io::Write::write_all(&mut conn, b"HTTP/1.1 400 Bad Request\r\n\r\n").unwrap();
+    }
+}

@@ -1,0 +1,205 @@
+//! The loop.
+//!
+//! Owns everything that lives as long as the primary. Promises: time is read once per turn; each
+//! turn's work is bounded; it sleeps until something happens or the earliest deadline, and has no
+//! deadline when nothing is under way.
+
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+use croupier_core::Core;
+use croupier_core::event::{Event, ListenerId, Outcome};
+use croupier_core::time::Now;
+use croupier_worker::wire::{PEER_MAX, RawAddress};
+use mio::unix::SourceFd;
+use mio::{Events, Interest, Poll};
+use signal_hook_mio::v1_0::Signals;
+use slab::Slab;
+
+use super::announce::Announcer;
+use super::commands::Commands;
+use super::listener::{Listener, Watch};
+use super::questions::Questions;
+use super::rescue::Rescue;
+use super::start::Launcher;
+use super::status::Meters;
+use super::tokens::Source;
+use super::worker::Workers;
+use crate::config::RunConfig;
+use crate::output::Output;
+use crate::sys;
+
+/// Readiness events taken in one turn.
+const EVENTS_MAX: usize = 256;
+/// Wait before accepting again after descriptors or memory ran out: no edge announces that.
+pub(super) const EXHAUSTED_WAIT: Duration = Duration::from_millis(50);
+/// First wait for a doorbell that may have been lost (a program that closes every descriptor); it
+/// doubles up to [`BELL_WAIT_MAX`] while nothing changes.
+const BELL_WAIT: Duration = Duration::from_millis(20);
+const BELL_WAIT_MAX: Duration = Duration::from_millis(320);
+/// How often what a killed family left behind is looked for, when no SIGCHLD says so.
+const BURIAL_WAIT: Duration = Duration::from_millis(50);
+
+/// An accepted connection that the primary holds: its only owner.
+#[derive(Debug)]
+pub(super) struct Held {
+    pub(super) conn: OwnedFd,
+    pub(super) listener: ListenerId,
+    pub(super) peer: RawAddress<PEER_MAX>,
+    pub(super) accepted_at: u64,
+    /// What accept4(2) set on it.
+    pub(super) flags: i32,
+}
+
+/// The whole process.
+pub(super) struct Primary {
+    pub(super) config: RunConfig,
+    pub(super) core: Core,
+    pub(super) poll: Poll,
+    /// `CLOCK_MONOTONIC` at the start of this turn, nanoseconds.
+    pub(super) now: u64,
+    pub(super) listeners: Slab<Listener>,
+    pub(super) workers: Workers,
+    pub(super) conns: Slab<Held>,
+    /// Given up for one accept when descriptors have run out, so that dealing goes on one by one.
+    pub(super) reserve: Option<OwnedFd>,
+    pub(super) adopted: Slab<super::accept::Adopted>,
+    pub(super) questions: Questions,
+    pub(super) rescue: Rescue,
+    pub(super) signals: Signals,
+    pub(super) commands: Commands,
+    pub(super) launcher: Launcher,
+    pub(super) output: Option<Output>,
+    pub(super) announcer: Announcer,
+    pub(super) meters: Meters,
+    pub(super) outcome: Option<Outcome>,
+    /// Doorbells are set, because nobody had room when it was last asked.
+    pub(super) bells_set: bool,
+    pub(super) bell_wait: Duration,
+}
+
+impl Primary {
+    /// Runs until the core says how it ended.
+    ///
+    /// # Errors
+    /// Only a broken poll: nothing else ends the loop.
+    pub(super) fn run(&mut self) -> io::Result<Outcome> {
+        let mut events = Events::with_capacity(EVENTS_MAX);
+        self.settle();
+        loop {
+            if let Some(outcome) = self.outcome {
+                return Ok(outcome);
+            }
+            let timeout = self.timeout();
+            match self.poll.poll(&mut events, timeout) {
+                Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(error),
+                Ok(()) | Err(_) => {}
+            }
+            self.now = sys::monotonic_ns();
+            self.drop_dead_lines();
+            self.tell(Event::Woke);
+            for event in &events {
+                self.dispatch(Source::from(event.token()));
+            }
+            self.look_at_deadlines();
+            self.settle();
+            self.accept_all();
+            self.announce();
+        }
+    }
+
+    fn dispatch(&mut self, source: Source) {
+        match source {
+            Source::Signals => self.take_signals(),
+            Source::Rescue => self.take_rescued(),
+            Source::Questions => self.take_questions(),
+            Source::Question(key) => self.take_question(key),
+            Source::Listener(key) => {
+                if let Some(listener) = self.listeners.get_mut(key) {
+                    listener.pending = true;
+                }
+            }
+            Source::Adopted(key) => self.note_adopted(key),
+            Source::Bell => {}
+            Source::Notify(worker) => self.take_notification(worker),
+            Source::Control(token) => self.take_commands(token),
+        }
+    }
+
+    /// Tells the core a fact. Its actions wait for [`Self::settle`].
+    pub(super) fn tell(&mut self, event: Event) {
+        self.core.handle(event, Now(self.now), &self.workers);
+    }
+
+    /// Does what the core wants until it wants nothing more.
+    pub(super) fn settle(&mut self) {
+        while let Some(action) = self.core.poll_action() {
+            self.perform(action);
+        }
+    }
+
+    /// How long the loop may sleep: the earliest of all deadlines, or for ever.
+    fn timeout(&mut self) -> Option<Duration> {
+        if self.more_to_accept() {
+            return Some(Duration::ZERO);
+        }
+        let core = self.core.poll_timeout().map(|Now(at)| at);
+        let retries = self.listeners.iter().filter_map(|(_, listener)| listener.retry_at).min();
+        let bell = self.clients_wait().then(|| self.later(self.bell_wait));
+        let burial = self.workers.iter().any(|worker| worker.burying);
+        let burial = burial.then(|| self.later(BURIAL_WAIT));
+        let all = [core, retries, bell, burial, self.rescue.deadline(), self.announcer.deadline()];
+        let earliest = all.into_iter().flatten().min()?;
+        // Rounded up to what epoll_wait(2) can wait: rounding down would wake too early, twice.
+        let wait = Duration::from_nanos(earliest.saturating_sub(self.now)).max(Duration::from_nanos(1));
+        Some(Duration::from_millis(u64::try_from(wait.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX)))
+    }
+
+    fn look_at_deadlines(&mut self) {
+        while let Some(worker) = self.rescue.overdue(self.now) {
+            self.tell(Event::TakeBackStuck { worker });
+        }
+        let now = self.now;
+        for (_, listener) in &mut self.listeners {
+            if listener.retry_at.is_some_and(|at| at <= now) {
+                listener.retry_at = None;
+                listener.pending = true;
+            }
+        }
+        self.look_at_burials();
+        self.bell_wait = if self.clients_wait() {
+            (self.bell_wait * 2).min(BELL_WAIT_MAX)
+        } else {
+            BELL_WAIT
+        };
+    }
+
+    /// Nobody had room: listeners are disarmed though clients may wait, and a doorbell is due.
+    fn clients_wait(&self) -> bool {
+        self.bells_set && self.listeners.iter().any(|(_, l)| l.pending && l.watch == Watch::Disarmed)
+    }
+
+    /// This turn's time plus `wait`.
+    pub(super) fn later(&self, wait: Duration) -> u64 {
+        self.now.saturating_add(u64::try_from(wait.as_nanos()).unwrap_or(u64::MAX))
+    }
+
+    /// Registers a descriptor for reading, edge-triggered.
+    pub(super) fn watch(&self, fd: &impl AsRawFd, source: Source) -> io::Result<()> {
+        self.poll.registry().register(&mut SourceFd(&fd.as_raw_fd()), source.token(), Interest::READABLE)
+    }
+
+    /// Undoes [`Self::watch`]. Before the descriptor is closed, or handed to somebody who keeps it open.
+    pub(super) fn unwatch(&self, fd: &impl AsRawFd) {
+        if let Err(error) = self.poll.registry().deregister(&mut SourceFd(&fd.as_raw_fd())) {
+            log::debug!("descriptor {} was not watched: {error}", fd.as_raw_fd());
+        }
+    }
+
+    /// Hands descriptors that a worker may have prepared to the thread that may block.
+    pub(super) fn discard(&self, fd: OwnedFd) {
+        self.rescue.close(vec![Arc::new(fd)]);
+    }
+}

@@ -1,0 +1,361 @@
+//! From a validated configuration to a running loop, and back to an exit code.
+//!
+//! Owns how a worker is started ([`Launcher`]). Every failure before the first worker starts is
+//! fatal and said in one line.
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::Arc;
+
+use croupier_core::Core;
+use croupier_core::config::{Policy, ReadyRule};
+use croupier_core::event::{Event, Generation, ListenerId, Outcome, SlotId, WorkerId};
+use croupier_core::time::Now;
+use mio::{Poll, Waker};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, bind, socket};
+use signal_hook::consts::signal::{SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM};
+use signal_hook_mio::v1_0::Signals;
+use slab::Slab;
+
+use super::announce::Announcer;
+use super::commands::Commands;
+use super::listener::{Listener, Origin};
+use super::process::{self, Started, hex};
+use super::questions::Questions;
+use super::rescue::Rescue;
+use super::run::Primary;
+use super::status::Meters;
+use super::tokens::{CONTROL_BASE, Source};
+use super::worker::Workers;
+use super::{accept, channel};
+use crate::adapter::{self, Adapter, Resolved};
+use crate::config::{ListenAddress, RunConfig, expand};
+use crate::control::place::Place;
+use crate::control::server::ControlServer;
+use crate::diagnose;
+use crate::output::Output;
+use crate::sys::{self, ChildSetup, INHERIT_MAX};
+
+/// Queued connections that one worker may have under `ip`, where a window would make clients move.
+const IP_QUEUE_MAX: u32 = 256;
+
+/// Why the primary did not start. Each says what failed, on what, and what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The program cannot be run as a worker.
+    #[error(transparent)]
+    Program(#[from] adapter::ResolveError),
+    /// An `-l` cannot be bound.
+    #[error(transparent)]
+    Bind(#[from] diagnose::BindError),
+    /// The kernel lacks something.
+    #[error("this kernel cannot {what}: {source}; croupier needs Linux 5.10 or later")]
+    Kernel {
+        /// What is missing.
+        what: &'static str,
+        /// How it said so.
+        source: io::Error,
+    },
+    /// A system call that should not fail did.
+    #[error("cannot {what}: {source}")]
+    System {
+        /// What was tried.
+        what: &'static str,
+        /// How it failed.
+        source: io::Error,
+    },
+}
+
+fn cannot(what: &'static str) -> impl Fn(io::Error) -> StartError {
+    move |source| StartError::System { what, source }
+}
+
+/// Runs a primary until it has ended; returns the exit code.
+///
+/// # Errors
+/// [`StartError`]: it did not start.
+pub fn run(config: RunConfig) -> Result<u8, StartError> {
+    let resolved = adapter::resolve(&config)?;
+    check_kernel()?;
+    let nofile = raise_nofile().map_err(cannot("read the limit of open files"))?;
+    let mut primary = assemble(config, resolved, nofile)?;
+    primary.declare()?;
+    primary.announce_start();
+    let outcome = primary.run().map_err(cannot("wait for events"))?;
+    primary.announce_end(outcome);
+    let code = primary.exit_code(outcome);
+    if let Some(output) = primary.output.take() {
+        output.finish();
+    }
+    Ok(code)
+}
+
+fn assemble(config: RunConfig, resolved: Resolved, nofile: libc::rlimit) -> Result<Primary, StartError> {
+    nix::sys::prctl::set_child_subreaper(true).map_err(|error| StartError::Kernel {
+        what: "adopt orphans (PR_SET_CHILD_SUBREAPER)",
+        source: error.into(),
+    })?;
+    let poll = Poll::new().map_err(cannot("make an epoll"))?;
+    let registry = poll.registry();
+    let waker = Waker::new(registry, Source::Rescue.token()).map_err(cannot("make a waker"))?;
+    let mut signals = Signals::new([SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM])
+        .map_err(cannot("take signals"))?;
+    registry
+        .register(&mut signals, Source::Signals.token(), mio::Interest::READABLE)
+        .map_err(cannot("watch signals"))?;
+    let output = Output::start(config.log_format).map_err(cannot("take over the output"))?;
+    let secret = random_token().map_err(cannot("get random bytes"))?;
+    let questions = Questions::open(&hex(&secret)).map_err(cannot("open the workers' control socket"))?;
+    let place = Place::take(&config.name, config.control.as_deref());
+    let commands = Commands::new(place, |path| ControlServer::bind(path, registry, CONTROL_BASE));
+    let now = sys::monotonic_ns();
+    let primary = Primary {
+        core: Core::new(config.core, Now(now)),
+        now,
+        listeners: Slab::new(),
+        workers: Workers::default(),
+        conns: Slab::with_capacity(accept::ACCEPTS_PER_TURN_MAX),
+        reserve: accept::reserve(),
+        adopted: Slab::new(),
+        rescue: Rescue::start(Arc::new(waker)).map_err(cannot("start the rescue thread"))?,
+        questions,
+        signals,
+        commands,
+        launcher: Launcher::new(&config, resolved, nofile),
+        output: Some(output),
+        announcer: Announcer::new(now),
+        meters: Meters::new(now),
+        outcome: None,
+        bells_set: false,
+        bell_wait: std::time::Duration::from_millis(20),
+        poll,
+        config,
+    };
+    primary.watch(&primary.questions.socket().as_raw_fd(), Source::Questions)
+        .map_err(cannot("watch the workers' control socket"))?;
+    Ok(primary)
+}
+
+/// By feature, not by version: each by using it.
+fn check_kernel() -> Result<(), StartError> {
+    let missing = |what: &'static str| move |source: io::Error| StartError::Kernel { what, source };
+    channel::calibrate().map_err(missing("count descriptors queued on a Unix socket (SIOCOUTQ)"))?;
+    super::page::SharedPage::new(WorkerId(0)).map_err(missing("seal shared memory (memfd_create)"))?;
+    super::worker::doorbell().map_err(missing("make an eventfd"))?;
+    Ok(())
+}
+
+/// Raises the soft limit of open files to the hard one: also the number of descriptors in flight is
+/// bounded by it (unix(7), `ETOOMANYREFS`). Returns what it was, for the workers.
+fn raise_nofile() -> io::Result<libc::rlimit> {
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    if soft < hard {
+        setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
+    }
+    Ok(libc::rlimit { rlim_cur: soft, rlim_max: hard })
+}
+
+/// 128 bits nobody can guess.
+///
+/// # Errors
+/// No /dev/urandom.
+pub(super) fn random_token() -> io::Result<[u8; 16]> {
+    let mut token = [0; 16];
+    File::open("/dev/urandom")?.read_exact(&mut token)?;
+    Ok(token)
+}
+
+impl Primary {
+    /// Opens every `-l`. Clients may connect from now on; they wait in the backlog.
+    fn declare(&mut self) -> Result<(), StartError> {
+        let backlog = i32::try_from(self.config.backlog).unwrap_or(i32::MAX);
+        for spec in self.config.listen.clone() {
+            let address = spec.public;
+            let failed = |error: io::Error| diagnose::bind_error(&address, error);
+            let key = self.make_listener(address.clone()).map_err(&failed)?;
+            let policy = self.config.core.policy;
+            let Some(listener) = self.listeners.get_mut(key) else { continue };
+            listener.origin = Origin::Declared;
+            let id = listener.id;
+            if policy != Policy::Reuseport {
+                listener.listen(backlog).map_err(&failed)?;
+                self.tell(Event::ListenerOpened { listener: id, declared: true });
+            }
+            self.arm(key);
+        }
+        // Port 0 has become a number, which workers hear as PORT.
+        let bound = self.listeners.iter().filter(|(_, l)| l.origin == Origin::Declared).map(|(_, l)| l.bound());
+        let bound: Vec<ListenAddress> = bound.collect();
+        self.launcher.know_addresses(bound);
+        Ok(())
+    }
+
+    fn exit_code(&self, outcome: Outcome) -> u8 {
+        match outcome {
+            Outcome::Stopped => 0,
+            Outcome::Killed if self.commands.killed_by_command => 0,
+            Outcome::Killed => 130,
+            Outcome::NeverStarted | Outcome::AllFailed => 1,
+        }
+    }
+}
+
+/// How workers are started.
+#[derive(Debug)]
+pub(super) struct Launcher {
+    resolved: Resolved,
+    nofile: libc::rlimit,
+    policy: Policy,
+    ready: ReadyRule,
+    uids: [u32; 3],
+    queue_depth: u32,
+    raw_output: bool,
+    config: Box<RunConfig>,
+}
+
+impl Launcher {
+    fn new(config: &RunConfig, resolved: Resolved, nofile: libc::rlimit) -> Self {
+        let own = nix::unistd::geteuid().as_raw();
+        let worker = config.ids.as_ref().map_or(own, |ids| ids.uid.as_raw());
+        let depth = u32::from(config.core.queue_limit);
+        Self {
+            resolved,
+            nofile,
+            policy: config.core.policy,
+            ready: config.core.ready,
+            uids: [own, worker, 0],
+            queue_depth: if config.core.policy == Policy::Ip { depth.max(IP_QUEUE_MAX) } else { depth },
+            raw_output: config.raw_output,
+            config: Box::new(config.clone()),
+        }
+    }
+
+    /// The addresses that `-l` came to.
+    fn know_addresses(&mut self, bound: Vec<ListenAddress>) {
+        for (spec, address) in self.config.listen.iter_mut().zip(bound) {
+            spec.public = address;
+        }
+    }
+
+    /// What is run, for people.
+    pub(super) fn title(&self) -> String {
+        let words: Vec<_> = self.config.command.iter().map(|word| word.to_string_lossy()).collect();
+        words.join(" ")
+    }
+
+    pub(super) fn adapter(&self) -> Adapter {
+        self.resolved.adapter
+    }
+
+    /// Whether a process of this user may speak for a worker.
+    pub(super) fn may_ask(&self, uid: u32) -> bool {
+        self.uids.contains(&uid)
+    }
+
+    /// Connections that a channel must have room for.
+    pub(super) const fn queue_depth(&self) -> u32 {
+        self.queue_depth
+    }
+
+    /// `--ready notify`: a datagram socket of its own for each worker (sd_notify(3)).
+    pub(super) fn notify_socket(&self, token: &[u8; 16]) -> io::Result<Option<OwnedFd>> {
+        if self.ready != ReadyRule::Notify {
+            return Ok(None);
+        }
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        let socket = socket(AddressFamily::Unix, SockType::Datagram, flags, None)?;
+        bind(socket.as_raw_fd(), &UnixAddr::new_abstract(notify_name(token).as_bytes())?)?;
+        Ok(Some(socket))
+    }
+
+    /// `listen-fds`: the sockets that a worker of `slot` inherits.
+    pub(super) fn sockets_for(
+        &self,
+        slot: SlotId,
+        listeners: &mut Slab<Listener>,
+    ) -> io::Result<Vec<OwnedFd>> {
+        let mut sockets = Vec::new();
+        if self.resolved.adapter != Adapter::ListenFds {
+            return Ok(sockets);
+        }
+        let backlog = i32::try_from(self.config.backlog).unwrap_or(i32::MAX);
+        for (_, listener) in listeners.iter_mut().filter(|(_, l)| l.origin == Origin::Declared).take(INHERIT_MAX) {
+            sockets.push(match self.policy {
+                Policy::Reuseport => sys::duplicate(listener.slot_socket(slot, backlog)?)?,
+                Policy::Least | Policy::Rr | Policy::Ip | Policy::Shared => sys::duplicate(listener.socket())?,
+            });
+        }
+        Ok(sockets)
+    }
+
+    /// `listen-fds`: the listeners of which every worker has a socket from its start.
+    pub(super) fn inherited(&self, listeners: &Slab<Listener>) -> Vec<ListenerId> {
+        if self.resolved.adapter != Adapter::ListenFds {
+            return Vec::new();
+        }
+        listeners.iter().filter(|(_, l)| l.origin == Origin::Declared).map(|(_, l)| l.id).take(INHERIT_MAX).collect()
+    }
+
+    /// Starts one worker.
+    ///
+    /// # Errors
+    /// fork(2)'s or execve(2)'s errno.
+    pub(super) fn start(
+        &self,
+        slot: SlotId,
+        worker: WorkerId,
+        generation: Generation,
+        token: &[u8; 16],
+        ask: &str,
+        sockets: Vec<OwnedFd>,
+    ) -> io::Result<Started> {
+        let place = adapter::Place {
+            slot: slot.0,
+            worker: worker.0,
+            generation: generation.0,
+            control: format!("{}@{ask}", hex(token)),
+        };
+        let mut environment = adapter::spawn_env(&self.config, &self.resolved, &place);
+        if self.ready == ReadyRule::Notify {
+            environment.push(("NOTIFY_SOCKET".into(), format!("@{}", notify_name(token)).into()));
+        }
+        let mut arguments: Vec<OsString> =
+            self.resolved.argv.iter().map(|word| expand(word, slot.0, worker.0)).collect();
+        let mut program = self.resolved.program.clone();
+        if !sockets.is_empty() {
+            // LISTEN_PID must be the program's own number, which only the child knows (sd_listen_fds(3)).
+            environment.push(("LISTEN_FDS".into(), sockets.len().to_string().into()));
+            let script = "LISTEN_PID=$$ exec \"$0\" \"$@\"";
+            let mut wrapped: Vec<OsString> = ["sh", "-c", script].map(OsString::from).into();
+            wrapped.push(program.clone().into());
+            wrapped.extend(arguments.into_iter().skip(1));
+            arguments = wrapped;
+            program = "/bin/sh".into();
+        }
+        let handed = matches!(self.policy, Policy::Shared | Policy::Reuseport);
+        let setup = ChildSetup {
+            nofile: self.nofile,
+            ids: self.config.ids.as_ref().map(|ids| {
+                let groups = ids.groups.iter().map(|group| group.as_raw()).collect();
+                (ids.uid.as_raw(), ids.gid.as_raw(), groups)
+            }),
+            // Without a channel nothing else tells the worker that the primary is gone.
+            death_signal: handed.then_some(self.config.stop_signal as i32),
+            inherit: sockets.iter().map(AsRawFd::as_raw_fd).collect(),
+        };
+        process::start(&program, &arguments, &environment, setup, self.raw_output)
+    }
+}
+
+fn notify_name(token: &[u8; 16]) -> String {
+    format!("croupier-notify/{}/{}", std::process::id(), hex(token))
+}
+
+/// For messages: where clients connect.
+pub(super) fn addresses(listeners: &Slab<Listener>) -> String {
+    let all: Vec<String> = listeners.iter().map(|(_, listener)| listener.to_string()).collect();
+    if all.is_empty() { "no address".into() } else { all.join(", ") }
+}

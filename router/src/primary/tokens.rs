@@ -1,0 +1,87 @@
+//! What a readiness event of the loop's poll is about.
+
+use mio::Token;
+
+/// Where an event comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Source {
+    /// A signal arrived.
+    Signals,
+    /// The rescue thread has results.
+    Rescue,
+    /// A worker's process connected to ask.
+    Questions,
+    /// A connected process asks; the key of its connection.
+    Question(usize),
+    /// Clients connect to a listener; its key.
+    Listener(usize),
+    /// A worker rings. Which one does not matter: the pages say.
+    Bell,
+    /// A worker's sd_notify(3) message; the worker id.
+    Notify(u32),
+    /// A socket of a slot that is down (`reuseport`) has clients; the adoption's key.
+    Adopted(usize),
+    /// The control socket, or one of its clients; the token is the server's own.
+    Control(Token),
+}
+
+const KIND_SHIFT: u32 = 40;
+const INDEX: usize = (1 << KIND_SHIFT) - 1;
+/// First token of the control server.
+pub(crate) const CONTROL_BASE: usize = 9 << KIND_SHIFT;
+
+impl Source {
+    /// The token to register with.
+    pub(crate) const fn token(self) -> Token {
+        let (kind, index) = match self {
+            Self::Signals => (1, 0),
+            Self::Rescue => (2, 0),
+            Self::Questions => (3, 0),
+            Self::Question(key) => (4, key),
+            Self::Listener(key) => (5, key),
+            Self::Bell => (6, 0),
+            Self::Notify(worker) => (7, worker as usize),
+            Self::Adopted(key) => (8, key),
+            Self::Control(token) => return token,
+        };
+        Token((kind << KIND_SHIFT) | (index & INDEX))
+    }
+
+    /// The source that `token` was made from.
+    pub(crate) fn from(token: Token) -> Self {
+        let index = token.0 & INDEX;
+        match token.0 >> KIND_SHIFT {
+            1 => Self::Signals,
+            2 => Self::Rescue,
+            3 => Self::Questions,
+            4 => Self::Question(index),
+            5 => Self::Listener(index),
+            6 => Self::Bell,
+            7 => Self::Notify(u32::try_from(index).unwrap_or(0)),
+            8 => Self::Adopted(index),
+            _ => Self::Control(token),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn there_and_back() {
+        for source in [
+            Source::Signals,
+            Source::Rescue,
+            Source::Questions,
+            Source::Question(77),
+            Source::Listener(3),
+            Source::Bell,
+            Source::Notify(u32::MAX),
+            Source::Adopted(4),
+            Source::Control(Token(CONTROL_BASE + 64)),
+        ] {
+            assert_eq!(Source::from(source.token()), source);
+        }
+    }
+}

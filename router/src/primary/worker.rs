@@ -1,0 +1,272 @@
+//! What the primary knows of each worker: its process, its page, its channels.
+//!
+//! Owns every descriptor that belongs to a worker. Promises: reading a load costs one cache line of
+//! the worker's page and no system call (a worker without a page costs one per channel).
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+
+use croupier_core::event::{ExitStatus, ListenerId, Load, Loads, SlotId, WorkerId};
+use croupier_worker::wire::{ADDRESS_MAX, HANDOFF_LEN, RawAddress};
+
+use super::channel::Channel;
+use super::page::SharedPage;
+
+/// Channels that one worker may have open.
+pub(crate) const CHANNELS_MAX: usize = 64;
+/// Probes whose client end is kept open at once, per worker.
+const PROBES_MAX: usize = 4;
+
+/// Where the process stands. The core has its own, richer idea of the worker; this is only what
+/// waitpid(2) and kill(2) need to know.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Process {
+    /// It runs, as far as we know; its number and its process group are its own.
+    Running,
+    /// It ended and is not reaped: its number and its process group are still its own.
+    Zombie(ExitStatus),
+    /// Reaped: its number may be somebody else's by now.
+    Reaped(ExitStatus),
+}
+
+/// One worker.
+#[derive(Debug)]
+pub(crate) struct Worker {
+    pub(crate) id: WorkerId,
+    pub(crate) slot: SlotId,
+    /// Main process and process group.
+    pub(crate) pid: u32,
+    pub(crate) process: Process,
+    pub(crate) token: [u8; 16],
+    pub(crate) page: SharedPage,
+    pub(crate) bell: OwnedFd,
+    pub(crate) started_ns: u64,
+    /// KILL was sent to the family; the core waits to hear that nobody is left.
+    pub(crate) burying: bool,
+    /// `--ready notify`: where the worker's sd_notify(3) arrives.
+    pub(crate) notify: Option<Arc<OwnedFd>>,
+    channels: Vec<(Channel, RawAddress<ADDRESS_MAX>)>,
+    sockets: Vec<ListenerId>,
+    next_channel: u32,
+    sent: u64,
+    taken: u64,
+    probes: Vec<std::net::TcpStream>,
+    next_send: usize,
+}
+
+impl Worker {
+    pub(crate) fn new(
+        id: WorkerId,
+        slot: SlotId,
+        pid: u32,
+        token: [u8; 16],
+        page: SharedPage,
+        bell: OwnedFd,
+        started_ns: u64,
+    ) -> Self {
+        Self {
+            id,
+            slot,
+            pid,
+            process: Process::Running,
+            token,
+            page,
+            bell,
+            started_ns,
+            burying: false,
+            notify: None,
+            channels: Vec::new(),
+            sockets: Vec::new(),
+            next_channel: 1,
+            sent: 0,
+            taken: 0,
+            probes: Vec::new(),
+            next_send: 0,
+        }
+    }
+
+    /// Opens one more channel for `listener`; `address` is what getsockname(2) will answer.
+    ///
+    /// # Errors
+    /// `EMFILE` and the like; `ENOSPC` beyond [`CHANNELS_MAX`].
+    pub(crate) fn open_channel(
+        &mut self,
+        listener: ListenerId,
+        owner: u32,
+        depth: u32,
+        address: RawAddress<ADDRESS_MAX>,
+    ) -> io::Result<u32> {
+        if self.channels.len() >= CHANNELS_MAX {
+            return Err(io::Error::from_raw_os_error(libc::ENOSPC));
+        }
+        let number = self.next_channel;
+        let channel = Channel::open(self.id, number, listener, owner, depth)?;
+        self.next_channel += 1;
+        self.channels.push((channel, address));
+        Ok(number)
+    }
+
+    /// The worker has the listening socket itself (`shared`, `reuseport`).
+    pub(crate) fn note_socket(&mut self, listener: ListenerId) {
+        self.sockets.push(listener);
+    }
+
+    /// Listeners of which the worker has the socket itself.
+    pub(crate) fn sockets(&self) -> &[ListenerId] {
+        &self.sockets
+    }
+
+    pub(crate) fn channel(&self, number: u32) -> Option<(&Channel, &RawAddress<ADDRESS_MAX>)> {
+        let found = self.channels.iter().find(|(channel, _)| channel.number == number);
+        found.map(|(channel, address)| (channel, address))
+    }
+
+    /// The program closed its listening descriptor. Returns the listener when that was the last one
+    /// for it.
+    pub(crate) fn close_channel(&mut self, number: u32) -> Option<ListenerId> {
+        let (channel, _) = self.channels.iter_mut().find(|(c, _)| c.number == number && !c.closed)?;
+        channel.closed = true;
+        let listener = channel.listener;
+        (!self.listens_on(listener)).then_some(listener)
+    }
+
+    /// Whether the program has an open listening descriptor for `listener`.
+    pub(crate) fn listens_on(&self, listener: ListenerId) -> bool {
+        self.sockets.contains(&listener)
+            || self.channels.iter().any(|(c, _)| c.listener == listener && !c.closed)
+    }
+
+    /// Its main process has not ended.
+    pub(crate) fn is_running(&self) -> bool {
+        self.process == Process::Running
+    }
+
+    /// Whether process `pid` itself has one.
+    pub(crate) fn process_listens_on(&self, listener: ListenerId, pid: u32) -> bool {
+        self.channels.iter().any(|(c, _)| c.listener == listener && c.owner == pid && !c.closed)
+    }
+
+    /// Sends on a channel for `listener`; several (one per process of a pre-forker) take turns.
+    ///
+    /// # Errors
+    /// The errno of sendmsg(2); `EPIPE` when there is no channel.
+    pub(crate) fn send(
+        &mut self,
+        listener: ListenerId,
+        header: &[u8; HANDOFF_LEN],
+        conn: BorrowedFd<'_>,
+    ) -> io::Result<()> {
+        let count = self.channels.len();
+        for step in 0..count {
+            let at = (self.next_send + step) % count;
+            let Some((channel, _)) = self.channels.get(at) else { continue };
+            if channel.listener == listener && !channel.closed {
+                self.next_send = at + 1;
+                channel.send(header, conn)?;
+                self.sent += 1;
+                return Ok(());
+            }
+        }
+        Err(io::Error::from_raw_os_error(libc::EPIPE))
+    }
+
+    /// Connections came back out of the queues.
+    pub(crate) fn note_taken(&mut self, removed: u32) {
+        self.taken += u64::from(removed);
+    }
+
+    /// Keeps a probe's client end open while the worker may read from the other.
+    pub(crate) fn keep_probe(&mut self, client: std::net::TcpStream) {
+        if self.probes.len() >= PROBES_MAX {
+            self.probes.remove(0);
+        }
+        self.probes.push(client);
+    }
+
+    /// Duplicates of the receive ends that may hold something.
+    pub(crate) fn queues(&self) -> Vec<(ListenerId, Arc<OwnedFd>)> {
+        let used = self.channels.iter().filter(|(channel, _)| channel.queued() != Some(0));
+        used.map(|(channel, _)| (channel.listener, channel.duplicate())).collect()
+    }
+
+    /// Everything whose close the worker could make block.
+    pub(crate) fn into_descriptors(self) -> Vec<Arc<OwnedFd>> {
+        let receive = self.channels.iter().map(|(channel, _)| channel.duplicate());
+        receive.chain(self.notify.clone()).collect()
+    }
+
+    /// Exact number of queued connections: one ioctl(2) per channel.
+    pub(crate) fn queued_exact(&self) -> Option<u32> {
+        self.channels.iter().map(|(channel, _)| channel.queued()).sum()
+    }
+
+    fn load(&self) -> Load {
+        if self.page.attached || self.sent == self.taken {
+            return self.page.load();
+        }
+        let queued = u64::from(self.queued_exact().unwrap_or(0));
+        Load { claimed: self.sent.saturating_sub(self.taken).saturating_sub(queued), active: None }
+    }
+}
+
+/// All workers that are not forgotten, by id.
+#[derive(Debug, Default)]
+pub(crate) struct Workers {
+    // Ids only grow, so pushing keeps the order, and a lookup is a short binary search.
+    sorted: Vec<Worker>,
+}
+
+impl Workers {
+    pub(crate) fn insert(&mut self, worker: Worker) {
+        debug_assert!(self.sorted.last().is_none_or(|last| last.id < worker.id), "ids only grow");
+        self.sorted.push(worker);
+    }
+
+    pub(crate) fn remove(&mut self, id: WorkerId) -> Option<Worker> {
+        let at = self.sorted.binary_search_by_key(&id, |worker| worker.id).ok()?;
+        Some(self.sorted.remove(at))
+    }
+
+    pub(crate) fn get(&self, id: WorkerId) -> Option<&Worker> {
+        let at = self.sorted.binary_search_by_key(&id, |worker| worker.id).ok()?;
+        self.sorted.get(at)
+    }
+
+    pub(crate) fn get_mut(&mut self, id: WorkerId) -> Option<&mut Worker> {
+        let at = self.sorted.binary_search_by_key(&id, |worker| worker.id).ok()?;
+        self.sorted.get_mut(at)
+    }
+
+    pub(crate) fn by_token(&self, token: &[u8; 16]) -> Option<WorkerId> {
+        self.sorted.iter().find(|worker| worker.token == *token).map(|worker| worker.id)
+    }
+
+    pub(crate) fn iter(&self) -> impl DoubleEndedIterator<Item = &Worker> {
+        self.sorted.iter()
+    }
+
+    pub(crate) fn iter_mut(&mut self) -> impl DoubleEndedIterator<Item = &mut Worker> {
+        self.sorted.iter_mut()
+    }
+}
+
+impl Loads for Workers {
+    fn load(&self, worker: WorkerId) -> Load {
+        self.get(worker).map(Worker::load).unwrap_or_default()
+    }
+
+    fn queued_exact(&self, worker: WorkerId) -> Option<u32> {
+        self.get(worker)?.queued_exact()
+    }
+}
+
+/// The doorbell: an eventfd. Registered edge-triggered, so it is never read: every write is an edge.
+///
+/// # Errors
+/// EMFILE and the like.
+pub(crate) fn doorbell() -> io::Result<OwnedFd> {
+    use nix::sys::eventfd::{EfdFlags, EventFd};
+    let bell = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
+    bell.as_fd().try_clone_to_owned()
+}

@@ -1,0 +1,272 @@
+//! The system calls for which no safe wrapper fits, and nothing else: the crate's only `unsafe`.
+//!
+//! Why not nix for accept4: it drops the peer address, and a getpeername(2) per connection is a
+//! system call more. (Sending is `croupier_worker::fdpass::send`, because nix allocates the control
+//! buffer on every call.)
+//! Promises: every descriptor that the kernel returns is owned before anything else happens.
+
+use std::io;
+use std::mem::{MaybeUninit, size_of};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+use std::ptr::{NonNull, null_mut};
+
+use croupier_worker::page::{PAGE_LEN, Page};
+use croupier_worker::wire::{PEER_MAX, RawAddress};
+use libc::c_int;
+
+/// accept4(2) with `SOCK_CLOEXEC` and `flags` (0 or `SOCK_NONBLOCK`), and the peer's address in the
+/// kernel's own bytes.
+///
+/// # Errors
+/// The errno of accept4(2).
+pub fn accept4(listener: BorrowedFd<'_>, flags: c_int) -> io::Result<(OwnedFd, RawAddress<PEER_MAX>)> {
+    let mut bytes = [0u8; PEER_MAX];
+    let mut len = socklen(PEER_MAX);
+    let flags = libc::SOCK_CLOEXEC | flags;
+    // SAFETY: `bytes` lives through the call and `len` is its length; the kernel writes no more.
+    let fd = unsafe { libc::accept4(listener.as_raw_fd(), bytes.as_mut_ptr().cast(), &raw mut len, flags) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: accept4 has just returned this descriptor; nobody else knows it.
+    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+    let known = bytes.get(..(len as usize).min(PEER_MAX)).unwrap_or(&bytes);
+    Ok((fd, RawAddress::new(known)))
+}
+
+/// A shared mapping of one worker's page. Unmapped on drop.
+#[derive(Debug)]
+pub struct PageMap {
+    at: NonNull<Page>,
+}
+
+// SAFETY: the page is atomics only; the mapping belongs to no thread.
+unsafe impl Send for PageMap {}
+
+impl PageMap {
+    /// Maps the first [`PAGE_LEN`] bytes of a sealed memfd.
+    ///
+    /// # Errors
+    /// The errno of mmap(2).
+    pub fn new(memfd: BorrowedFd<'_>) -> io::Result<Self> {
+        let protection = libc::PROT_READ | libc::PROT_WRITE;
+        // SAFETY: a fresh shared mapping at an address of the kernel's choice; the seals keep the
+        // file from ever being shorter than the mapping, so no access can raise SIGBUS.
+        let at = unsafe {
+            libc::mmap(null_mut(), PAGE_LEN, protection, libc::MAP_SHARED, memfd.as_raw_fd(), 0)
+        };
+        if at == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        NonNull::new(at.cast()).map(|at| Self { at }).ok_or_else(io::Error::last_os_error)
+    }
+
+    /// The page. Other processes write it at any time; it is atomics only.
+    #[must_use]
+    pub fn page(&self) -> &Page {
+        // SAFETY: the mapping lives as long as `self`, is page-aligned and at least PAGE_LEN long,
+        // and every bit pattern is a valid Page.
+        unsafe { self.at.as_ref() }
+    }
+}
+
+impl Drop for PageMap {
+    fn drop(&mut self) {
+        // SAFETY: exactly the mapping that `new` made; no reference outlives `self`.
+        let result = unsafe { libc::munmap(self.at.as_ptr().cast(), PAGE_LEN) };
+        debug_assert_eq!(result, 0, "munmap of our own mapping cannot fail");
+    }
+}
+
+/// setsockopt(2) with one or two ints.
+///
+/// # Errors
+/// The errno of setsockopt(2).
+pub fn set_option(fd: BorrowedFd<'_>, level: c_int, name: c_int, words: &[c_int]) -> io::Result<()> {
+    let len = socklen(size_of_val(words));
+    // SAFETY: pointer and length are those of `words`.
+    let result = unsafe { libc::setsockopt(fd.as_raw_fd(), level, name, words.as_ptr().cast(), len) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Attaches a filter that drops every packet: no new client completes its handshake (socket(7)).
+///
+/// # Errors
+/// The errno of setsockopt(2).
+pub fn attach_drop_filter(listener: BorrowedFd<'_>) -> io::Result<()> {
+    // BPF_RET | BPF_K with 0: keep 0 bytes of the packet.
+    let mut program = [libc::sock_filter { code: 0x06, jt: 0, jf: 0, k: 0 }];
+    attach(listener, libc::SO_ATTACH_FILTER, &mut program)
+}
+
+/// Chooses among the sockets of an `SO_REUSEPORT` group: `indices` lists the places (in order of
+/// bind) of those that shall get new connections, spread at random (socket(7),
+/// `SO_ATTACH_REUSEPORT_CBPF`).
+///
+/// # Errors
+/// The errno of setsockopt(2).
+pub fn steer_reuseport(member: BorrowedFd<'_>, indices: &[u32]) -> io::Result<()> {
+    const RANDOM: u32 = 0xffff_f000 + 56; // SKF_AD_OFF + SKF_AD_RANDOM
+    let count = u32::try_from(indices.len()).unwrap_or(u32::MAX).max(1);
+    let op = |code: u16, jt: u8, jf: u8, k: u32| libc::sock_filter { code, jt, jf, k };
+    let mut program = vec![op(0x20, 0, 0, RANDOM), op(0x94, 0, 0, count)]; // A = random % count
+    for (place, index) in indices.iter().enumerate() {
+        program.push(op(0x15, 0, 1, u32::try_from(place).unwrap_or(u32::MAX))); // if A == place
+        program.push(op(0x06, 0, 0, *index)); // return index
+    }
+    program.push(op(0x06, 0, 0, indices.first().copied().unwrap_or(0)));
+    attach(member, libc::SO_ATTACH_REUSEPORT_CBPF, &mut program)
+}
+
+fn attach(fd: BorrowedFd<'_>, option: c_int, program: &mut [libc::sock_filter]) -> io::Result<()> {
+    let program = libc::sock_fprog {
+        len: u16::try_from(program.len()).unwrap_or(u16::MAX),
+        filter: program.as_mut_ptr(),
+    };
+    let len = socklen(size_of::<libc::sock_fprog>());
+    // SAFETY: the kernel copies the program, which outlives the call; `len` is its descriptor's size.
+    let result = unsafe {
+        libc::setsockopt(fd.as_raw_fd(), libc::SOL_SOCKET, option, (&raw const program).cast(), len)
+    };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Bytes of send buffer that the peer has not taken out yet (`SIOCOUTQ`, unix(7)): O(1), and not
+/// blockable by the peer.
+///
+/// # Errors
+/// The errno of ioctl(2).
+pub fn unread_by_peer(fd: BorrowedFd<'_>) -> io::Result<u32> {
+    let mut bytes: c_int = 0;
+    // SAFETY: TIOCOUTQ (the same number as SIOCOUTQ) writes one int.
+    let result = unsafe { libc::ioctl(fd.as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(u32::try_from(bytes).unwrap_or(0))
+}
+
+/// How many connections wait in a TCP listener's backlog, and its limit (`TCP_INFO` of a listening
+/// socket: `tcpi_unacked` and `tcpi_sacked`).
+///
+/// # Errors
+/// The errno of getsockopt(2): a Unix listener has none.
+pub fn backlog(listener: BorrowedFd<'_>) -> io::Result<(u32, u32)> {
+    // SAFETY: all-zero bytes are a valid tcp_info.
+    let mut info: libc::tcp_info = unsafe { MaybeUninit::zeroed().assume_init() };
+    let mut len = socklen(size_of::<libc::tcp_info>());
+    // SAFETY: pointer and length are those of `info`.
+    let result = unsafe {
+        libc::getsockopt(
+            listener.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_INFO,
+            (&raw mut info).cast(),
+            &raw mut len,
+        )
+    };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok((info.tcpi_unacked, info.tcpi_sacked)) }
+}
+
+/// What a child does between fork and exec.
+#[derive(Debug, Clone)]
+pub struct ChildSetup {
+    /// `RLIMIT_NOFILE` to restore (the primary raised its own).
+    pub nofile: libc::rlimit,
+    /// User, group and supplementary groups to become.
+    pub ids: Option<(libc::uid_t, libc::gid_t, Vec<libc::gid_t>)>,
+    /// Die with this signal when the primary does (only where no channel tells the worker).
+    pub death_signal: Option<c_int>,
+    /// Descriptors to hand to the program, as 3, 4, …
+    pub inherit: Vec<c_int>,
+}
+
+/// Adds `setup` to `command`: own process group, limits, identity, inherited descriptors.
+pub fn prepare_child(command: &mut Command, setup: ChildSetup) {
+    command.process_group(0);
+    let primary = std::process::id();
+    let in_child = move || child(&setup, primary);
+    // SAFETY: the closure makes system calls only: no allocation, no lock, no panic.
+    unsafe { command.pre_exec(in_child) };
+}
+
+fn child(setup: &ChildSetup, primary: u32) -> io::Result<()> {
+    let check = |result: c_int| if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) };
+    // SAFETY: the pointer is to a valid rlimit.
+    check(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const setup.nofile) })?;
+    if let Some((uid, gid, groups)) = &setup.ids {
+        // SAFETY: pointer and length are those of `groups`.
+        check(unsafe { libc::setgroups(groups.len(), groups.as_ptr()) })?;
+        // SAFETY: no memory is involved.
+        check(unsafe { libc::setgid(*gid) })?;
+        // SAFETY: no memory is involved.
+        check(unsafe { libc::setuid(*uid) })?;
+    }
+    if let Some(signal) = setup.death_signal {
+        // SAFETY: no memory is involved. Set after the change of identity, which would clear it.
+        check(unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, signal) })?;
+        // SAFETY: no memory is involved.
+        let parent = unsafe { libc::getppid() };
+        if u32::try_from(parent) != Ok(primary) {
+            return Err(io::Error::from_raw_os_error(libc::ESRCH));
+        }
+    }
+    // First out of the way of 3, 4, …, then into place: the numbers may overlap.
+    let mut place = 3;
+    let mut parked = [-1; INHERIT_MAX];
+    for (fd, parked) in setup.inherit.iter().zip(&mut parked) {
+        // SAFETY: no memory is involved.
+        *parked = unsafe { libc::fcntl(*fd, libc::F_DUPFD_CLOEXEC, 64) };
+        check(*parked)?;
+    }
+    for fd in parked.iter().take_while(|fd| **fd >= 0) {
+        // SAFETY: no memory is involved; dup2 clears CLOEXEC on the copy.
+        check(unsafe { libc::dup2(*fd, place) })?;
+        place += 1;
+    }
+    Ok(())
+}
+
+/// Descriptors that a worker may inherit.
+pub const INHERIT_MAX: usize = 16;
+
+/// Nanoseconds of `CLOCK_MONOTONIC`, the clock that the shim compares with.
+#[must_use]
+pub fn monotonic_ns() -> u64 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the pointer is to a valid timespec. This clock always exists.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) };
+    u64::try_from(time.tv_sec).unwrap_or(0) * 1_000_000_000 + u64::try_from(time.tv_nsec).unwrap_or(0)
+}
+
+/// A second descriptor for the same open file, CLOEXEC.
+///
+/// # Errors
+/// EMFILE and the like.
+pub fn duplicate(fd: impl AsFd) -> io::Result<OwnedFd> {
+    fd.as_fd().try_clone_to_owned()
+}
+
+/// Owns a descriptor number that a safe wrapper returned bare.
+#[must_use]
+pub fn own(number: c_int) -> OwnedFd {
+    // SAFETY: the callers pass what accept4(2) has just returned; nobody else knows it.
+    unsafe { OwnedFd::from_raw_fd(number) }
+}
+
+/// Sets `O_NONBLOCK` on the open file (all its descriptors share it).
+///
+/// # Errors
+/// The errno of fcntl(2).
+pub fn set_nonblocking(fd: BorrowedFd<'_>) -> io::Result<()> {
+    use nix::fcntl::{FcntlArg, OFlag, fcntl};
+    let flags = OFlag::from_bits_retain(fcntl(fd, FcntlArg::F_GETFL)?);
+    fcntl(fd, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
+    Ok(())
+}
+
+fn socklen(len: usize) -> libc::socklen_t {
+    libc::socklen_t::try_from(len).unwrap_or(libc::socklen_t::MAX)
+}
