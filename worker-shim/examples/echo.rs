@@ -19,7 +19,7 @@ fn main() -> io::Result<()> {
     let id = croupier_worker::worker().map_or(0, |worker| worker.id());
     let listener = TcpListener::bind(address)?;
     for client in listener.incoming() {
-        if let Err(error) = client.and_then(|client| serve(client, id)) {
+        if let Err(error) = serve(client?, id) {
             eprintln!("echo: one client: {error}");
         }
     }

@@ -7,7 +7,7 @@ use crate::claim::Claim;
 use crate::control::Contact;
 use crate::listener::{Source, TcpListener};
 use crate::wire::{CHANNEL_PREFIX, Kind, Request};
-use crate::worker::{SEAT, Worker, worker};
+use crate::worker::{SEAT, Worker, ended, worker};
 use libc::{c_char, c_int, sockaddr, socklen_t};
 use std::ffi::CStr;
 use std::io;
@@ -67,7 +67,11 @@ pub unsafe extern "C" fn croupier_accept(
             // A TCP listener beside the channel: an address that is not dealt.
             Claim::Empty(libc::ENOTCONN | libc::ENOTSOCK) => break,
             Claim::Empty(errno) => return fail(errno),
-            Claim::Ended => SEAT.retire(channel),
+            Claim::Ended => {
+                if let Err(errno) = ended(channel) {
+                    return fail(errno);
+                }
+            }
         }
     }
     // SAFETY: by contract.

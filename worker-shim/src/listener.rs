@@ -12,7 +12,7 @@
 use crate::claim::Claim;
 use crate::control::Contact;
 use crate::wire::{ADDRESS_MAX, Kind, RawAddress, Request, SocketOption, Verdict};
-use crate::worker::SEAT;
+use crate::worker::{self, SEAT};
 use crossbeam_channel::{Receiver, Select, Sender};
 use std::io;
 use std::net::{self, IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, ToSocketAddrs};
@@ -122,7 +122,6 @@ impl TcpListener {
     ///
     /// # Errors
     /// Those of std.
-    #[expect(clippy::fn_params_excessive_bools, reason = "the signature is std's")]
     pub fn set_nonblocking(&self, nonblocking: bool) -> io::Result<()> {
         self.socket.set_nonblocking(nonblocking)
     }
@@ -188,7 +187,7 @@ impl TcpListener {
             let what = format!("cannot ask croupier's primary for {address}: {error}");
             io::Error::new(error.kind(), what)
         };
-        let strange = || unheard(io::Error::from_raw_os_error(libc::EPROTO));
+        let strange = || unheard(errno(libc::EPROTO));
         let about = |kind| {
             let mut request = Request::new(kind, contact.token);
             request.address = to_raw(address);
@@ -201,7 +200,7 @@ impl TcpListener {
         let (answer, _) = contact.ask(&request).map_err(unheard)?;
         match answer.verdict {
             Verdict::Pass => return Ok(None),
-            Verdict::Refused => return Err(io::Error::from_raw_os_error(answer.errno)),
+            Verdict::Refused => return Err(errno(answer.errno)),
             Verdict::Done => {}
             Verdict::Dealt | Verdict::Socket => return Err(strange()),
         }
@@ -210,7 +209,7 @@ impl TcpListener {
         let (answer, fds) = contact.ask(&request).map_err(unheard)?;
         match (answer.verdict, fds) {
             (Verdict::Pass, _) => Ok(None),
-            (Verdict::Refused, _) => Err(io::Error::from_raw_os_error(answer.errno)),
+            (Verdict::Refused, _) => Err(errno(answer.errno)),
             (Verdict::Socket, [_, _, Some(socket)]) => {
                 let source = Source::Given(Opened::here(answer.channel));
                 Ok(Some(Self { socket: socket.into(), source }))
@@ -244,8 +243,8 @@ impl TcpListener {
                 }
                 // As std does: a signal is no error of the listener.
                 Claim::Empty(libc::EINTR) => {}
-                Claim::Empty(errno) => return Err(io::Error::from_raw_os_error(errno)),
-                Claim::Ended => SEAT.retire(self.socket.as_fd()),
+                Claim::Empty(number) => return Err(errno(number)),
+                Claim::Ended => worker::ended(self.socket.as_fd()).map_err(errno)?,
             }
         }
     }
@@ -327,6 +326,10 @@ impl AsRawFd for TcpListener {
     fn as_raw_fd(&self) -> RawFd {
         self.socket.as_raw_fd()
     }
+}
+
+fn errno(number: i32) -> io::Error {
+    io::Error::from_raw_os_error(number)
 }
 
 /// `struct sockaddr_in` or `struct sockaddr_in6`.

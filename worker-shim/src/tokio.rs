@@ -154,12 +154,16 @@ impl axum::serve::Listener for TcpListener {
         loop {
             match Self::accept(self).await {
                 Ok(connection) => return connection,
-                // Out of descriptors or memory: connections have to end first. The rest is about one
-                // client that has gone again; a pause for each would let such clients stop us.
                 Err(error) => match error.raw_os_error() {
+                    // The listener is over, which this trait has no word for.
+                    Some(libc::EBADF | libc::EINVAL | libc::ENOTSOCK | libc::EOPNOTSUPP) => {
+                        std::future::pending().await
+                    }
+                    // Connections have to end first.
                     Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM) => {
                         ::tokio::time::sleep(PAUSE).await;
                     }
+                    // One client that has gone again: a pause would let such clients stop us.
                     _ => ::tokio::task::yield_now().await,
                 },
             }

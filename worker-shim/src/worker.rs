@@ -1,14 +1,15 @@
 //! Who this worker is, as its environment and its page say.
 //!
 //! **Owns** the process's [`Seat`], which every listener shares: a worker has one page. **Never**
-//! talks to the primary except in [`Worker::ready`] and at the first [`Worker::is_draining`] of a
-//! process that does not listen.
+//! talks to the primary except in [`Worker::ready`], at the end of a channel, and at the first
+//! [`Worker::is_draining`] of a process that does not listen.
 
 use crate::claim::Seat;
 use crate::control::Contact;
 use crate::page::HEAD_DRAINING;
 use crate::wire::{GENERATION_VAR, Kind, Request, SLOT_VAR, Verdict, WORKER_VAR};
 use std::io;
+use std::os::fd::BorrowedFd;
 use std::sync::atomic::Ordering;
 
 /// The seat of this process, vacant until something is dealt to it or asks for its page.
@@ -87,6 +88,20 @@ fn attach() {
         // A page of another version is as good as none.
         drop(SEAT.take(&page, bell));
     }
+}
+
+/// A channel came to its end. With the primary, which is [`Seat::retire`]'s business; or alone, because
+/// another process of this worker said Close: then accept(2) says what it says after shutdown(2).
+///
+/// # Errors
+/// The errno for the program.
+pub(crate) fn ended(channel: BorrowedFd<'_>) -> Result<(), i32> {
+    let alive = |contact: Contact| contact.ask(&Request::new(Kind::Attach, contact.token)).is_ok();
+    if Contact::from_environment().is_some_and(alive) {
+        return Err(libc::EINVAL);
+    }
+    SEAT.retire(channel);
+    Ok(())
 }
 
 #[cfg(test)]

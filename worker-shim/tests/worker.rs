@@ -51,9 +51,11 @@ both! {
     a_pool_claims_only_for_a_waiting_thread
     a_shared_socket_is_accepted_on
     the_primary_dies
+    one_channel_ends
     a_worker_knows_itself
     axum_is_a_worker
     axum_without_a_primary_waits_and_does_not_spin
+    axum_on_a_closed_channel_does_not_spin
     c_echo_is_a_worker
     a_forked_child_in_c_goes_on
 }
@@ -246,6 +248,13 @@ fn the_primary_dies(beside: Beside) {
     assert_eq!(worker.ended().signal(), Some(libc::SIGTERM));
 }
 
+fn one_channel_ends(beside: Beside) {
+    let primary = Primary::start(Policy::Deal);
+    let worker = player(&primary, beside, "over");
+    drop(primary.channel());
+    finishes(worker);
+}
+
 fn a_worker_knows_itself(beside: Beside) {
     let primary = Primary::start(Policy::Deal);
     let mut worker = player(&primary, beside, "who");
@@ -330,6 +339,16 @@ fn axum_without_a_primary_waits_and_does_not_spin(beside: Beside) {
     assert!(get(queued).ends_with(&format!("worker {WORKER_ID}\n")));
     support::sleeps(worker.id());
 }
+fn axum_on_a_closed_channel_does_not_spin(beside: Beside) {
+    let primary = Primary::start(Policy::Deal);
+    let worker = start(&primary, beside, listens_on(&primary, "axum"));
+    let channel = primary.channel();
+    assert!(get(primary.client(&channel)).starts_with("HTTP/1.1 200 OK"));
+    drop(channel);
+    primary.asked(Kind::Attach);
+    support::sleeps(worker.id());
+}
+
 /// The C library and a C program against it.
 fn c_program(source: &Path, name: &str) -> PathBuf {
     let package = Path::new(env!("CARGO_MANIFEST_DIR"));

@@ -11,8 +11,8 @@ use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap};
 use nix::sys::socket::{
-    AddressFamily, Backlog, ControlMessage, MsgFlags, SockFlag, SockType, UnixAddr, accept4, bind,
-    listen, recv, sendmsg, socket, socketpair,
+    AddressFamily, Backlog, ControlMessage, MsgFlags, Shutdown, SockFlag, SockType, UnixAddr,
+    accept4, bind, listen, recv, sendmsg, socket, socketpair,
 };
 use std::io::{BufRead, BufReader, IoSlice, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -64,6 +64,14 @@ pub struct Primary {
     events: Receiver<Event>,
     page: &'static Page,
     control: String,
+    desk: OwnedFd,
+}
+
+impl Drop for Primary {
+    fn drop(&mut self) {
+        // Ends the desk's accept, and refuses whoever asks from now on.
+        nix::sys::socket::shutdown(self.desk.as_raw_fd(), Shutdown::Both).ok();
+    }
 }
 
 struct Desk {
@@ -106,6 +114,7 @@ impl Primary {
         page.head.worker.store(WORKER_ID, Ordering::SeqCst);
         let bell = nix::sys::eventfd::EventFd::new().unwrap();
         let (events, received) = unbounded();
+        let control = socket.try_clone().unwrap();
         let mut desk = Desk {
             socket,
             public: public.try_clone().unwrap(),
@@ -118,7 +127,8 @@ impl Primary {
         };
         std::thread::spawn(move || desk.answer_for_ever());
         let token: String = TOKEN.iter().map(|byte| format!("{byte:02x}")).collect();
-        Self { address, public, events: received, page, control: format!("{token}@{name}") }
+        let token = format!("{token}@{name}");
+        Self { address, public, events: received, page, control: token, desk: control }
     }
 
     /// The environment of a worker.
@@ -205,6 +215,7 @@ impl Primary {
 
     /// Kills the primary, as far as its workers can tell.
     pub fn die(self, channels: Vec<Channel>) {
+        drop(self);
         drop(channels);
     }
 }

@@ -22,6 +22,7 @@ fn main() {
         "again" => again(&address),
         "crowded-out" => crowded_out(&address),
         "unreachable" => unreachable_primary(&address),
+        "over" => over(&address),
         "who" => who(),
         other => panic!("no part is called {other}"),
     }
@@ -136,6 +137,13 @@ fn unreachable_primary(address: &str) {
         error.to_string().contains("primary") && error.to_string().contains(address),
         "{error}"
     );
+}
+
+/// The primary closes one channel and lives: this listener is over, the worker is not.
+fn over(address: &str) {
+    let listener = TcpListener::bind(address).unwrap();
+    assert_eq!(listener.accept().unwrap_err().raw_os_error(), Some(libc::EINVAL));
+    assert!(listener.into_receiver().unwrap().recv().is_err());
 }
 
 fn who() {
