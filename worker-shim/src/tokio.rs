@@ -16,7 +16,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, RawFd};
 use std::task::{Context, Poll, ready};
 
 /// A TCP listener whose connections a croupier primary deals; outside croupier, an ordinary one.
-/// The methods are those of [`tokio::net::TcpListener`](::tokio::net::TcpListener).
+/// The methods are those of [`tokio::net::TcpListener`](struct@::tokio::net::TcpListener).
 #[derive(Debug)]
 pub struct TcpListener {
     inner: AsyncFd<Blocking>,
