@@ -16,7 +16,7 @@ use crate::programs::one_at_a_time;
 /// Kept waiting in front of the workers, so that every queue is full.
 const CLIENTS: usize = 64;
 /// A worker that lived this long did not crash at its start: killing it costs no backoff.
-const SETTLED_S: f64 = 1.2;
+const SETTLED_S: f64 = 2.0;
 
 /// Small numbers with no pattern, from a printed seed.
 struct Random(u64);
