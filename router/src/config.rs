@@ -349,7 +349,8 @@ fn choose_policy(
     let unix = listen.iter().any(|spec| matches!(spec.public, ListenAddress::Unix(_)));
     if policy == Policy::Reuseport && unix {
         return Err(ConfigError::Conflict(
-            "-p reuseport is for TCP: the kernel does not spread a Unix socket; use -p shared".into(),
+            "-p reuseport is for TCP: the kernel does not spread a Unix socket; use -p shared"
+                .into(),
         ));
     }
     Ok(policy)
@@ -379,9 +380,7 @@ fn choose_workers(
     let (count, why) = match arg {
         WorkersArg::Auto => (cpus, format!("auto: {of}")),
         WorkersArg::Count(count) => (count, String::new()),
-        WorkersArg::AllBut(spare) => {
-            (cpus.saturating_sub(spare).max(1), format!("-{spare}: {of}"))
-        }
+        WorkersArg::AllBut(spare) => (cpus.saturating_sub(spare).max(1), format!("-{spare}: {of}")),
         WorkersArg::Times(factor) => (cpus.saturating_mul(factor), format!("{factor}x: {of}")),
     };
     let why = match (variable, why.is_empty()) {
@@ -548,8 +547,10 @@ pub fn parse_workers(text: &str) -> Result<WorkersArg, String> {
     let number = |digits: &str| match digits.parse::<u16>() {
         Ok(0) => Err("there must be at least 1 worker; for one per CPU say auto".to_owned()),
         Ok(count) => Ok(count),
-        Err(_) => Err("say a number, auto (one per CPU), -N (all CPUs but N) or Nx (N per CPU)"
-            .to_owned()),
+        Err(_) => {
+            Err("say a number, auto (one per CPU), -N (all CPUs but N) or Nx (N per CPU)"
+                .to_owned())
+        }
     };
     if let "auto" | "max" = text {
         Ok(WorkersArg::Auto)
@@ -611,7 +612,9 @@ fn parse_address(text: &str) -> Result<Parsed, String> {
         return match path.len() {
             0 => Err("the path of the Unix socket is missing, as in unix:/run/app.sock".into()),
             1..=UNIX_PATH_MAX => Ok(Parsed::Unix(PathBuf::from(path))),
-            long => Err(format!("{long} bytes are too long for a Unix socket's path ({UNIX_PATH_MAX})")),
+            long => {
+                Err(format!("{long} bytes are too long for a Unix socket's path ({UNIX_PATH_MAX})"))
+            }
         };
     }
     if let Ok(address) = text.parse::<SocketAddr>() {
@@ -628,7 +631,8 @@ fn parse_address(text: &str) -> Result<Parsed, String> {
         return Ok(Parsed::Tcp(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port)));
     }
     if text.parse::<IpAddr>().is_ok() {
-        let hint = if text.contains(':') { format!("[{text}]:8080") } else { format!("{text}:8080") };
+        let hint =
+            if text.contains(':') { format!("[{text}]:8080") } else { format!("{text}:8080") };
         return Err(format!("the port is missing, as in {hint}"));
     }
     Err("an address is :8080, 127.0.0.1:8080, [::1]:8080 or unix:/run/app.sock; names are not \
@@ -676,7 +680,8 @@ pub fn parse_signal(text: &str) -> Result<Signal, String> {
     };
     match signal {
         Some(Signal::SIGKILL | Signal::SIGSTOP) => {
-            Err("a program cannot finish anything on that signal; --kill-after does it later".into())
+            Err("a program cannot finish anything on that signal; --kill-after does it later"
+                .into())
         }
         Some(signal) => Ok(signal),
         None => Err("signals are named as in kill -l: TERM, QUIT, INT, USR2".into()),

@@ -123,10 +123,11 @@ fn parse_selector(text: &str) -> Result<String, String> {
     parse_name(name).map(|_| text.to_owned())
 }
 
-/// Parses the command line and does what it says. `run` is handed a valid configuration.
+/// Parses the command line and does what it says. `run` is handed a valid configuration; its error
+/// is an exit code and a sentence.
 pub fn execute(
     arguments: impl IntoIterator<Item = OsString>,
-    run: impl FnOnce(RunConfig) -> u8,
+    run: impl FnOnce(RunConfig) -> Result<u8, (u8, String)>,
 ) -> Exit {
     let arguments: Vec<OsString> = arguments.into_iter().collect();
     let cli = match Cli::try_parse_from(&arguments) {
@@ -135,7 +136,10 @@ pub fn execute(
     };
     match cli.command {
         Command::Run(args) => match RunConfig::new(*args, &Surroundings::of_this_process()) {
-            Ok(config) => Exit::code(run(config)),
+            Ok(config) => match run(config) {
+                Ok(code) => Exit::code(code),
+                Err((code, why)) => Exit::error(code, why),
+            },
             Err(error) => Exit::error(code::USAGE, error),
         },
         Command::Ls(args) => ls::execute(&args),
@@ -169,7 +173,9 @@ fn forgotten_run(arguments: &[OsString]) -> Option<String> {
         return None;
     }
     let mistyped = rest.len() == 1
-        && command.get_subcommands().any(|one| one.get_name().starts_with(first.get(..2).unwrap_or("-")));
+        && command
+            .get_subcommands()
+            .any(|one| one.get_name().starts_with(first.get(..2).unwrap_or("-")));
     if mistyped {
         return None;
     }

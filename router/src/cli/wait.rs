@@ -104,9 +104,9 @@ fn find_soon(selector: &Selector, timeout: Option<Duration>) -> Result<Found, Fi
     let deadline = now() + timeout.unwrap_or(APPEAR_WAIT).min(APPEAR_WAIT);
     loop {
         match find(selector) {
-            Err(
-                FindError::NoneRunning | FindError::NoSuch { .. } | FindError::NoSocket { .. },
-            ) if now() < deadline => {
+            Err(FindError::NoneRunning | FindError::NoSuch { .. } | FindError::NoSocket { .. })
+                if now() < deadline =>
+            {
                 // poll(2) of nothing; EINTR only shortens the step.
                 let _slept = poll(&mut [], PollTimeout::from(APPEAR_STEP_MS));
             }

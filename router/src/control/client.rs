@@ -206,7 +206,9 @@ pub fn discover() -> Vec<Found> {
             }
         }
     }
-    all.sort_by(|one, other| (one.owner.as_raw(), &one.name).cmp(&(other.owner.as_raw(), &other.name)));
+    all.sort_by(|one, other| {
+        (one.owner.as_raw(), &one.name).cmp(&(other.owner.as_raw(), &other.name))
+    });
     all
 }
 
@@ -225,8 +227,7 @@ fn sockets_in(directory: &Path) -> Vec<PathBuf> {
 /// [`FindError`].
 pub fn find(selector: &Selector) -> Result<Found, FindError> {
     if let Some(path) = &selector.control {
-        return Found::at(path)
-            .map_err(|error| FindError::NoSocket { path: path.clone(), error });
+        return Found::at(path).map_err(|error| FindError::NoSocket { path: path.clone(), error });
     }
     let all = discover();
     let Some(wanted) = &selector.name else { return only(all, FindError::NoneRunning) };

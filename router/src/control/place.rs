@@ -65,8 +65,7 @@ impl Place {
 
     fn take_in(directory: &Path, name: &str) -> Result<Self, PlaceError> {
         for number in 1..=SAME_NAMES_MAX {
-            let candidate =
-                if number == 1 { name.to_owned() } else { format!("{name}-{number}") };
+            let candidate = if number == 1 { name.to_owned() } else { format!("{name}-{number}") };
             let socket = directory.join(format!("{candidate}.sock"));
             if let Some(place) = Self::lock(candidate, socket)? {
                 return Ok(place);

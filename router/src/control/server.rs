@@ -196,12 +196,7 @@ impl ControlServer {
         }
     }
 
-    fn serve(
-        &mut self,
-        key: usize,
-        registry: &Registry,
-        requests: &mut Vec<(ClientId, Request)>,
-    ) {
+    fn serve(&mut self, key: usize, registry: &Registry, requests: &mut Vec<(ClientId, Request)>) {
         // Events of a client that was removed in this same turn are normal.
         let Some(client) = self.clients.get_mut(key) else { return };
         let fate = match client.read(requests) {
@@ -299,10 +294,9 @@ fn remove_stale(path: &Path) -> io::Result<()> {
                 Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
                     std::fs::remove_file(path)
                 }
-                Ok(_) | Err(_) => Err(io::Error::new(
-                    io::ErrorKind::AddrInUse,
-                    "another program listens on it",
-                )),
+                Ok(_) | Err(_) => {
+                    Err(io::Error::new(io::ErrorKind::AddrInUse, "another program listens on it"))
+                }
             }
         }
         Ok(_) => Err(io::Error::new(

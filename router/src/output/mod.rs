@@ -124,7 +124,6 @@ impl Output {
     }
 
     /// Whether lines of workers say the generation: while two of them live.
-    #[expect(clippy::fn_params_excessive_bools, reason = "the name says what true means")]
     pub fn set_show_generation(&self, show: bool) {
         self.show_generation.store(show, Ordering::Relaxed);
     }
@@ -155,21 +154,28 @@ impl Output {
     /// Brings out what the pipes and the channels still hold, at most for a second, and ends the
     /// threads. One that is stuck in write(2) ends with the process.
     pub fn finish(self) {
-        self.command(Command::Finish);
-        // No message ever comes: a disconnect says that all threads have ended.
-        let ended = self.ended.recv_timeout(FINISH_WAIT);
-        if ended.is_err_and(|error| error.is_disconnected()) {
-            for thread in self.threads {
-                // A panic was printed when it happened.
-                drop(thread.join());
-            }
-        }
+        drop(self);
     }
 
     fn command(&self, command: Command) {
         // Both fail only when the collector has panicked; there is nobody left to tell.
         drop(self.commands.send(command));
         drop(self.waker.wake());
+    }
+}
+
+impl Drop for Output {
+    /// Also after an error that ends the primary early: what was said must come out before it.
+    fn drop(&mut self) {
+        self.command(Command::Finish);
+        // No message ever comes: a disconnect says that all threads have ended.
+        let ended = self.ended.recv_timeout(FINISH_WAIT);
+        if ended.is_err_and(|error| error.is_disconnected()) {
+            for thread in self.threads.drain(..) {
+                // A panic was printed when it happened.
+                drop(thread.join());
+            }
+        }
     }
 }
 

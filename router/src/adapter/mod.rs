@@ -1,0 +1,228 @@
+//! The ways a program becomes a worker, and which one serves this program.
+//!
+//! Owns: finding the program, judging whether the preload library can serve it, finding that
+//! library, the variables that a worker gets. Promises: what cannot work is refused before anything
+//! starts, with the reason and what to do instead. Never does: start anything.
+
+mod preload;
+pub mod program;
+
+use std::ffi::{OsStr, OsString};
+use std::fmt;
+use std::path::PathBuf;
+
+use croupier_worker::wire::{CONTROL_VAR, GENERATION_VAR, SLOT_VAR, WORKER_VAR};
+
+use crate::cli::code;
+use crate::config::{AdapterChoice, RunConfig, expand, program_port};
+use preload::PreloadError;
+use program::{Obstacle, ProgramError};
+
+/// Told to workers whose stdout is a pipe of croupier's: the preload library makes C stdio
+/// line-buffered.
+pub const LINE_BUFFERED_VAR: &str = "CROUPIER_LINE_BUFFERED";
+
+/// Variables by which a service manager or another croupier speaks to this process, and to it
+/// alone: they are taken out of workers' environments.
+pub const OWN_VARS: [&str; 6] = [
+    "NOTIFY_SOCKET",
+    "LISTEN_FDS",
+    "LISTEN_PID",
+    "LISTEN_FDNAMES",
+    "WATCHDOG_USEC",
+    "WATCHDOG_PID",
+];
+
+/// How a program becomes a worker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Adapter {
+    /// The preload library takes over bind, listen and accept.
+    Preload,
+    /// The program asks by itself, through `croupier-worker`.
+    Shim,
+    /// The program takes a listening socket by `LISTEN_FDS`.
+    ListenFds,
+}
+
+impl fmt::Display for Adapter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Preload => "preload",
+            Self::Shim => "shim",
+            Self::ListenFds => "listen-fds",
+        })
+    }
+}
+
+/// What is to be started.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Resolved {
+    /// The file to execute.
+    pub program: PathBuf,
+    /// Its argv, with `{slot}` and `{id}` still in it.
+    pub argv: Vec<OsString>,
+    /// How it becomes a worker.
+    pub adapter: Adapter,
+    /// The library for `LD_PRELOAD`.
+    pub preload: Option<PathBuf>,
+    /// What a person may want to know; one sentence each.
+    pub notes: Vec<String>,
+}
+
+/// Why a program cannot be a worker.
+#[derive(Debug, thiserror::Error)]
+pub enum ResolveError {
+    /// It cannot be executed at all.
+    #[error(transparent)]
+    Program(#[from] ProgramError),
+    /// It runs, but the preload library would not be loaded, or not be called.
+    #[error(
+        "{}: {obstacle}, so croupier cannot deal to it. If it takes a socket by LISTEN_FDS, use \
+         --adapter listen-fds with -l and -p shared or -p reuseport; if it links croupier-worker, \
+         use --adapter shim",
+        program.display()
+    )]
+    Obstacle {
+        /// The program, behind all `#!` lines.
+        program: PathBuf,
+        /// What is in the way.
+        obstacle: Obstacle,
+    },
+    /// The preload library cannot be used.
+    #[error(transparent)]
+    Preload(#[from] PreloadError),
+}
+
+impl ResolveError {
+    /// The exit code, as shells have it.
+    #[must_use]
+    pub const fn exit_code(&self) -> u8 {
+        match self {
+            Self::Program(ProgramError::NotFound { .. }) => code::NOT_FOUND,
+            Self::Program(
+                ProgramError::NotExecutable { .. } | ProgramError::Interpreter { .. },
+            ) => code::NOT_EXECUTABLE,
+            Self::Obstacle { .. } | Self::Preload(_) => code::FAILED,
+        }
+    }
+}
+
+/// Finds the program of a run and the way to make it a worker.
+///
+/// # Errors
+/// [`ResolveError`].
+pub fn resolve(config: &RunConfig) -> Result<Resolved, ResolveError> {
+    let word = config.command.first().map(OsString::as_os_str).unwrap_or_default();
+    let search = given(config, "PATH").or_else(|| std::env::var_os("PATH")).unwrap_or_default();
+    let found = program::find(word, &search)?;
+    let binary = program::binary_of(&found, &search)?;
+    let mut notes = Vec::new();
+    let (adapter, preload) = match config.adapter {
+        AdapterChoice::Auto | AdapterChoice::Preload => {
+            if let Some(obstacle) = binary.obstacle(config.ids.as_ref()) {
+                return Err(ResolveError::Obstacle { program: binary.path, obstacle });
+            }
+            (Adapter::Preload, Some(preload::library(config)?))
+        }
+        // The library only rides along here, to count closed connections.
+        AdapterChoice::Shim => {
+            match (binary.obstacle(config.ids.as_ref()), preload::library(config)) {
+                (None, Ok(library)) => (Adapter::Shim, Some(library)),
+                (Some(_), _) => (Adapter::Shim, None),
+                (None, Err(error)) => {
+                    notes.push(format!("closed connections are not counted: {error}"));
+                    (Adapter::Shim, None)
+                }
+            }
+        }
+        AdapterChoice::ListenFds => (Adapter::ListenFds, None),
+    };
+    Ok(Resolved { program: found, argv: config.command.clone(), adapter, preload, notes })
+}
+
+/// Which worker an environment is for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    /// Its slot.
+    pub slot: u16,
+    /// Its id.
+    pub worker: u32,
+    /// Its generation.
+    pub generation: u32,
+    /// The value of `CROUPIER_CONTROL`.
+    pub control: String,
+}
+
+/// The variables of one worker, to be set over the primary's own (less [`OWN_VARS`]).
+#[must_use]
+pub fn spawn_env(
+    config: &RunConfig,
+    resolved: &Resolved,
+    place: &Place,
+) -> Vec<(OsString, OsString)> {
+    spawn_env_over(config, resolved, place, |name| std::env::var_os(name))
+}
+
+fn spawn_env_over(
+    config: &RunConfig,
+    resolved: &Resolved,
+    place: &Place,
+    inherited: impl Fn(&str) -> Option<OsString>,
+) -> Vec<(OsString, OsString)> {
+    let mut set: Vec<(OsString, OsString)> = Vec::new();
+    let mut put = |name: &OsStr, value: OsString| set.push((name.to_owned(), value));
+    if let Some(ids) = &config.ids {
+        if let Some(home) = &ids.home {
+            put("HOME".as_ref(), home.into());
+        }
+        if let Some(name) = &ids.user_name {
+            put("USER".as_ref(), name.into());
+            put("LOGNAME".as_ref(), name.into());
+        }
+    }
+    if config.workers.from_platform {
+        put("WEB_CONCURRENCY".as_ref(), "1".into());
+    }
+    for (name, value) in defaults(config, place) {
+        if inherited(name).is_none() {
+            put(name.as_ref(), value);
+        }
+    }
+    if !config.raw_output {
+        put(LINE_BUFFERED_VAR.as_ref(), "1".into());
+    }
+    for (name, value) in &config.env {
+        put(name, expand(value, place.slot, place.worker));
+    }
+    // Last, so that nothing above can take these away.
+    put(CONTROL_VAR.as_ref(), OsString::from(&place.control));
+    put(WORKER_VAR.as_ref(), place.worker.to_string().into());
+    put(SLOT_VAR.as_ref(), place.slot.to_string().into());
+    put(GENERATION_VAR.as_ref(), place.generation.to_string().into());
+    if let Some(library) = &resolved.preload {
+        let kept = given(config, "LD_PRELOAD").or_else(|| inherited("LD_PRELOAD"));
+        put("LD_PRELOAD".as_ref(), preload::value(library.as_os_str(), kept.as_deref()));
+    }
+    set
+}
+
+/// Variables that a worker gets unless they are set already.
+fn defaults(config: &RunConfig, place: &Place) -> Vec<(&'static str, OsString)> {
+    // PM2's name for the slot; programs use it to run a cron job in one worker only.
+    let mut defaults = vec![("NODE_APP_INSTANCE", place.slot.to_string().into())];
+    if let [only] = config.listen.as_slice()
+        && let Some(port) = program_port(only).filter(|port| *port != 0)
+    {
+        defaults.push(("PORT", port.to_string().into()));
+    }
+    if !config.raw_output {
+        defaults.push(("PYTHONUNBUFFERED", "1".into()));
+    }
+    defaults
+}
+
+/// The last `--env NAME=`.
+fn given(config: &RunConfig, name: &str) -> Option<OsString> {
+    let named = |pair: &&(OsString, OsString)| pair.0 == OsStr::new(name);
+    config.env.iter().rev().find(named).map(|(_, value)| value.clone())
+}
