@@ -127,7 +127,14 @@ impl Seat {
     /// Whether `number` is the doorbell or the spare: not the program's to close.
     #[must_use]
     pub fn holds(&self, number: c_int) -> bool {
-        number >= 0 && (number == self.bell.load(SeqCst) || number == self.spare.load(SeqCst))
+        number >= 0 && self.held().contains(&number) && is_anonymous(number)
+    }
+
+    /// The numbers of doorbell and spare in ascending order, -1 for none.
+    #[must_use]
+    pub fn held(&self) -> [c_int; 2] {
+        let (bell, spare) = (self.bell.load(SeqCst), self.spare.load(SeqCst));
+        [bell.min(spare), bell.max(spare)]
     }
 
     /// Takes the next connection out of `channel`. `flags` as accept4(2): `SOCK_CLOEXEC`,
@@ -184,8 +191,9 @@ impl Seat {
         // SAFETY: `ends` has room for two. The other end stays open for good: closed, it would be EOF.
         if unsafe { libc::socketpair(libc::AF_UNIX, kind, 0, ends.as_mut_ptr()) } == 0 {
             let [inert, _kept] = ends;
+            // Not libc's dup3: the preload hooks that one, as the program's own.
             // SAFETY: both are open; the channel has nothing more to give.
-            drop(check(unsafe { libc::dup3(inert, channel.as_raw_fd(), cloexec) }));
+            unsafe { libc::syscall(libc::SYS_dup3, inert, channel.as_raw_fd(), cloexec) };
             // SAFETY: made above; the duplicate stays.
             drop(unsafe { OwnedFd::from_raw_fd(inert) });
         }
