@@ -743,3 +743,254 @@ impl fmt::Display for ListenSpec {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Debug, Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: RunArgs,
+    }
+
+    fn around() -> Surroundings {
+        Surroundings {
+            cpus: 4,
+            cpus_online: 4,
+            workers: None,
+            web_concurrency: None,
+            node_sched_policy: None,
+            somaxconn: 4096,
+        }
+    }
+
+    fn config_in(around: &Surroundings, words: &[&str]) -> Result<RunConfig, String> {
+        let line = Line::try_parse_from([&["run"], words].concat()).map_err(|e| e.to_string())?;
+        RunConfig::new(line.args, around).map_err(|error| error.to_string())
+    }
+
+    fn config(words: &[&str]) -> RunConfig {
+        config_in(&around(), words).unwrap()
+    }
+
+    fn refusal(words: &[&str]) -> String {
+        config_in(&around(), words).unwrap_err()
+    }
+
+    fn tcp(address: &str, dual_stack: bool) -> ListenAddress {
+        ListenAddress::Tcp { address: address.parse().unwrap(), dual_stack }
+    }
+
+    #[test]
+    fn listen_addresses() {
+        let public = |text| parse_listen(text).unwrap().public;
+        assert_eq!(public(":80"), tcp("[::]:80", true));
+        assert_eq!(public("8080"), tcp("[::]:8080", true));
+        assert_eq!(public("*:80"), tcp("[::]:80", true));
+        assert_eq!(public("[::]:80"), tcp("[::]:80", true));
+        assert_eq!(public("[::1]:80"), tcp("[::1]:80", false));
+        assert_eq!(public("0.0.0.0:80"), tcp("0.0.0.0:80", false));
+        assert_eq!(public("localhost:80"), tcp("127.0.0.1:80", false));
+        assert_eq!(public(":0"), tcp("[::]:0", true));
+        assert_eq!(public("unix:a.sock"), ListenAddress::Unix("a.sock".into()));
+        assert_eq!(public("/run/a.sock"), ListenAddress::Unix("/run/a.sock".into()));
+    }
+
+    #[test]
+    fn programs_behind_addresses() {
+        let program = |text| parse_listen(text).unwrap().program;
+        assert_eq!(program(":80"), None);
+        assert_eq!(program(":80=3000"), Some(ProgramAddress::Port(3000)));
+        assert_eq!(program(":80=:3000"), Some(ProgramAddress::Port(3000)));
+        let address = ProgramAddress::Tcp("127.0.0.1:3000".parse().unwrap());
+        assert_eq!(program(":80=127.0.0.1:3000"), Some(address));
+        let path = ProgramAddress::Unix("/run/a.sock".into());
+        assert_eq!(program(":80=/run/a.sock"), Some(path));
+        assert!(parse_listen(":80=0").is_err());
+        for text in [":80=3000", "127.0.0.1:80", "unix:/run/a=unix:/run/b", "[::1]:80=[::1]:81"] {
+            let spec = parse_listen(text).unwrap();
+            assert_eq!(parse_listen(&spec.to_string()).unwrap(), spec, "{spec}");
+        }
+    }
+
+    #[test]
+    fn bad_addresses_say_what_is_wrong() {
+        for (text, part) in [
+            ("99999", "largest is 65535"),
+            (":65536", "largest is 65535"),
+            ("127.0.0.1", "the port is missing, as in 127.0.0.1:8080"),
+            ("::1", "the port is missing, as in [::1]:8080"),
+            ("example.org:80", "names are not looked up"),
+            ("", "an address is"),
+            (":", "an address is"),
+            ("unix:", "path of the Unix socket is missing"),
+        ] {
+            let why = parse_listen(text).unwrap_err();
+            assert!(why.contains(part), "{text}: {why}");
+        }
+        let long = format!("/{}", "x".repeat(107));
+        assert!(parse_listen(&long).unwrap_err().contains("too long"));
+        assert!(refusal(&["-l", ":80", "-l", "80", "x"]).contains("given twice"));
+    }
+
+    #[test]
+    fn a_port_is_not_a_policy() {
+        for (value, hint) in [
+            ("8080", "that is --policy; a port is -l :8080"),
+            (":8080", "that is --policy; a port is -l :8080"),
+            ("127.0.0.1:80", "that is --policy; an address is -l 127.0.0.1:80"),
+            ("fair", "the policies are least, rr, ip, shared and reuseport"),
+        ] {
+            let why = refusal(&["-p", value, "x"]);
+            assert!(why.contains(hint), "{why}");
+        }
+        assert_eq!(config(&["-p", "ip", "x"]).core.policy, Policy::Ip);
+        assert_eq!(config(&["x"]).core.policy, Policy::Least);
+    }
+
+    #[test]
+    fn numbers_of_workers() {
+        let count = |text: &str| config(&["-w", text, "x"]).workers.count;
+        assert_eq!(
+            (count("3"), count("auto"), count("-1"), count("-9"), count("2x")),
+            (3, 4, 3, 1, 8)
+        );
+        assert_eq!(config(&["-i", "3", "x"]).workers.count, 3);
+        assert_eq!(config(&["--instances", "max", "x"]).workers.count, 4);
+        for bad in ["0", "-0", "0x", "x", "many", "65536", "1025", ""] {
+            assert!(config_in(&around(), &["-w", bad, "x"]).is_err(), "{bad}");
+        }
+        assert_eq!(config(&["x"]).workers.why, "auto: 4 CPUs");
+        let narrow = Surroundings { cpus: 1, ..around() };
+        let workers = config_in(&narrow, &["x"]).unwrap().workers;
+        assert_eq!(
+            (workers.count, workers.why.as_str()),
+            (1, "auto: 1 of 4 CPUs, by affinity or CPU quota")
+        );
+    }
+
+    #[test]
+    fn platform_variables_set_the_number_of_workers() {
+        let both = Surroundings {
+            workers: Some("3".into()),
+            web_concurrency: Some("7".into()),
+            ..around()
+        };
+        let workers = config_in(&both, &["x"]).unwrap().workers;
+        assert_eq!((workers.count, workers.from_platform), (3, true));
+        assert_eq!(workers.why, "WORKERS=3");
+        let flag = config_in(&both, &["-w", "2", "x"]).unwrap().workers;
+        assert_eq!((flag.count, flag.from_platform), (2, false));
+        let bad = Surroundings { web_concurrency: Some("two".into()), ..around() };
+        let why = config_in(&bad, &["x"]).unwrap_err();
+        assert!(why.starts_with("WEB_CONCURRENCY two: "), "{why}");
+        let node = Surroundings { node_sched_policy: Some("none".into()), ..around() };
+        assert_eq!(config_in(&node, &["x"]).unwrap().core.policy, Policy::Shared);
+        assert_eq!(config_in(&node, &["-p", "rr", "x"]).unwrap().core.policy, Policy::Rr);
+    }
+
+    #[test]
+    fn the_first_positional_starts_the_command() {
+        let command = |words: &[&str]| config(words).command;
+        assert_eq!(
+            command(&["-w", "2", "node", "-w", "9", "--", "x"]),
+            ["node", "-w", "9", "--", "x"]
+        );
+        assert_eq!(command(&["-w", "2", "--", "node", "--help"]), ["node", "--help"]);
+        assert!(refusal(&["--bogus", "node"]).contains("--bogus"));
+        assert!(refusal(&["-w", "2"]).contains("COMMAND"));
+    }
+
+    #[test]
+    fn listen_fds_needs_an_address_and_no_dealing() {
+        let listen_fds = &["--adapter", "listen-fds"];
+        let with = |more: &[&'static str]| [listen_fds.as_slice(), more].concat();
+        assert!(refusal(&with(&["x"])).contains("add -l"));
+        assert!(refusal(&with(&["-l", ":80", "-p", "rr", "x"])).contains("-p shared"));
+        let config = config(&with(&["-l", ":80", "x"]));
+        assert_eq!((config.core.policy, config.core.ready), (Policy::Shared, ReadyRule::Start));
+        assert!(refusal(&["-p", "reuseport", "-l", "/a", "x"]).contains("-p shared"));
+        assert!(refusal(&["--sticky-bound", "1.5", "x"]).contains("-p ip"));
+    }
+
+    #[test]
+    fn times_bounds_and_signals() {
+        assert_eq!(parse_duration("100ms"), Ok(Duration::from_millis(100)));
+        assert_eq!(parse_duration("1m30s"), Ok(Duration::from_secs(90)));
+        assert_eq!(parse_duration("0"), Ok(Duration::ZERO));
+        assert!(parse_duration("10").unwrap_err().contains("10s or 10ms"));
+        assert!(parse_duration("-1s").is_err());
+        assert_eq!(parse_bound("1.25"), Ok(1250));
+        assert_eq!(parse_bound("2"), Ok(2000));
+        for bad in ["0.9", "1.2345", "x", "", ".", "1e3", "1001", "-1", "1.-5"] {
+            assert!(parse_bound(bad).is_err(), "{bad}");
+        }
+        for text in ["QUIT", "SIGQUIT", "quit", "3"] {
+            assert_eq!(parse_signal(text), Ok(Signal::SIGQUIT), "{text}");
+        }
+        assert!(parse_signal("KILL").unwrap_err().contains("--kill-after"));
+        assert!(parse_signal("WHAT").is_err());
+    }
+
+    #[test]
+    fn templates_and_variables() {
+        let expanded = |text: &str| expand(OsStr::new(text), 3, 17);
+        assert_eq!(expanded("port-{slot}-{id}-{slot}"), "port-3-17-3");
+        assert_eq!(expanded("{{slot}} {x} {slot"), "{3} {x} {slot");
+        let raw = OsStr::from_bytes(b"\xff{id}\xfe");
+        assert_eq!(expand(raw, 0, 1).as_bytes(), b"\xff1\xfe");
+        let config = config(&["-e", "A=b=c", "--env", "D=", "x"]);
+        let pairs = [("A", "b=c"), ("D", "")].map(|(a, b)| (OsString::from(a), OsString::from(b)));
+        assert_eq!(config.env, pairs);
+        for bad in ["A", "=b", ""] {
+            assert!(refusal(&["-e", bad, "x"]).contains("NAME=VALUE"), "{bad}");
+        }
+    }
+
+    #[test]
+    fn the_sticky_key_depends_on_seed_or_name_only() {
+        let key = |words: &[&str]| config(words).core.sticky_key;
+        assert_eq!(key(&["a.py"]), key(&["-w", "2", "a.py"]));
+        assert_ne!(key(&["a.py"]), key(&["b.py"]));
+        assert_eq!(key(&["--sticky-seed", "s", "a"]), key(&["--sticky-seed", "s", "b"]));
+        // FNV-1a's published value for no bytes: the constants are right, and stay.
+        assert_eq!(sticky_key(""), [0x6c62_272e_07bb_0142, 0x62b8_2175_6295_c58d]);
+        assert_eq!(sticky_key("a"), [0xd228_cb69_6f1a_8caf, 0x7891_2b70_4e4a_8964]);
+    }
+
+    #[test]
+    fn users_and_groups() {
+        let ids = |user, group| resolve_ids(user, group);
+        assert_eq!(ids(None, None).unwrap(), None);
+        assert!(ids(Some("no-such-user"), None).unwrap_err().to_string().contains("no such user"));
+        assert!(
+            ids(None, Some("no-such-group")).unwrap_err().to_string().contains("no such group")
+        );
+        let own = nix::unistd::getuid().to_string();
+        let found = ids(Some(&own), None).unwrap().unwrap();
+        assert_eq!(found.uid, nix::unistd::getuid());
+        if geteuid().is_root() {
+            let strange = ids(Some("54321"), Some("7")).unwrap().unwrap();
+            assert_eq!((strange.uid.as_raw(), strange.gid.as_raw()), (54321, 7));
+            assert_eq!(
+                (strange.groups.as_slice(), strange.user_name),
+                ([Gid::from_raw(7)].as_slice(), None)
+            );
+        } else {
+            assert!(ids(Some("root"), None).unwrap_err().to_string().contains("only root"));
+        }
+    }
+
+    #[test]
+    fn ports_for_programs() {
+        let port = |text: &str| program_port(&parse_listen(text).unwrap());
+        assert_eq!(port(":80"), Some(80));
+        assert_eq!(port(":80=3000"), Some(3000));
+        assert_eq!(port("/a"), None);
+        assert_eq!(port(":80=/a"), None);
+        assert_eq!(port("/a=81"), Some(81));
+    }
+}

@@ -191,3 +191,61 @@ fn clean(raw: &OsStr) -> String {
     let kept = kept.trim_end_matches(['-', '.', '_']);
     if kept.is_empty() { "croupier".into() } else { kept.to_owned() }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn commands_and_their_names() {
+        for (command, name) in [
+            ("./target/release/my-server --port 1", "my-server"),
+            ("gunicorn app:app", "gunicorn"),
+            ("python3 -m http.server 8000", "http.server"),
+            ("python3.11 -u -W ignore -m flask run", "flask"),
+            ("/usr/bin/python3 /srv/web/app.py", "app"),
+            ("python3 -c pass", "python3"),
+            ("python3", "python3"),
+            ("node --inspect server.js", "server"),
+            ("node -r ./tracing chat.mjs x.js", "chat"),
+            ("nodemon x.js", "nodemon"),
+            ("npm start", "npm"),
+            ("java -Xmx1g -cp a.jar -jar lib/shop-1.2.jar", "shop-1.2"),
+            ("java -cp a.jar com.example.Main", "com.example.Main"),
+            ("php -S 127.0.0.1:8000", "php"),
+            ("php -S 127.0.0.1:8000 router.php", "router"),
+            ("ruby -Ilib app.rb", "app"),
+            ("perl daemon.pl", "daemon"),
+            ("env -u HOME A=1 nice -n 5 node a.js", "a"),
+            ("bash start.sh", "start"),
+            ("weird\u{e9}name", "weird-name"),
+            ("...", "croupier"),
+        ] {
+            let words: Vec<OsString> = command.split(' ').map(OsString::from).collect();
+            assert_eq!(derive(&words), name, "{command}");
+            assert!(is_valid(&derive(&words)), "{command}");
+        }
+    }
+
+    #[test]
+    fn a_shell_is_named_after_what_it_runs() {
+        for (code, name) in [
+            ("node server.js; true", "server"),
+            ("exec python3 -m http.server 80", "http.server"),
+            ("A=1 ./serve & wait", "serve"),
+            ("", "sh"),
+        ] {
+            assert_eq!(derive(&["sh".into(), "-c".into(), code.into()]), name, "{code}");
+        }
+        let nested = ["sh", "-c", "sh -c sh"].map(OsString::from);
+        assert_eq!(derive(&nested), "sh");
+    }
+
+    #[test]
+    fn names_that_cannot_be() {
+        for bad in ["", ".", "-a", "a/b", "a b", "\u{e9}", &"x".repeat(NAME_MAX + 1)] {
+            assert!(!is_valid(bad), "{bad}");
+        }
+        assert_eq!(derive(&["y".repeat(100).into()]).len(), NAME_MAX);
+    }
+}

@@ -226,3 +226,108 @@ fn given(config: &RunConfig, name: &str) -> Option<OsString> {
     let named = |pair: &&(OsString, OsString)| pair.0 == OsStr::new(name);
     config.env.iter().rev().find(named).map(|(_, value)| value.clone())
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::cli::run::RunArgs;
+    use crate::config::Surroundings;
+
+    #[derive(Debug, Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: RunArgs,
+    }
+
+    fn config(words: &[&str], web_concurrency: Option<&str>) -> RunConfig {
+        let line = Line::try_parse_from([&["run"], words].concat()).unwrap();
+        let around = Surroundings {
+            cpus: 2,
+            cpus_online: 2,
+            workers: None,
+            web_concurrency: web_concurrency.map(str::to_owned),
+            node_sched_policy: None,
+            somaxconn: 128,
+        };
+        RunConfig::new(line.args, &around).unwrap()
+    }
+
+    fn variables(config: &RunConfig, inherited: &[(&str, &str)], wanted: &str) -> Option<String> {
+        let resolved = Resolved {
+            program: "/bin/true".into(),
+            argv: config.command.clone(),
+            adapter: Adapter::Preload,
+            preload: Some("/lib/p.so".into()),
+            notes: Vec::new(),
+        };
+        let place = Place { slot: 2, worker: 7, generation: 3, control: "t@n".into() };
+        let set = spawn_env_over(config, &resolved, &place, |name| {
+            inherited.iter().find(|pair| pair.0 == name).map(|pair| pair.1.into())
+        });
+        // The last one counts, as with Command::env.
+        let last = set.iter().rev().find(|pair| pair.0 == wanted);
+        last.map(|pair| pair.1.to_string_lossy().into_owned())
+    }
+
+    #[test]
+    fn workers_learn_who_they_are() {
+        let config = config(&["-e", "TAG=w{slot}.{id}", "x"], None);
+        let get = |name| variables(&config, &[], name).unwrap();
+        assert_eq!(get(CONTROL_VAR), "t@n");
+        assert_eq!(
+            (get(WORKER_VAR), get(SLOT_VAR), get(GENERATION_VAR)),
+            ("7".into(), "2".into(), "3".into())
+        );
+        assert_eq!((get("TAG"), get("NODE_APP_INSTANCE")), ("w2.7".into(), "2".into()));
+        assert_eq!((get("PYTHONUNBUFFERED"), get(LINE_BUFFERED_VAR)), ("1".into(), "1".into()));
+        assert_eq!(get("LD_PRELOAD"), "/lib/p.so");
+    }
+
+    #[test]
+    fn what_is_set_stays() {
+        let config = config(&["-l", ":80=3000", "x"], None);
+        let inherited = [("PORT", "9"), ("PYTHONUNBUFFERED", ""), ("LD_PRELOAD", "/je.so")];
+        assert_eq!(variables(&config, &inherited, "PORT"), None);
+        assert_eq!(variables(&config, &inherited, "PYTHONUNBUFFERED"), None);
+        assert_eq!(variables(&config, &inherited, "LD_PRELOAD").unwrap(), "/lib/p.so:/je.so");
+        assert_eq!(variables(&config, &[], "PORT").unwrap(), "3000");
+        assert_eq!(variables(&config, &[], "WEB_CONCURRENCY"), None);
+    }
+
+    #[test]
+    fn given_variables_win() {
+        let words =
+            ["-l", ":80", "-e", "PORT=1", "-e", "LD_PRELOAD=/a.so", "-e", "CROUPIER_SLOT=9", "x"];
+        let config = config(&words, Some("3"));
+        let inherited = [("LD_PRELOAD", "/je.so"), ("WEB_CONCURRENCY", "3")];
+        let get = |name| variables(&config, &inherited, name).unwrap();
+        assert_eq!((get("PORT"), get("WEB_CONCURRENCY")), ("1".into(), "1".into()));
+        assert_eq!((get("LD_PRELOAD"), get(SLOT_VAR)), ("/lib/p.so:/a.so".into(), "2".into()));
+    }
+
+    #[test]
+    fn only_one_address_gives_a_port() {
+        for (words, port) in [
+            (["-l", ":80", "-l", ":81", "x"].as_slice(), None),
+            (&["-l", ":0", "x"], None),
+            (&["-l", "/a", "x"], None),
+            (&["x"], None),
+            (&["-l", "127.0.0.1:80", "x"], Some("80".to_owned())),
+        ] {
+            assert_eq!(variables(&config(words, None), &[], "PORT"), port, "{words:?}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_started_has_the_exit_code_of_shells() {
+        let code = |words: &[&str]| resolve(&config(words, None)).unwrap_err().exit_code();
+        assert_eq!(code(&["no-such-program-anywhere"]), 127);
+        assert_eq!(code(&["/no/such/program"]), 127);
+        assert_eq!(code(&["/etc/passwd"]), 126);
+        assert_eq!(code(&["/etc"]), 126);
+        assert_eq!(code(&["--preload-path", "/no/such/lib.so", "true"]), 1);
+        assert_eq!(code(&["-e", "PATH=/no", "true"]), 127);
+    }
+}

@@ -154,3 +154,57 @@ pub(super) fn value(library: &OsStr, kept: Option<&OsStr>) -> OsString {
     }
     value
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn ours_comes_first_and_once() {
+        let value = |kept: &str| value(OsStr::new("/o.so"), Some(OsStr::new(kept)));
+        assert_eq!(value(""), "/o.so");
+        assert_eq!(value("/je.so"), "/o.so:/je.so");
+        assert_eq!(value("/o.so:/je.so /x.so"), "/o.so:/je.so:/x.so");
+    }
+
+    #[test]
+    fn names_the_folder_that_is_closed() {
+        let folder = tempfile::tempdir().unwrap();
+        let closed = folder.path().join("closed");
+        let library = closed.join(FILE);
+        std::fs::create_dir(&closed).unwrap();
+        std::fs::write(&library, "").unwrap();
+        let mode = |path: &Path, mode| {
+            std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+        };
+        let stranger = Ids {
+            uid: Uid::from_raw(54321),
+            gid: Gid::from_raw(54321),
+            groups: Vec::new(),
+            user_name: Some("somebody".into()),
+            home: None,
+        };
+        mode(folder.path(), 0o755);
+        mode(&closed, 0o750);
+        mode(&library, 0o644);
+        assert_eq!(barrier(&library, Some(&stranger)).as_deref(), Some(closed.as_path()));
+        mode(&closed, 0o711);
+        assert_eq!(barrier(&library, Some(&stranger)), None);
+        mode(&library, 0o640);
+        assert_eq!(barrier(&library, Some(&stranger)).as_deref(), Some(library.as_path()));
+        let group = Ids { gid: nix::unistd::getgid(), ..stranger };
+        assert_eq!(barrier(&library, Some(&group)), None);
+    }
+
+    #[test]
+    fn looks_beside_and_in_the_installation() {
+        let (places, advice) = beside(Path::new("/opt/c/bin/croupier"));
+        let wanted = ["/opt/c/bin", "/opt/c/lib/croupier"].map(|at| Path::new(at).join(FILE));
+        assert_eq!(places, wanted);
+        assert!(advice.contains("make install"), "{advice}");
+        let (_, advice) = beside(Path::new("/home/me/croupier/target/release/croupier"));
+        assert!(advice.contains("cargo build --release -p croupier-preload"), "{advice}");
+    }
+}

@@ -312,3 +312,140 @@ const OWN_MACHINE: u16 = elf::abi::EM_S390;
 const OWN_MACHINE: u16 = elf::abi::EM_ARM;
 #[cfg(target_arch = "x86")]
 const OWN_MACHINE: u16 = elf::abi::EM_386;
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+    use std::process::Command;
+
+    use nix::unistd::{Gid, Uid};
+
+    use super::*;
+
+    fn script(folder: &Path, name: &str, text: &str) -> PathBuf {
+        let path = folder.join(name);
+        std::fs::write(&path, text).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+        path
+    }
+
+    fn path() -> OsString {
+        std::env::var_os("PATH").unwrap()
+    }
+
+    #[test]
+    fn finds_programs_as_execvp_does() {
+        let folder = tempfile::tempdir().unwrap();
+        let own = script(folder.path(), "tool", "#!/bin/sh\n");
+        let search = std::env::join_paths([Path::new("/nowhere"), folder.path()]).unwrap();
+        assert_eq!(find("tool".as_ref(), &search).unwrap(), own);
+        assert_eq!(find(own.as_os_str(), "".as_ref()).unwrap(), own);
+        let missing = find("tool".as_ref(), "/nowhere".as_ref()).unwrap_err();
+        assert_eq!(missing.to_string(), "tool: command not found in PATH");
+        let missing = find("./no/tool".as_ref(), &search).unwrap_err();
+        assert_eq!(missing.to_string(), "./no/tool: command not found");
+        let plain = folder.path().join("plain");
+        std::fs::write(&plain, "text").unwrap();
+        let refused = find("plain".as_ref(), &search).unwrap_err();
+        assert!(refused.to_string().contains("chmod +x"), "{refused}");
+        let refused = find(folder.path().as_os_str(), &search).unwrap_err();
+        assert!(refused.to_string().contains("it is a directory"), "{refused}");
+    }
+
+    #[test]
+    fn follows_first_lines_to_the_binary() {
+        let folder = tempfile::tempdir().unwrap();
+        let shell = std::fs::canonicalize("/bin/sh").unwrap();
+        let real = |binary: Binary| std::fs::canonicalize(binary.path).unwrap();
+        let direct = script(folder.path(), "direct", "#!/bin/sh -e\n");
+        assert_eq!(real(binary_of(&direct, &path()).unwrap()), shell);
+        let by_env = script(folder.path(), "by-env", "#! /usr/bin/env -S A=1 sh -x\r\n");
+        assert_eq!(real(binary_of(&by_env, &path()).unwrap()), shell);
+        let nested = script(folder.path(), "nested", &format!("#!{}\n", direct.display()));
+        assert_eq!(real(binary_of(&nested, &path()).unwrap()), shell);
+        let ring = script(folder.path(), "ring", &format!("#!{}/ring\n", folder.path().display()));
+        assert!(binary_of(&ring, &path()).unwrap_err().to_string().contains("without end"));
+        let lost = script(folder.path(), "lost", "#!/usr/bin/env no-such-interpreter\n");
+        let error = binary_of(&lost, &path()).unwrap_err().to_string();
+        assert!(error.contains("its first line wants no-such-interpreter"), "{error}");
+        for text in ["echo", "", "#!", "#!\n"] {
+            let bad = script(folder.path(), "bad", text);
+            assert!(binary_of(&bad, &path()).is_err(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn tells_static_from_dynamic() {
+        assert_eq!(kind_of(Path::new("/bin/true")).unwrap(), Kind::Dynamic);
+        assert_eq!(kind_of(&std::env::current_exe().unwrap()).unwrap(), Kind::Dynamic);
+        let folder = tempfile::tempdir().unwrap();
+        let source = folder.path().join("a.c");
+        std::fs::write(&source, "int main(void) { return 0; }").unwrap();
+        for flag in ["-static", "-static-pie"] {
+            let program = folder.path().join("a");
+            let built = Command::new("cc").arg(flag).arg("-o").arg(&program).arg(&source).status();
+            assert!(built.unwrap().success(), "cc {flag}");
+            let binary = binary_of(&program, &path()).unwrap();
+            assert_eq!(binary.kind, Kind::Static, "{flag}");
+            assert_eq!(binary.obstacle(None), Some(Obstacle::Static));
+        }
+        std::fs::write(folder.path().join("a"), b"\x7fELF garbage").unwrap();
+        assert!(kind_of(&folder.path().join("a")).is_err());
+    }
+
+    /// A program with one more section, or another interpreter, as `objcopy` and `ld` can make it.
+    fn built(folder: &Path, arguments: &[&str]) -> PathBuf {
+        let source = folder.join("b.c");
+        let text =
+            "__attribute__((section(\".go.buildinfo\"))) int x = 1; int main(void) { return x; }";
+        let plain = "int main(void) { return 0; }";
+        let text = if arguments.is_empty() { text } else { plain };
+        std::fs::write(&source, text).unwrap();
+        let program = folder.join("b");
+        let status =
+            Command::new("cc").args(arguments).arg("-o").arg(&program).arg(&source).status();
+        assert!(status.unwrap().success());
+        program
+    }
+
+    #[test]
+    fn tells_go_and_musl() {
+        let folder = tempfile::tempdir().unwrap();
+        assert_eq!(kind_of(&built(folder.path(), &[])).unwrap(), Kind::Go);
+        let musl = built(folder.path(), &["-Wl,--dynamic-linker=/lib/ld-musl-x86_64.so.1"]);
+        assert_eq!(kind_of(&musl).unwrap(), Kind::Musl);
+        let mut foreign = std::fs::read(&musl).unwrap();
+        foreign[18] ^= 0xff;
+        std::fs::write(&musl, foreign).unwrap();
+        assert_eq!(kind_of(&musl).unwrap(), Kind::Foreign);
+    }
+
+    #[test]
+    fn privileges_matter_only_where_they_change_something() {
+        let folder = tempfile::tempdir().unwrap();
+        let program = folder.path().join("true");
+        std::fs::copy("/bin/true", &program).unwrap();
+        let own = Ids {
+            uid: nix::unistd::getuid(),
+            gid: nix::unistd::getgid(),
+            groups: Vec::new(),
+            user_name: None,
+            home: None,
+        };
+        let other = Ids { uid: Uid::from_raw(54321), gid: Gid::from_raw(54321), ..own.clone() };
+        let obstacle = |mode, ids: &Ids| {
+            std::fs::set_permissions(&program, std::fs::Permissions::from_mode(mode)).unwrap();
+            binary_of(&program, &path()).unwrap().obstacle(Some(ids))
+        };
+        assert_eq!(obstacle(0o4755, &own), None);
+        assert_eq!(obstacle(0o4755, &other), Some(Obstacle::Setuid));
+        assert_eq!(obstacle(0o2755, &other), Some(Obstacle::Setgid));
+        assert_eq!(obstacle(0o2745, &other), None, "setgid without x means locking");
+        assert_eq!(obstacle(0o755, &other), None);
+        // Only root may set file capabilities, and not on every file system.
+        let set = Command::new("setcap").arg("cap_net_bind_service=+ep").arg(&program).output();
+        if set.is_ok_and(|output| output.status.success()) {
+            assert_eq!(obstacle(0o755, &other), Some(Obstacle::Setcap));
+        }
+    }
+}

@@ -104,8 +104,8 @@ struct Which {
     #[arg(short, long, value_name = "NAME", env = "CROUPIER_NAME", value_parser = parse_selector)]
     name: Option<String>,
 
-    /// The path of its control socket, when it was started with --control.
-    #[arg(long, value_name = "PATH", env = "CROUPIER_CONTROL_PATH", conflicts_with = "name")]
+    /// The path of its control socket, when it was started with --control; wins over a name.
+    #[arg(long, value_name = "PATH")]
     control: Option<PathBuf>,
 }
 
@@ -150,7 +150,14 @@ pub fn execute(
 }
 
 fn refused(arguments: &[OsString], error: &clap::Error) -> Exit {
-    let text = error.render().to_string();
+    let rendered = error.render().to_string();
+    let mut text = match rendered.strip_prefix("error:") {
+        Some(rest) => format!("croupier:{rest}"),
+        None => rendered,
+    };
+    if !text.ends_with('\n') {
+        text.push('\n');
+    }
     let kind = error.kind();
     if matches!(kind, ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
         return Exit::with(code::DONE, text);

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
+use clap::builder::FalseyValueParser;
 use croupier_core::config::{Policy, ReadyRule};
 use nix::sys::signal::Signal;
 
@@ -19,14 +20,14 @@ use crate::config::{
 
 const AFTER_HELP: &str = "\
 Examples:
-  croupier run -w 4 -- python3 -m http.server 8000   four processes behind one port
+  croupier run -w 4 -- python3 -m http.server 8000    four processes behind one port
   croupier run -l :80=3000 --user nobody node app.js  clients on 80, the program on 3000
   croupier run -p ip node chat.js                     one client address, one worker
   croupier run -w 2x -l :8080 ./server --tag {slot}   two per CPU, each knows its slot
 
 Signals: TERM, INT, QUIT and HUP from a vanished terminal stop gracefully; a second INT stops at
 once. Exit status: 0 stopped, 1 failed, 2 usage, 126 not executable, 127 not found, 130 second INT.
-Every flag has a variable, shown as [env: …]; a flag wins over its variable.";
+Every flag has a variable, shown as [env: …]; the flag wins over it.";
 
 /// Start workers and deal connections to them.
 ///
@@ -209,7 +210,7 @@ pub struct RunArgs {
     pub stop_signal: Signal,
 
     /// Send the stop signal before waiting for connections: the program drains itself.
-    #[arg(long, env = "CROUPIER_STOP_SIGNAL_FIRST")]
+    #[arg(long, env = "CROUPIER_STOP_SIGNAL_FIRST", value_parser = FalseyValueParser::new())]
     pub stop_signal_first: bool,
 
     /// With -p ip: a slot takes at most F times the average load; above it clients go elsewhere.
@@ -217,7 +218,7 @@ pub struct RunArgs {
     pub sticky_bound: Option<u32>,
 
     /// With -p ip: what the choice of slots depends on. Default: the name, so restarts keep it.
-    #[arg(long, value_name = "TEXT", env = "CROUPIER_STICKY_SEED")]
+    #[arg(long, value_name = "TEXT", env = "CROUPIER_STICKY_SEED", hide_env_values = true)]
     pub sticky_seed: Option<String>,
 
     /// How output and log look: text or json (one object per line).
@@ -231,11 +232,11 @@ pub struct RunArgs {
     pub log_format: LogFormat,
 
     /// Let workers write to stdout and stderr themselves, without the [w2] in front.
-    #[arg(long, env = "CROUPIER_RAW_OUTPUT")]
+    #[arg(long, env = "CROUPIER_RAW_OUTPUT", value_parser = FalseyValueParser::new())]
     pub raw_output: bool,
 
     /// Keep trying when every worker has failed, instead of leaving with status 1.
-    #[arg(long, env = "CROUPIER_STAY")]
+    #[arg(long, env = "CROUPIER_STAY", value_parser = FalseyValueParser::new())]
     pub stay: bool,
 
     /// Where libcroupier_preload.so is, if not beside croupier or in ../lib/croupier.

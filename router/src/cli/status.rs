@@ -11,8 +11,9 @@ use crate::control::client::{ANSWER_WAIT, find};
 use crate::control::messages::{Reply, Request, Status, WorkerStatus};
 
 const AFTER_HELP: &str = "\
-Columns: QUEUED handed off, not yet claimed; ACTIVE claimed, not yet closed (an estimate); WINDOW how
-many may be queued now; WAIT p50 and p99 of the time from hand-off to claim. A dash is unknown.
+Columns: QUEUED handed off, not yet claimed; ACTIVE claimed, not yet closed (an estimate);
+WINDOW how many may be queued now; WAIT p50 and p99 of the time from hand-off to claim.
+A dash is unknown.
 
 Examples:
   croupier status
