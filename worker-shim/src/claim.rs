@@ -7,7 +7,7 @@
 //! **Never** allocates, locks, or blocks other than as the channel's own `O_NONBLOCK` says.
 
 use crate::fdpass::{self, Received, check};
-use crate::page::{Bell, Line, PAGE_LEN, PAGE_MAGIC, Page};
+use crate::page::{Bell, HEAD_GONE, Line, PAGE_LEN, PAGE_MAGIC, Page};
 use crate::wire::{HANDOFF_LEN, Handoff};
 use libc::{c_int, c_void};
 use std::io;
@@ -197,7 +197,17 @@ impl Seat {
             // SAFETY: made above; the duplicate stays.
             drop(unsafe { OwnedFd::from_raw_fd(inert) });
         }
-        if let (Some(page), Some(own)) = (self.page(), self.own()) {
+        if let Some(page) = self.page() {
+            page.head.flags.fetch_or(HEAD_GONE, SeqCst);
+            self.follow();
+        }
+    }
+
+    /// Takes part in the end of the primary that another process of this worker has seen.
+    pub fn follow(&self) {
+        if let (Some(page), Some(own)) = (self.page(), self.own())
+            && page.head.flags.load(SeqCst) & HEAD_GONE != 0
+        {
             let _ = own.gone.compare_exchange(0, GONE_FINISHING, SeqCst, SeqCst);
             leave_if_idle(page, own);
         }
@@ -312,8 +322,10 @@ fn leave_if_idle(page: &Page, own: &Own) {
         Err(_) | Ok(0) => false,
         Ok(pid) => {
             let closed = line.closed.load(SeqCst);
-            // SAFETY: signal 0 only asks whether there is such a process.
-            line.claimed.load(SeqCst) > closed && unsafe { libc::kill(pid, 0) } == 0
+            // SAFETY: signal 0 only asks whether there is such a process; EPERM is a yes.
+            let alive = || check(unsafe { libc::kill(pid, 0) });
+            line.claimed.load(SeqCst) > closed
+                && alive().map_or_else(|e| e.raw_os_error() != Some(libc::ESRCH), |_| true)
         }
     };
     if own.gone.load(SeqCst) == GONE_FINISHING

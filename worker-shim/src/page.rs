@@ -27,6 +27,9 @@ pub const PAGE_LEN: usize = 12_288;
 
 /// [`Head::flags`]: the worker is draining; a program that asks `is_draining()` hears yes.
 pub const HEAD_DRAINING: u32 = 1;
+/// [`Head::flags`]: the primary is gone. The one bit of the head that a worker's process sets: others
+/// of that worker may not have seen the end, or may be beyond its signals (another uid).
+pub const HEAD_GONE: u32 = 2;
 
 /// Who this page belongs to.
 #[derive(Debug)]

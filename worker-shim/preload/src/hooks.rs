@@ -6,7 +6,7 @@
 use crate::accept::{Out, accept as claim};
 use crate::real::{errno, set_errno};
 use crate::{State, close as closing, listen as listening, options, real, state};
-use libc::{FILE, c_int, c_uint, c_void, sockaddr, socklen_t};
+use libc::{FILE, c_int, c_long, c_uint, c_void, sockaddr, socklen_t};
 
 /// What a hook decided.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -184,8 +184,9 @@ pub unsafe extern "C" fn shutdown(fd: c_int, how: c_int) -> c_int {
 /// As libc's.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn close(fd: c_int) -> c_int {
-    // SAFETY: the caller's arguments.
-    hook(|state| closing::close(state, fd), || unsafe { real::close(fd) })
+    // SAFETY: the caller's argument.
+    let real = || unsafe { real::close(fd) };
+    hook(|state| closing::close(state, fd, real), real)
 }
 
 /// fclose(3), whose close(2) inside libc no hook sees.
@@ -251,4 +252,32 @@ pub unsafe extern "C" fn dup3(old: c_int, new: c_int, flags: c_int) -> c_int {
     // SAFETY: the caller's arguments.
     let real = || unsafe { real::dup3(old, new, flags) };
     hook(|state| closing::replace(state, old, new, real), real)
+}
+
+/// syscall(2), for the sake of close(2): libuv, and so Node, closes this way.
+///
+/// Variadic in C. Its arguments are words, which both of our architectures' calling conventions pass
+/// as for a function of seven; libc's own reads all six, too, however many there are.
+///
+/// # Safety
+/// As libc's.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn syscall(
+    number: c_long,
+    a: c_long,
+    b: c_long,
+    c: c_long,
+    d: c_long,
+    e: c_long,
+    f: c_long,
+) -> c_long {
+    // SAFETY: the caller's arguments.
+    let real = || unsafe { real::syscall(number, a, b, c, d, e, f) };
+    match (number, c_int::try_from(a)) {
+        (libc::SYS_close, Ok(fd)) => {
+            let real = || c_int::try_from(real()).unwrap_or(-1);
+            c_long::from(hook(|state| closing::close(state, fd, real), real))
+        }
+        _ => real(),
+    }
 }

@@ -4,7 +4,7 @@
 //! before main(); a hook that runs even earlier looks up its own. **Never** calls a null address: what
 //! the C library does not have fails with `ENOSYS`.
 
-use libc::{FILE, c_char, c_int, c_uint, c_void, sockaddr, socklen_t};
+use libc::{FILE, c_char, c_int, c_long, c_uint, c_void, sockaddr, socklen_t};
 use std::ffi::CStr;
 use std::sync::atomic::{AtomicPtr, Ordering::Relaxed};
 
@@ -33,14 +33,14 @@ impl Symbol {
 }
 
 macro_rules! functions {
-    ($($name:ident($($argument:ident: $type:ty),*);)*) => {
+    ($($name:ident($($argument:ident: $type:ty),*) -> $returned:ty;)*) => {
         $(
             /// libc's function of this name.
             ///
             /// # Safety
             /// As libc's.
-            pub(crate) unsafe fn $name($($argument: $type),*) -> c_int {
-                type Function = unsafe extern "C" fn($($type),*) -> c_int;
+            pub(crate) unsafe fn $name($($argument: $type),*) -> $returned {
+                type Function = unsafe extern "C" fn($($type),*) -> $returned;
                 let address = symbols::$name.address();
                 if address.is_null() {
                     set_errno(libc::ENOSYS);
@@ -74,20 +74,23 @@ macro_rules! functions {
 }
 
 functions! {
-    bind(fd: c_int, address: *const sockaddr, len: socklen_t);
-    listen(fd: c_int, backlog: c_int);
-    accept(fd: c_int, address: *mut sockaddr, len: *mut socklen_t);
-    accept4(fd: c_int, address: *mut sockaddr, len: *mut socklen_t, flags: c_int);
-    connect(fd: c_int, address: *const sockaddr, len: socklen_t);
-    getsockname(fd: c_int, address: *mut sockaddr, len: *mut socklen_t);
-    getsockopt(fd: c_int, level: c_int, name: c_int, value: *mut c_void, len: *mut socklen_t);
-    setsockopt(fd: c_int, level: c_int, name: c_int, value: *const c_void, len: socklen_t);
-    shutdown(fd: c_int, how: c_int);
-    close(fd: c_int);
-    close_range(first: c_uint, last: c_uint, flags: c_int);
-    dup2(old: c_int, new: c_int);
-    dup3(old: c_int, new: c_int, flags: c_int);
-    fclose(file: *mut FILE);
+    bind(fd: c_int, address: *const sockaddr, len: socklen_t) -> c_int;
+    listen(fd: c_int, backlog: c_int) -> c_int;
+    accept(fd: c_int, address: *mut sockaddr, len: *mut socklen_t) -> c_int;
+    accept4(fd: c_int, address: *mut sockaddr, len: *mut socklen_t, flags: c_int) -> c_int;
+    connect(fd: c_int, address: *const sockaddr, len: socklen_t) -> c_int;
+    getsockname(fd: c_int, address: *mut sockaddr, len: *mut socklen_t) -> c_int;
+    getsockopt(fd: c_int, level: c_int, name: c_int, value: *mut c_void, len: *mut socklen_t) -> c_int;
+    setsockopt(fd: c_int, level: c_int, name: c_int, value: *const c_void, len: socklen_t) -> c_int;
+    shutdown(fd: c_int, how: c_int) -> c_int;
+    close(fd: c_int) -> c_int;
+    close_range(first: c_uint, last: c_uint, flags: c_int) -> c_int;
+    dup2(old: c_int, new: c_int) -> c_int;
+    dup3(old: c_int, new: c_int, flags: c_int) -> c_int;
+    fclose(file: *mut FILE) -> c_int;
+    syscall(
+        number: c_long, a: c_long, b: c_long, c: c_long, d: c_long, e: c_long, f: c_long
+    ) -> c_long;
 }
 
 /// closefrom(3), which returns nothing. Where glibc is too old to have it, no program calls it.

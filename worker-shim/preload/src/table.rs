@@ -72,9 +72,9 @@ impl Table {
         // SAFETY: mapped above, as large, never unmapped; zero is a valid value of all its parts.
         let memory = unsafe { &*memory };
         memory.owner.store(std::process::id(), SeqCst);
-        // SAFETY: the handler is a function without arguments that only stores a number. If it cannot
-        // be registered, `is_ours` still finds out, except in a vfork right after a fork.
-        unsafe { libc::pthread_atfork(None, None, Some(own_again)) };
+        // SAFETY: the handlers take no arguments and do nothing that is unsafe around a fork. If they
+        // cannot be registered, `is_ours` still finds out, except in a vfork right after a fork.
+        unsafe { libc::pthread_atfork(Some(before_fork), None, Some(own_again)) };
         Ok(Self { memory })
     }
 
@@ -124,6 +124,11 @@ impl Table {
     fn entry(&self, fd: c_int) -> Option<&AtomicU8> {
         self.memory.entries.get(usize::try_from(fd).ok()?)
     }
+}
+
+/// A master that replaces its workers would go on for ever after the primary's end.
+extern "C" fn before_fork() {
+    crate::SEAT.follow();
 }
 
 extern "C" fn own_again() {

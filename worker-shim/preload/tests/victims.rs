@@ -276,8 +276,10 @@ fn every_way_to_close_counts_once() {
             c = MUST(accept(s, 0, 0)); MUST(close_range(c, c, CLOSE_RANGE_CLOEXEC)); closefrom(c);
             c = MUST(accept(s, 0, 0)); MUST(shutdown(c, SHUT_RDWR)); MUST(close(c));
             /* A close that no hook sees is counted when the number comes back. */
-            c = MUST(accept(s, 0, 0)); MUST(syscall(3, c));
+            c = MUST(accept(s, 0, 0)); MUST(unseen_close(c));
             WANT(c == MUST(accept(s, 0, 0))); MUST(close(c));
+            c = MUST(accept(s, 0, 0)); MUST(syscall(SYS_close, c)); WANT(fcntl(c, F_GETFD) == -1);
+            WANT(syscall(SYS_close, c) == -1 && errno == EBADF);
             f = fmemopen(0, 10, `w`); WANT(f && fclose(f) == 0);
             return 0;
         }"
@@ -285,7 +287,7 @@ fn every_way_to_close_counts_once() {
         .as_str(),
     );
     let channel = primary.listening();
-    for dealt in 1..=10 {
+    for dealt in 1..=11 {
         assert_eq!(channel.deal().rest(), "", "{dealt}");
         let closed = if dealt == 9 { 8 } else { dealt };
         primary.until(dealt, closed);
@@ -735,6 +737,32 @@ fn connections_of_a_dead_sibling_keep_nobody_here() {
 }
 
 #[test]
+fn a_master_that_replaces_its_workers_goes_too() {
+    let primary = Primary::new(Policy::Deal);
+    // As root, the master is beyond the signals of its workers, as nginx's is.
+    let victim = victim(
+        &primary,
+        "gone-master",
+        r"int main(void) {
+            int s = listening(8080);
+            for (;;) {
+                if (!MUST(fork())) {
+                    WANT(setuid(65534) == 0 || geteuid() != 0);
+                    for (;;) serve(MUST(accept(s, 0, 0)));
+                }
+                MUST(wait(0));
+            }
+        }",
+    );
+    let channel = primary.listening();
+    assert!(!channel.deal().exchange("hello").is_empty());
+    primary.until(1, 1);
+    primary.stop();
+    drop(channel);
+    victim.ended_by(libc::SIGTERM);
+}
+
+#[test]
 fn the_end_of_one_channel_is_not_the_end_of_the_primary() {
     let primary = Primary::new(Policy::Deal);
     let main = r"int main(void) {
@@ -811,7 +839,7 @@ fn a_stale_entry_is_no_trap() {
     let primary = Primary::new(Policy::Deal);
     let main = r"int main(void) {
         int s = listening(8080);
-        MUST(syscall(3, s)); /* a close that no hook sees */
+        MUST(unseen_close(s));
         struct sockaddr_in a = at(0); socklen_t n = sizeof a;
         int t = MUST(socket(AF_INET, SOCK_STREAM, 0)); WANT(t == s);
         MUST(getsockname(t, (struct sockaddr *)&a, &n)); WANT(a.sin_port == 0);
@@ -923,5 +951,5 @@ fn the_library_exports_its_hooks_and_nothing_else() {
     wanted.sort_unstable();
     exported.sort_unstable();
     assert_eq!(exported, wanted);
-    assert_eq!(exported.len(), 15);
+    assert_eq!(exported.len(), 16);
 }

@@ -1,6 +1,7 @@
 /* What every victim has: it listens on a port, serves by saying its process id, and dies loudly. */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
+#include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <netinet/tcp.h>
@@ -16,6 +17,7 @@
 #include <sys/select.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/un.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -72,4 +74,11 @@ static inline void serve(int c)
 {
 	answer(c);
 	MUST(close(c));
+}
+
+/* libc's own close: as a raw system call, nothing that can be hooked. */
+static inline int unseen_close(int fd)
+{
+	int (*real)(int) = dlsym(dlopen("libc.so.6", RTLD_LAZY), "close");
+	return real(fd);
 }
