@@ -119,8 +119,6 @@ impl Primary {
         asked
     }
 
-    }
-
     /// The channel of a worker that binds and listens as its next two questions.
     pub(crate) fn listening(&self) -> Channel {
         self.asked(Kind::Bind);
