@@ -213,7 +213,9 @@ fn named(process: &Process) -> Named {
     /// Enough to recognise it.
     const SHOWN: usize = 60;
     let words = process.cmdline().unwrap_or_default().join(" ");
-    let mut command: String = words.chars().take(SHOWN).collect();
+    // One line, whatever the arguments are.
+    let printable = words.chars().map(|c| if c.is_control() { ' ' } else { c });
+    let mut command: String = printable.take(SHOWN).collect();
     if command.len() < words.len() {
         command.push('…');
     }
@@ -403,4 +405,133 @@ pub fn bind_error(address: &ListenAddress, error: io::Error) -> BindError {
 fn first_free_port() -> u16 {
     let file = Path::new("/proc/sys/net/ipv4/ip_unprivileged_port_start");
     std::fs::read_to_string(file).ok().and_then(|text| text.trim().parse().ok()).unwrap_or(1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{BufRead, BufReader};
+    use std::net::TcpListener;
+    use std::process::{Child, Command, Stdio};
+
+    use super::*;
+
+    /// A process that has printed its first line.
+    struct Victim {
+        child: Child,
+        line: String,
+    }
+
+    impl Victim {
+        fn start(program: &str, arguments: &[&str]) -> Self {
+            let mut command = Command::new(program);
+            command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped());
+            let mut child = command.spawn().unwrap();
+            let mut line = String::new();
+            BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+            Self { child, line: line.trim().to_owned() }
+        }
+    }
+
+    impl Drop for Victim {
+        fn drop(&mut self) {
+            drop(self.child.kill());
+            drop(self.child.wait());
+        }
+    }
+
+    #[test]
+    fn without_the_library_and_silent() {
+        let victim = Victim::start("sh", &["-c", "echo up; read x"]);
+        let why = why_not_ready(victim.child.id(), &[victim.child.id()]);
+        assert!(
+            matches!(why, Why::NotPreloaded { ref listens, .. } if listens.is_empty()),
+            "{why}"
+        );
+        assert!(why.to_string().contains("removed LD_PRELOAD"), "{why}");
+    }
+
+    #[test]
+    fn listens_by_itself() {
+        let code = "import socket\ns = socket.create_server(('127.0.0.1', 0))\n\
+                    print(s.getsockname()[1], flush=True)\ninput()";
+        let victim = Victim::start("python3", &["-c", code]);
+        let why = why_not_ready(victim.child.id(), &[]);
+        let wanted = format!("127.0.0.1:{}", victim.line);
+        let Why::NotPreloaded { who, listens } = &why else { panic!("{why}") };
+        assert_eq!((who.pid, listens.as_slice()), (victim.child.id(), [wanted.clone()].as_slice()));
+        assert!(why.to_string().contains(&format!("listens by itself on {wanted}")), "{why}");
+        let address = ListenAddress::Tcp { address: wanted.parse().unwrap(), dual_stack: false };
+        let error = bind_error(&address, io::Error::from_raw_os_error(libc::EADDRINUSE));
+        let text = error.to_string();
+        assert!(text.contains(&format!("(pid {})", victim.child.id())), "{text}");
+        assert!(text.contains("python3 -c import socket s"), "{text}");
+    }
+
+    #[test]
+    fn in_the_background() {
+        let victim = Victim::start("sh", &["-c", "echo up; read x"]);
+        let mut gone = Command::new("true").spawn().unwrap();
+        let main = gone.id();
+        gone.wait().unwrap();
+        let why = why_not_ready(main, &[victim.child.id()]);
+        let text = why.to_string();
+        assert!(matches!(why, Why::Background(_)), "{text}");
+        assert!(text.contains(&format!("(pid {})", victim.child.id())), "{text}");
+        assert_eq!(why_not_ready(main, &[]), Why::Exited);
+    }
+
+    #[test]
+    fn statically_linked() {
+        let folder = tempfile::tempdir().unwrap();
+        let (source, program) = (folder.path().join("s.c"), folder.path().join("s"));
+        let code = "#include <stdio.h>\nint main(void) { puts(\"up\"); fflush(stdout); return getchar(); }";
+        std::fs::write(&source, code).unwrap();
+        let built = Command::new("cc").arg("-static").arg("-o").arg(&program).arg(&source).status();
+        assert!(built.unwrap().success());
+        let victim = Victim::start(program.to_str().unwrap(), &[]);
+        // Behind a wrapper that has no library either: the wrapper is not the one to blame.
+        let wrapper = Victim::start("sh", &["-c", "echo up; read x"]);
+        let why = why_not_ready(wrapper.child.id(), &[wrapper.child.id(), victim.child.id()]);
+        let Why::Unservable { who, obstacle, .. } = &why else { panic!("{why}") };
+        assert_eq!((who.pid, *obstacle), (victim.child.id(), Obstacle::Static));
+        assert!(why.to_string().contains("--adapter listen-fds"), "{why}");
+    }
+
+    #[test]
+    fn who_holds_an_address() {
+        let listener = TcpListener::bind("[::]:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let on =
+            |text: String| ListenAddress::Tcp { address: text.parse().unwrap(), dual_stack: false };
+        let own = |holder| match holder {
+            Some(Holder::Process(named)) => named.pid == std::process::id(),
+            Some(Holder::User(_)) | None => false,
+        };
+        assert!(own(holder_of(&on(format!("127.0.0.1:{port}")))), "a wildcard holds every address");
+        drop(listener);
+        assert_eq!(holder_of(&on(format!("127.0.0.1:{port}"))), None);
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x.sock");
+        let unix = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        assert!(own(holder_of(&ListenAddress::Unix(path.clone()))));
+        drop(unix);
+        assert_eq!(holder_of(&ListenAddress::Unix(path)), None);
+    }
+
+    #[test]
+    fn binding_fails_in_sentences() {
+        let on =
+            |text: &str| ListenAddress::Tcp { address: text.parse().unwrap(), dual_stack: false };
+        let text = |address: &ListenAddress, errno| {
+            bind_error(address, io::Error::from_raw_os_error(errno)).to_string()
+        };
+        let low = text(&on("0.0.0.0:1"), libc::EACCES);
+        if first_free_port() > 1 {
+            assert!(low.contains("ports below") && low.contains("--user"), "{low}");
+        }
+        let absent = text(&on("203.0.113.1:80"), libc::EADDRNOTAVAIL);
+        assert!(absent.contains("this machine has no such address"), "{absent}");
+        let missing = text(&ListenAddress::Unix("/no/x".into()), libc::ENOENT);
+        assert_eq!(missing, "cannot listen on unix:/no/x: No such file or directory");
+    }
 }

@@ -29,8 +29,8 @@ Examples:
 #[derive(Debug, Clone, Args)]
 #[command(after_help = AFTER_HELP)]
 pub(super) struct WaitArgs {
-    /// For what.
-    #[arg(value_enum)]
+    /// ready: every wanted worker is ready. stopped: the primary and its workers have ended.
+    #[arg(value_enum, value_name = "ready|stopped", hide_possible_values = true)]
     awaited: For,
 
     #[command(flatten)]

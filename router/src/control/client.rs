@@ -1,8 +1,8 @@
 //! The command line's end of the control socket.
 //!
-//! Owns: finding primaries, asking one. Promises: nothing is sent to a socket whose listener is
-//! neither this user, nor root, nor the owner of the directory it lies in; every wait that the user
-//! did not ask for has an end. Never does: print.
+//! Owns: finding primaries, asking one. Promises: nothing is sent to a found socket whose listener
+//! is neither this user nor root (for root: nor the owner of the directory); every wait that the
+//! user did not ask for has an end. Never does: print.
 
 use std::fmt;
 use std::io::{self, Read, Write};
@@ -198,10 +198,11 @@ pub fn discover() -> Vec<Found> {
             continue;
         };
         for socket in sockets_in(&directory) {
-            // Refused: its primary is dead. Not ours: somebody plays tricks in a shared directory.
-            if let Ok(found) = Found::at(&socket)
-                && (found.owner.is_root() || found.owner.as_raw() == owner)
-            {
+            // Refused: its primary is dead. A stranger's: somebody plays tricks in a shared
+            // directory.
+            let Ok(found) = Found::at(&socket) else { continue };
+            let known = found.owner.is_root() || found.owner == geteuid();
+            if known || (root && found.owner.as_raw() == owner) {
                 all.push(found);
             }
         }

@@ -218,3 +218,83 @@ pub struct Totals {
     /// 99th percentile of the same.
     pub accept_to_handoff_p99_us: Option<u64>,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_are_lines_of_json() {
+        for (request, line) in [
+            (Request::Ping, "{\"request\":\"ping\"}\n"),
+            (Request::Status, "{\"request\":\"status\"}\n"),
+            (Request::Stop { now: true }, "{\"request\":\"stop\",\"now\":true}\n"),
+            (Request::Wait { r#for: Awaited::Ready }, "{\"request\":\"wait\",\"for\":\"ready\"}\n"),
+        ] {
+            assert_eq!(request.to_line(), line);
+            assert_eq!(serde_json::from_str::<Request>(line).unwrap(), request);
+        }
+        for bad in ["{}", "{\"request\":\"stop\"}", "{\"request\":\"reboot\"}", "[]", "1"] {
+            assert!(serde_json::from_str::<Request>(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn unknown_is_null() {
+        let slot = WorkerStatus {
+            slot: 1,
+            id: None,
+            generation: None,
+            pid: None,
+            state: WorkerState::Backoff,
+            handed_off: None,
+            claimed: None,
+            closed: None,
+            queued: None,
+            active: None,
+            window: None,
+            late: false,
+            restarts: 3,
+            uptime_s: None,
+            rss_bytes: None,
+            queued_p50_us: None,
+            queued_p99_us: None,
+        };
+        let text = serde_json::to_string(&slot).unwrap();
+        assert_eq!(
+            text,
+            "{\"slot\":1,\"id\":null,\"generation\":null,\"pid\":null,\"state\":\"backoff\",\
+             \"handed_off\":null,\"claimed\":null,\"closed\":null,\"queued\":null,\"active\":null,\
+             \"window\":null,\"late\":false,\"restarts\":3,\"uptime_s\":null,\"rss_bytes\":null,\
+             \"queued_p50_us\":null,\"queued_p99_us\":null}"
+        );
+        assert_eq!(serde_json::from_str::<WorkerStatus>(&text).unwrap(), slot);
+    }
+
+    #[test]
+    fn a_status_of_every_worker_fits_a_reply() {
+        let worker = WorkerStatus {
+            slot: u16::MAX,
+            id: Some(u32::MAX),
+            generation: Some(u32::MAX),
+            pid: Some(u32::MAX),
+            state: WorkerState::Starting,
+            handed_off: Some(u64::MAX),
+            claimed: Some(u64::MAX),
+            closed: Some(u64::MAX),
+            queued: Some(u32::MAX),
+            active: Some(u32::MAX),
+            window: Some(u16::MAX),
+            late: false,
+            restarts: u32::MAX,
+            uptime_s: Some(u64::MAX),
+            rss_bytes: Some(u64::MAX),
+            queued_p50_us: Some(u64::MAX),
+            queued_p99_us: Some(u64::MAX),
+        };
+        let line = serde_json::to_string(&worker).unwrap();
+        // Twice as many as slots: at a reload both generations are there.
+        let most = line.len() * 2 * usize::from(crate::config::WORKERS_MAX);
+        assert!(most < REPLY_MAX / 2, "{most}");
+    }
+}

@@ -148,7 +148,8 @@ pub fn all_directories() -> Vec<PathBuf> {
     };
     all.extend(entries("/run/user").map(|user| user.join("croupier")));
     all.extend(entries("/tmp").filter(|path| {
-        path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"croupier-"))
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        name.strip_prefix("croupier-").is_some_and(|uid| uid.parse::<u32>().is_ok())
     }));
     let mut seen = Vec::new();
     all.retain(|path| {
@@ -189,4 +190,72 @@ pub fn is_private(directory: &Path, uid: Uid) -> bool {
     std::fs::symlink_metadata(directory).is_ok_and(|found| {
         found.is_dir() && found.uid() == uid.as_raw() && found.mode() & 0o022 == 0
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn a_taken_name_gets_a_number() {
+        let folder = tempfile::tempdir().unwrap();
+        let first = Place::take_in(folder.path(), "web").unwrap();
+        let second = Place::take_in(folder.path(), "web").unwrap();
+        let third = Place::take_in(folder.path(), "web").unwrap();
+        assert_eq!([first.name(), second.name(), third.name()], ["web", "web-2", "web-3"]);
+        assert_eq!(second.socket(), folder.path().join("web-2.sock"));
+        drop(second);
+        assert_eq!(Place::take_in(folder.path(), "web").unwrap().name(), "web-2");
+        drop((first, third));
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "nothing is left");
+    }
+
+    #[test]
+    fn what_a_dead_primary_left_is_taken_over() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("web.lock"), "").unwrap();
+        std::fs::write(folder.path().join("web.sock"), "").unwrap();
+        assert_eq!(Place::take_in(folder.path(), "web").unwrap().name(), "web");
+    }
+
+    #[test]
+    fn a_lock_on_an_unlinked_file_is_not_believed() {
+        let folder = tempfile::tempdir().unwrap();
+        let first = Place::take_in(folder.path(), "web").unwrap();
+        // As if the holder had left between our open and our lock.
+        std::fs::remove_file(folder.path().join("web.lock")).unwrap();
+        let second = Place::take_in(folder.path(), "web").unwrap();
+        assert_eq!(Place::take_in(folder.path(), "web").unwrap().name(), "web-2");
+        drop((first, second));
+    }
+
+    #[test]
+    fn a_given_path_is_taken_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("my.sock");
+        let first = Place::take("web", Some(&path)).unwrap();
+        assert_eq!((first.name(), first.socket()), ("web", path.as_path()));
+        let error = Place::take("web", Some(&path)).unwrap_err();
+        assert!(error.to_string().contains("choose another --control"), "{error}");
+        let error = Place::take("web", Some(Path::new("/no/such/folder/x.sock"))).unwrap_err();
+        assert!(matches!(error, PlaceError::Lock { .. }), "{error}");
+    }
+
+    #[test]
+    fn only_private_folders_are_used() {
+        let folder = tempfile::tempdir().unwrap();
+        let own = folder.path().join("own");
+        make_private(&own).unwrap();
+        assert_eq!(std::fs::metadata(&own).unwrap().mode() & 0o777, 0o700);
+        make_private(&own).unwrap();
+        std::fs::set_permissions(&own, std::fs::Permissions::from_mode(0o777)).unwrap();
+        assert!(make_private(&own).is_err(), "others may write in it");
+        let link = folder.path().join("link");
+        std::fs::set_permissions(&own, std::fs::Permissions::from_mode(0o700)).unwrap();
+        std::os::unix::fs::symlink(&own, &link).unwrap();
+        assert!(make_private(&link).is_err(), "whoever made the link can turn it");
+        assert!(!is_private(&own, Uid::from_raw(54321)));
+    }
 }

@@ -307,3 +307,280 @@ fn remove_stale(path: &Path) -> io::Result<()> {
         Err(error) => Err(error),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::BufRead;
+    use std::os::unix::net::UnixStream as Client;
+    use std::time::Duration;
+
+    use mio::{Events, Poll};
+
+    use super::super::client::Found;
+    use super::super::messages::{Awaited, SCHEMA, Status, Totals};
+    use super::*;
+
+    const BASE: usize = 100;
+
+    struct Bench {
+        _folder: tempfile::TempDir,
+        path: PathBuf,
+        poll: Poll,
+        server: ControlServer,
+        requests: Vec<(ClientId, Request)>,
+    }
+
+    impl Bench {
+        fn new() -> Self {
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join("t.sock");
+            let poll = Poll::new().unwrap();
+            let server = ControlServer::bind(&path, poll.registry(), BASE).unwrap();
+            Self { _folder: folder, path, poll, server, requests: Vec::new() }
+        }
+
+        fn connect(&self) -> Client {
+            let client = Client::connect(&self.path).unwrap();
+            client.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+            client
+        }
+
+        fn ask(&self, text: &str) -> Client {
+            let mut client = self.connect();
+            client.write_all(text.as_bytes()).unwrap();
+            client
+        }
+
+        /// Turns of the loop until there is nothing to do.
+        fn turn(&mut self) {
+            let mut events = Events::with_capacity(8);
+            loop {
+                self.poll.poll(&mut events, Some(Duration::ZERO)).unwrap();
+                if events.is_empty() {
+                    return;
+                }
+                for event in &events {
+                    assert!(self.server.owns(event.token()));
+                    self.server.ready(event.token(), self.poll.registry(), &mut self.requests);
+                }
+            }
+        }
+
+        fn reply(&mut self, client: ClientId, reply: &Reply) {
+            self.server.reply(client, reply, self.poll.registry());
+        }
+    }
+
+    fn line(client: &Client) -> String {
+        let mut line = String::new();
+        io::BufReader::new(client).read_line(&mut line).unwrap();
+        line
+    }
+
+    fn ended(client: &mut Client) -> bool {
+        // A reset is an end, too: the server closed with our bytes unread.
+        matches!(client.read(&mut [0; 64]), Ok(0))
+            || client.take_error().is_ok_and(|error| error.is_some())
+    }
+
+    fn big_status() -> Reply {
+        Reply::Status(Box::new(Status {
+            schema: SCHEMA,
+            pid: 1,
+            name: "x".repeat(1 << 20),
+            version: "0".into(),
+            policy: "least".into(),
+            uptime_s: 1,
+            listeners: Vec::new(),
+            workers: Vec::new(),
+            totals: Totals::default(),
+        }))
+    }
+
+    #[test]
+    fn asked_and_answered_later() {
+        let mut bench = Bench::new();
+        let mode = std::fs::metadata(&bench.path).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        let first = bench.ask("{\"request\":\"ping\"}\n");
+        let second = bench.ask("{\"request\":\"wait\",\"for\":\"ready\"}\n");
+        bench.turn();
+        let asked: Vec<Request> = bench.requests.iter().map(|(_, request)| *request).collect();
+        assert_eq!(asked, [Request::Ping, Request::Wait { r#for: Awaited::Ready }]);
+        let (ping, wait) = (bench.requests[0].0, bench.requests[1].0);
+        bench.reply(wait, &Reply::Done);
+        bench.reply(ping, &Reply::Failed { why: "no".into() });
+        assert_eq!(line(&first), "{\"reply\":\"failed\",\"why\":\"no\"}\n");
+        assert_eq!(line(&second), "{\"reply\":\"done\"}\n");
+    }
+
+    #[test]
+    fn requests_come_in_pieces() {
+        let mut bench = Bench::new();
+        let mut client = bench.ask("{\"request\":");
+        bench.turn();
+        assert!(bench.requests.is_empty());
+        client.write_all(b"\"status\"}\n").unwrap();
+        bench.turn();
+        assert_eq!(bench.requests.len(), 1);
+    }
+
+    #[test]
+    fn nonsense_is_answered_and_costs_nobody_else_anything() {
+        let mut bench = Bench::new();
+        let nonsense = bench.ask("hello\n");
+        let endless = bench.ask(&"x".repeat(REQUEST_MAX));
+        let mut silent = bench.connect();
+        let mut greedy = bench.ask("{\"request\":\"ping\"}\n{\"request\":\"ping\"}\n");
+        bench.turn();
+        assert!(line(&nonsense).contains("not a request"));
+        assert!(line(&endless).contains("at most 4096 bytes"));
+        // The rest of its first message is ignored; another one ends it.
+        assert_eq!(bench.requests.len(), 1);
+        greedy.write_all(b"more\n").unwrap();
+        bench.turn();
+        assert!(ended(&mut greedy));
+        silent.write_all(b"{\"request\":\"ping\"}\n").unwrap();
+        bench.turn();
+        assert_eq!(bench.requests.len(), 2, "the silent one is still there");
+    }
+
+    #[test]
+    fn a_client_that_left_is_ignored() {
+        let mut bench = Bench::new();
+        drop(bench.ask("{\"request\":\"status\"}\n"));
+        bench.turn();
+        let (gone, _) = bench.requests[0];
+        let next = bench.ask("{\"request\":\"ping\"}\n");
+        bench.turn();
+        bench.reply(gone, &Reply::Done);
+        next.set_nonblocking(true).unwrap();
+        let nothing = (&next).read(&mut [0; 8]).unwrap_err();
+        assert_eq!(nothing.kind(), io::ErrorKind::WouldBlock, "it got the other's reply");
+        assert_eq!(bench.server.clients.len(), 1);
+    }
+
+    #[test]
+    fn a_reply_larger_than_the_socket_arrives_whole() {
+        let mut bench = Bench::new();
+        let client = bench.ask("{\"request\":\"status\"}\n");
+        bench.turn();
+        let (id, _) = bench.requests[0];
+        let status = big_status();
+        bench.reply(id, &status);
+        let reader = std::thread::spawn(move || line(&client));
+        while !reader.is_finished() {
+            let mut events = Events::with_capacity(8);
+            bench.poll.poll(&mut events, Some(Duration::from_millis(20))).unwrap();
+            for event in &events {
+                bench.server.ready(event.token(), bench.poll.registry(), &mut bench.requests);
+            }
+        }
+        assert_eq!(serde_json::from_str::<Reply>(&reader.join().unwrap()).unwrap(), status);
+    }
+
+    #[test]
+    fn the_idle_make_room_and_the_waiting_stay() {
+        let mut bench = Bench::new();
+        let mut waiting = bench.ask("{\"request\":\"wait\",\"for\":\"stopped\"}\n");
+        bench.turn();
+        let mut reader = bench.ask("{\"request\":\"status\"}\n");
+        bench.turn();
+        let (slow, _) = bench.requests[1];
+        // It never reads, so its reply does not go out.
+        bench.reply(slow, &big_status());
+        let mut idle: Vec<Client> = (0..CLIENTS_MAX - 2).map(|_| bench.connect()).collect();
+        bench.turn();
+        assert_eq!(bench.server.clients.len(), CLIENTS_MAX);
+        let more: Vec<Client> = (0..2).map(|_| bench.ask("{\"request\":\"ping\"}\n")).collect();
+        bench.turn();
+        assert_eq!((bench.server.clients.len(), bench.requests.len()), (CLIENTS_MAX, 4));
+        assert!(ended(&mut idle[0]), "the oldest idle one went");
+        let mut rest = Vec::new();
+        reader.read_to_end(&mut rest).unwrap();
+        assert!(!rest.ends_with(b"\n"), "the slow one was cut off");
+        let (first, _) = bench.requests[0];
+        bench.reply(first, &Reply::Done);
+        let mut buffer = [0; 64];
+        assert!(waiting.read(&mut buffer).unwrap() > 0, "the waiting one stayed");
+        drop(more);
+    }
+
+    #[test]
+    fn all_waiting_means_no_room() {
+        let mut bench = Bench::new();
+        let waiting: Vec<Client> = (0..CLIENTS_MAX)
+            .map(|_| {
+                let client = bench.ask("{\"request\":\"wait\",\"for\":\"stopped\"}\n");
+                bench.turn();
+                client
+            })
+            .collect();
+        let refused = bench.connect();
+        bench.turn();
+        assert!(line(&refused).contains("too many clients"));
+        assert_eq!(bench.requests.len(), waiting.len());
+    }
+
+    #[test]
+    fn a_dead_primarys_socket_is_replaced_and_others_are_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let poll = Poll::new().unwrap();
+        let path = folder.path().join("s.sock");
+        drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+        assert!(path.exists());
+        let server = ControlServer::bind(&path, poll.registry(), BASE).unwrap();
+        let error = ControlServer::bind(&path, poll.registry(), BASE).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
+        drop(server);
+        assert!(!path.exists(), "it goes with its primary");
+        std::fs::write(&path, "precious").unwrap();
+        let error = ControlServer::bind(&path, poll.registry(), BASE).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::AlreadyExists);
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "precious");
+    }
+
+    #[test]
+    fn the_client_and_the_server_understand_each_other() {
+        let mut bench = Bench::new();
+        let path = bench.path.clone();
+        let client = std::thread::spawn(move || {
+            let selector =
+                super::super::client::Selector { name: None, control: Some(path.clone()) };
+            let mut found: Found = super::super::client::find(&selector).unwrap();
+            let status = found.ask(Request::Status, Some(Duration::from_secs(5))).unwrap();
+            let mut again = found.again().unwrap();
+            let timed_out = again.ask(Request::Ping, Some(Duration::from_millis(30)));
+            let mut again = found.again().unwrap();
+            (found.pid, found.name.clone(), status, timed_out, again.wait_for_end(None))
+        });
+        let mut answered = false;
+        while !client.is_finished() {
+            let mut events = Events::with_capacity(8);
+            bench.poll.poll(&mut events, Some(Duration::from_millis(20))).unwrap();
+            for event in &events {
+                bench.server.ready(event.token(), bench.poll.registry(), &mut bench.requests);
+            }
+            for (id, request) in std::mem::take(&mut bench.requests) {
+                match request {
+                    Request::Status => {
+                        bench.reply(id, &big_status());
+                        answered = true;
+                    }
+                    Request::Ping => {}
+                    Request::Wait { .. } | Request::Stop { .. } => {
+                        let key = bench.server.clients.iter().find(|(_, one)| one.id == id);
+                        let key = key.unwrap().0;
+                        bench.server.remove(key, bench.poll.registry());
+                    }
+                }
+            }
+        }
+        let (pid, name, status, timed_out, end) = client.join().unwrap();
+        assert!(answered);
+        assert_eq!((u32::try_from(pid).unwrap(), name.as_str()), (std::process::id(), "t"));
+        assert_eq!(status, big_status());
+        assert!(timed_out.unwrap_err().to_string().contains("in time"));
+        end.unwrap();
+    }
+}

@@ -208,3 +208,258 @@ impl io::Write for LogPipe {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::io::{BufRead, BufReader, PipeReader, PipeWriter, Read, Write};
+
+    use super::*;
+
+    struct Bench {
+        output: Option<Output>,
+        stdout: PipeReader,
+        stderr: PipeReader,
+    }
+
+    impl Bench {
+        fn new(format: LogFormat) -> Self {
+            let (stdout, out) = io::pipe().unwrap();
+            let (stderr, err) = io::pipe().unwrap();
+            let output = Output::start_on(format, out.into(), err.into()).unwrap();
+            Self { output: Some(output), stdout, stderr }
+        }
+
+        fn output(&self) -> &Output {
+            self.output.as_ref().unwrap()
+        }
+
+        /// The worker's ends.
+        fn worker(&self, worker: u32, slot: u16) -> (PipeWriter, PipeWriter) {
+            let (out_read, out) = io::pipe().unwrap();
+            let (err_read, err) = io::pipe().unwrap();
+            self.output().attach(worker, slot, 1, out_read.into(), err_read.into());
+            (out, err)
+        }
+
+        /// What came out, after the end.
+        fn end(mut self) -> (String, String) {
+            self.output.take().unwrap().finish();
+            let (mut out, mut err) = (String::new(), String::new());
+            self.stdout.read_to_string(&mut out).unwrap();
+            self.stderr.read_to_string(&mut err).unwrap();
+            (out, err)
+        }
+    }
+
+    #[test]
+    fn lines_of_workers_get_their_slot() {
+        let bench = Bench::new(LogFormat::Text);
+        let (mut out, mut err) = bench.worker(5, 2);
+        let (mut other, _err) = bench.worker(6, 11);
+        out.write_all(b"one\ntw").unwrap();
+        err.write_all(b"oops\n").unwrap();
+        other.write_all(b"\xff\r\n\n").unwrap();
+        assert_eq!(bench.output().last_lines(6), ["\u{fffd}", ""]);
+        out.write_all(b"o\nlast").unwrap();
+        drop(out);
+        let mut last = bench.output().last_lines(5);
+        // Two pipes have no common order.
+        let oops = last.iter().position(|line| line == "oops").unwrap();
+        last.remove(oops);
+        assert_eq!(last, ["one", "two", "last"]);
+        assert!(bench.output().last_lines(7).is_empty());
+        bench.output().set_show_generation(true);
+        err.write_all(b"new\n").unwrap();
+        bench.output().say("croupier says");
+        let mut stdout = Vec::new();
+        let Bench { output, stdout: mut reader, mut stderr } = bench;
+        output.unwrap().finish();
+        reader.read_to_end(&mut stdout).unwrap();
+        let mut lines: Vec<&[u8]> = stdout.split_inclusive(|byte| *byte == b'\n').collect();
+        lines.sort_unstable();
+        let wanted: [&[u8]; 5] =
+            [b"[w11] \n", b"[w11] \xff\r\n", b"[w2] last\n", b"[w2] one\n", b"[w2] two\n"];
+        assert_eq!(lines, wanted);
+        let mut errors = String::new();
+        stderr.read_to_string(&mut errors).unwrap();
+        let mut errors: Vec<&str> = errors.lines().collect();
+        errors.sort_unstable();
+        assert_eq!(errors, ["[w2 g1] new", "[w2] oops", "croupier says"]);
+    }
+
+    #[test]
+    fn json_has_one_object_a_line() {
+        let bench = Bench::new(LogFormat::Json);
+        let (mut out, _err) = bench.worker(5, 2);
+        out.write_all(b"say \"hi\"\xff\n").unwrap();
+        assert_eq!(bench.output().last_lines(5).len(), 1);
+        bench.output().say("two\nlines");
+        let (out, err) = bench.end();
+        let line: serde_json::Value = serde_json::from_str(&out).unwrap();
+        assert_eq!(
+            (&line["slot"], &line["worker"], &line["generation"]),
+            (&2.into(), &5.into(), &1.into())
+        );
+        assert_eq!(
+            (&line["stream"], &line["line"]),
+            (&"stdout".into(), &"say \"hi\"\u{fffd}".into())
+        );
+        assert!(line["time"].as_str().unwrap().ends_with('Z'));
+        let line: serde_json::Value = serde_json::from_str(&err).unwrap();
+        assert_eq!((&line["level"], &line["message"]), (&"info".into(), &"two\nlines".into()));
+    }
+
+    #[test]
+    fn long_lines_are_cut_and_nothing_is_torn() {
+        let bench = Bench::new(LogFormat::Text);
+        let mut stdout = BufReader::new(bench.stdout.try_clone().unwrap());
+        let writers: Vec<_> = (0..4)
+            .map(|slot| {
+                let (mut out, err) = bench.worker(u32::from(slot) + 1, slot);
+                std::thread::spawn(move || {
+                    let letter = b'a' + u8::try_from(slot).unwrap();
+                    for length in [10, LINE_MAX - 1, LINE_MAX, LINE_MAX + 1, 3] {
+                        let mut line = vec![letter; length];
+                        line.push(b'\n');
+                        // In pieces that do not end where lines end.
+                        for piece in line.chunks(4099) {
+                            out.write_all(piece).unwrap();
+                        }
+                    }
+                    drop(err);
+                })
+            })
+            .collect();
+        let mut counts = [(0, 0); 4];
+        for _ in 0..4 * 6 {
+            let mut line = String::new();
+            stdout.read_line(&mut line).unwrap();
+            let (head, text) = line.trim_end().split_once(' ').unwrap();
+            let slot: usize = head.trim_matches(['[', 'w', ']']).parse().unwrap();
+            let letter = char::from(b'a' + u8::try_from(slot).unwrap());
+            assert!(text.chars().all(|c| c == letter) && text.len() <= LINE_MAX, "{head}");
+            counts[slot].0 += 1;
+            counts[slot].1 += text.len();
+        }
+        assert_eq!(counts, [(6, 13 + 3 * LINE_MAX); 4]);
+        for writer in writers {
+            writer.join().unwrap();
+        }
+        assert_eq!(bench.output().dropped(), 0);
+        drop(bench.end());
+    }
+
+    #[test]
+    fn a_stdout_that_nobody_reads_costs_lines_and_nothing_else() {
+        const LINES: usize = 60_000;
+        let bench = Bench::new(LogFormat::Text);
+        let (mut out, mut err) = bench.worker(1, 0);
+        let line = [b'x'; 99];
+        // Returns: the worker is not stopped, though nobody reads 6 MB.
+        for _ in 0..LINES {
+            out.write_all(&line).unwrap();
+            out.write_all(b"\n").unwrap();
+        }
+        assert_eq!(bench.output().last_lines(1).len(), LAST_LINES);
+        let dropped = bench.output().dropped();
+        assert!(dropped > 0);
+        // stderr is not held up by stdout.
+        err.write_all(b"alive\n").unwrap();
+        let mut stderr = BufReader::new(bench.stderr.try_clone().unwrap());
+        let mut text = String::new();
+        stderr.read_line(&mut text).unwrap();
+        assert_eq!(text, "[w0] alive\n");
+        // It flows again: the gap is told once, with the right number, and no line is torn.
+        let reader = BufReader::new(bench.stdout.try_clone().unwrap());
+        let reading = std::thread::spawn(move || {
+            let (mut whole, mut told) = (0, 0);
+            for line in reader.lines().map(Result::unwrap) {
+                if let Some(gap) = line.strip_prefix("croupier: warning: ") {
+                    told += gap.split(' ').next().unwrap().parse::<u64>().unwrap();
+                } else {
+                    assert!(line.starts_with("[w0] x") && line.len() == 104 || line == "[w0] end");
+                    whole += 1;
+                }
+                if line == "[w0] end" {
+                    break;
+                }
+            }
+            (whole, told)
+        });
+        while !reading.is_finished() {
+            // The channel may still be full at the first attempts.
+            out.write_all(b"end\n").unwrap();
+            drop(bench.output().last_lines(1));
+        }
+        let (whole, told) = reading.join().unwrap();
+        assert!(told >= dropped, "{told} {dropped}");
+        assert!(whole + usize::try_from(told).unwrap() > LINES, "{whole} {told}");
+    }
+
+    #[test]
+    fn a_blocked_stderr_never_holds_up_the_primary() {
+        let bench = Bench::new(LogFormat::Text);
+        let line = "y".repeat(1000);
+        for _ in 0..2_000 {
+            bench.output().say(&line);
+        }
+        assert!(bench.output().dropped() > 1_000);
+        let mut lines = LogPipe { feed: bench.output().log.clone() };
+        lines.write_all(b"logged\n").unwrap();
+        // The sink is stuck in write(2): the end does not wait for it for long.
+        let Bench { output, .. } = bench;
+        output.unwrap().finish();
+    }
+
+    #[test]
+    fn a_stdout_that_somebody_made_non_blocking_is_waited_for() {
+        use nix::fcntl::{FcntlArg, OFlag, fcntl};
+        let (stdout, out) = io::pipe().unwrap();
+        let (_stderr, err) = io::pipe().unwrap();
+        fcntl(&out, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).unwrap();
+        let output = Output::start_on(LogFormat::Text, out.into(), err.into()).unwrap();
+        let (read, mut worker) = io::pipe().unwrap();
+        output.attach(1, 0, 1, read.into(), io::pipe().unwrap().0.into());
+        let writer = std::thread::spawn(move || {
+            for number in 0..20_000 {
+                writeln!(worker, "{number}").unwrap();
+            }
+        });
+        for (number, line) in BufReader::new(stdout).lines().take(20_000).enumerate() {
+            assert_eq!(line.unwrap(), format!("[w0] {number}"));
+        }
+        writer.join().unwrap();
+        output.finish();
+    }
+
+    #[test]
+    fn one_file_for_both_has_one_writer() {
+        let file = tempfile::tempfile().unwrap();
+        let both: [OwnedFd; 2] =
+            [file.try_clone().unwrap().into(), file.try_clone().unwrap().into()];
+        let [out, err] = both;
+        let output = Output::start_on(LogFormat::Text, out, err).unwrap();
+        assert_eq!(output.threads.len(), 2);
+        output.say("a");
+        assert_eq!(output.dropped(), 0);
+        output.finish();
+        let mut text = String::new();
+        let mut again = File::from(OwnedFd::from(file));
+        io::Seek::rewind(&mut again).unwrap();
+        again.read_to_string(&mut text).unwrap();
+        assert_eq!(text, "a\n");
+    }
+
+    #[test]
+    fn a_reader_that_left_is_counted() {
+        let Bench { output, stdout, stderr } = Bench::new(LogFormat::Text);
+        let output = output.unwrap();
+        drop(stderr);
+        output.say("into the void");
+        output.say("again");
+        drop(output.last_lines(1));
+        drop(stdout);
+        output.finish();
+    }
+}
