@@ -69,6 +69,17 @@ pub enum StartError {
     },
 }
 
+impl StartError {
+    /// What the process exits with.
+    #[must_use]
+    pub const fn exit_code(&self) -> u8 {
+        match self {
+            Self::Program(error) => error.exit_code(),
+            Self::Bind(_) | Self::Kernel { .. } | Self::System { .. } => crate::cli::code::FAILED,
+        }
+    }
+}
+
 fn cannot(what: &'static str) -> impl Fn(io::Error) -> StartError {
     move |source| StartError::System { what, source }
 }
