@@ -39,6 +39,8 @@ fn wrong_usage_is_2_and_says_what_is_right() {
         (&["-w", "4", "node", "a b.js"], "did you mean croupier run -w 4 node 'a b.js'"),
         (&["python3", "-m", "http.server"], "did you mean croupier run python3 -m http.server"),
         (&["statsu"], "'status'"),
+        (&["stauts", "-n", "x"], "'status'"),
+        (&["sh"], "did you mean croupier run sh"),
         (&["run", "-p", "8080", "--", "x"], "that is --policy; a port is -l :8080"),
         (&["run", "-w", "zero", "x"], "say a number, auto"),
         (&["run", "-l", "127.0.0.1", "x"], "as in 127.0.0.1:8080"),

@@ -13,9 +13,10 @@ mod wait;
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use clap::error::ErrorKind;
+use clap::error::{ContextKind, ErrorKind};
 use clap::{Args, CommandFactory, Parser, Subcommand};
 
+use crate::adapter::program;
 use crate::config::{RunConfig, Surroundings, parse_name};
 use crate::control::client::{AskError, FindError, Found, Selector};
 
@@ -80,7 +81,6 @@ Exit status: 0 done, 1 failed, 2 usage, 3 no such primary, 126 not executable, 1
     version,
     subcommand_required = true,
     arg_required_else_help = true,
-    disable_help_subcommand = true,
     after_help = AFTER_HELP
 )]
 struct Cli {
@@ -163,7 +163,7 @@ fn refused(arguments: &[OsString], error: &clap::Error) -> Exit {
         return Exit::with(code::DONE, text);
     }
     if matches!(kind, ErrorKind::InvalidSubcommand | ErrorKind::UnknownArgument)
-        && let Some(hint) = forgotten_run(arguments)
+        && let Some(hint) = forgotten_run(arguments, error)
     {
         return Exit::error(code::USAGE, hint);
     }
@@ -172,27 +172,21 @@ fn refused(arguments: &[OsString], error: &clap::Error) -> Exit {
 
 /// `croupier node x.js` and `croupier -w 4 node x.js`: the hint, unless it looks like a mistyped
 /// subcommand, for which clap has a better one.
-fn forgotten_run(arguments: &[OsString]) -> Option<String> {
+fn forgotten_run(arguments: &[OsString], error: &clap::Error) -> Option<String> {
     let rest = arguments.get(1..)?;
-    let first = rest.first()?.to_str()?;
-    let command = Cli::command();
-    if command.get_subcommands().any(|one| one.get_name() == first) {
+    let first = rest.first()?;
+    let shown = first.to_string_lossy();
+    if Cli::command().get_subcommands().any(|one| shown == one.get_name()) {
         return None;
     }
-    let mistyped = rest.len() == 1
-        && command
-            .get_subcommands()
-            .any(|one| one.get_name().starts_with(first.get(..2).unwrap_or("-")));
-    if mistyped {
+    let similar = error.get(ContextKind::SuggestedSubcommand).is_some();
+    let search = std::env::var_os("PATH").unwrap_or_default();
+    if similar && program::find(first, &search).is_err() {
         return None;
     }
     let words: Vec<String> = rest.iter().map(|word| quoted(&word.to_string_lossy())).collect();
-    let what = if first.starts_with('-') {
-        format!("{first} belongs to a subcommand")
-    } else {
-        format!("{first} is no subcommand")
-    };
-    Some(format!("{what}; did you mean croupier run {}", words.join(" ")))
+    let what = if shown.starts_with('-') { "belongs to a subcommand" } else { "is no subcommand" };
+    Some(format!("{shown} {what}; did you mean croupier run {}", words.join(" ")))
 }
 
 fn quoted(word: &str) -> String {

@@ -173,3 +173,107 @@ fn totals(status: &Status) -> String {
         micros(totals.accept_to_handoff_p99_us),
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::messages::{ListenerStatus, SCHEMA, Totals, WorkerState};
+
+    fn worker(slot: u16, state: WorkerState) -> WorkerStatus {
+        WorkerStatus {
+            slot,
+            id: Some(u32::from(slot) + 1),
+            generation: Some(1),
+            pid: Some(4243),
+            state,
+            handed_off: Some(30_012),
+            claimed: Some(30_010),
+            closed: Some(30_001),
+            queued: Some(2),
+            active: Some(9),
+            window: Some(16),
+            late: slot == 1,
+            restarts: 0,
+            uptime_s: Some(11_520),
+            rss_bytes: Some(23_592_960),
+            queued_p50_us: Some(85),
+            queued_p99_us: Some(12_345),
+        }
+    }
+
+    fn vacant(slot: u16, state: WorkerState) -> WorkerStatus {
+        WorkerStatus {
+            id: None,
+            generation: None,
+            pid: None,
+            handed_off: None,
+            claimed: None,
+            closed: None,
+            queued: None,
+            active: None,
+            window: None,
+            uptime_s: None,
+            rss_bytes: None,
+            queued_p50_us: None,
+            queued_p99_us: None,
+            ..worker(slot, state)
+        }
+    }
+
+    fn status(workers: Vec<WorkerStatus>) -> Status {
+        Status {
+            schema: SCHEMA,
+            pid: 4242,
+            name: "web".into(),
+            version: "0.1.0".into(),
+            policy: "least".into(),
+            uptime_s: 11_520,
+            listeners: vec![ListenerStatus {
+                address: "[::]:8080".into(),
+                policy: "least".into(),
+                accepted: 120_034,
+                backlog: 4096,
+                queue_depth: Some(0),
+            }],
+            workers,
+            totals: Totals { accepted: 120_034, handed_off: 120_030, ..Totals::default() },
+        }
+    }
+
+    #[test]
+    fn a_table_for_people() {
+        let status = status(vec![
+            worker(0, WorkerState::Ready),
+            worker(1, WorkerState::Ready),
+            vacant(10, WorkerState::Backoff),
+        ]);
+        let wanted = "\
+web  pid 4242, up 3h 12m, policy least, 2 of 3 ready, croupier 0.1.0
+
+LISTENS ON  POLICY  ACCEPTED  WAITING  BACKLOG
+[::]:8080   least    120,034        0    4,096
+
+SLOT  ID  GEN   PID  STATE        HANDED OFF  QUEUED  ACTIVE  WINDOW  WAIT p50     p99  RESTARTS      UP    RSS
+w0     1    1  4243  ready            30,012       2       9      16      85µs  12.3ms         0  3h 12m  22.5M
+w1     2    1  4243  ready, late      30,012       2       9      16      85µs  12.3ms         0  3h 12m  22.5M
+w10    -    -     -  backoff               -       -       -       -         -       -         0       -      -
+
+accepted 120,034, handed off 120,030, salvaged 0, stolen 0, refused 0; nobody had room 0 times
+accept to hand-off: p50 -, p99 -
+";
+        assert_eq!(render(&status), wanted, "\n{}", render(&status));
+    }
+
+    #[test]
+    fn a_check_fails_unless_all_wanted_are_ready() {
+        let code = |workers| check(&status(workers)).code;
+        let (ready, starting) = (WorkerState::Ready, WorkerState::Starting);
+        assert_eq!(code(vec![worker(0, ready), worker(1, ready)]), code::DONE);
+        assert_eq!(code(vec![worker(0, ready), worker(1, starting)]), code::FAILED);
+        assert_eq!(code(vec![worker(0, ready), vacant(1, WorkerState::Failed)]), code::FAILED);
+        // A slot that nobody wants is not missed; its successor beside an old worker counts once.
+        assert_eq!(code(vec![worker(0, ready), vacant(1, WorkerState::Down)]), code::DONE);
+        assert_eq!(code(vec![worker(0, WorkerState::Draining), worker(0, ready)]), code::DONE);
+        assert_eq!(code(Vec::new()), code::FAILED);
+    }
+}

@@ -112,3 +112,21 @@ pub(super) fn bytes(value: Option<u64>) -> String {
         Some(bytes) => format!("{}G", tenths(bytes, GIB)),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_times_and_sizes() {
+        let numbers = [0, 999, 1_000, 1_234_567].map(number);
+        assert_eq!(numbers, ["0", "999", "1,000", "1,234,567"]);
+        let ages = [0, 59, 60, 3_599, 3_600, 86_399, 86_400, 900_000].map(age);
+        assert_eq!(ages, ["0s", "59s", "1m 0s", "59m 59s", "1h 0m", "23h 59m", "1d 0h", "10d 10h"]);
+        let waits =
+            [Some(0), Some(999), Some(1_000), Some(999_999), Some(1_050_000), None].map(micros);
+        assert_eq!(waits, ["0µs", "999µs", "1.0ms", "999.9ms", "1.05s", "-"]);
+        let sizes = [None, Some(1_023), Some(2_048), Some(3 << 19), Some(5 << 29)].map(bytes);
+        assert_eq!(sizes, ["-", "0K", "2K", "1.5M", "2.5G"]);
+    }
+}
