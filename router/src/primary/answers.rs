@@ -75,7 +75,7 @@ impl Primary {
         let Some(question) = self.questions.read(key) else { return };
         self.unwatch(&question.client);
         self.judge(&question);
-        self.discard(question.client);
+        self.rescue.dismiss(question.client);
         self.settle();
     }
 

@@ -42,6 +42,7 @@ enum Job {
     TakeBack(Order),
     Notifications(u32, Arc<OwnedFd>),
     Close(Vec<Arc<OwnedFd>>),
+    Dismiss(OwnedFd),
 }
 
 /// One connection out of a queue.
@@ -142,6 +143,12 @@ impl Rescue {
         drop(self.crew.jobs.send(Job::Close(descriptors)));
     }
 
+    /// Closes an answered question. It was only peeked at: closed with the question unread, its
+    /// sender would read ECONNRESET instead of the answer (unix(7)).
+    pub(crate) fn dismiss(&self, client: OwnedFd) {
+        drop(self.crew.jobs.send(Job::Dismiss(client)));
+    }
+
     /// A finished take-back. Results of jobs that were given up are still used: the connections in
     /// them are real.
     pub(crate) fn finished(&mut self) -> Option<Taken> {
@@ -198,6 +205,7 @@ fn hire(
         for job in inbox {
             match job {
                 Job::Close(descriptors) => drop(descriptors),
+                Job::Dismiss(client) => read_away(&client),
                 Job::Notifications(worker, socket) => {
                     let ready = read_notifications(&socket);
                     if notified.send((worker, ready)).is_err() || waker.wake().is_err() {
@@ -274,6 +282,20 @@ fn receive(queue: &OwnedFd) -> Step {
         // Cut off: the message is gone, its descriptor closed.
         Err(error) if error.raw_os_error() == Some(libc::EPROTO) => Step::Lost,
         Err(_) => Step::Failed,
+    }
+}
+
+/// Messages taken out of an answered question's socket before it is closed: one was asked for.
+const DISMISSED_MAX: usize = 4;
+
+fn read_away(client: &OwnedFd) {
+    for _ in 0..DISMISSED_MAX {
+        // No room for descriptors: the kernel closes what came along, here, where it may block.
+        match fdpass::recv(client.as_fd(), &mut [0; 1], &mut [], libc::MSG_DONTWAIT) {
+            Ok(Received::Message(_)) => {}
+            Err(error) if error.raw_os_error() == Some(libc::EPROTO) => {}
+            Ok(Received::Ended) | Err(_) => return,
+        }
     }
 }
 

@@ -6,7 +6,6 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::sync::Arc;
 use std::time::Duration;
 
 use croupier_core::Core;
@@ -198,8 +197,4 @@ impl Primary {
         }
     }
 
-    /// Hands descriptors that a worker may have prepared to the thread that may block.
-    pub(super) fn discard(&self, fd: OwnedFd) {
-        self.rescue.close(vec![Arc::new(fd)]);
-    }
 }
