@@ -1,0 +1,137 @@
+//! Doorbells: when which worker is to wake the primary.
+//!
+//! While nobody has room the primary sleeps, and a worker wakes it when its queue has gone down to
+//! the low mark, or, where `--max-active` holds connections back, at its next close. The words are
+//! written first and the counters read afterwards (`page.rs` of the shim: the rule of the doorbell),
+//! so a claim in between is seen by one side or the other.
+
+use alloc::collections::VecDeque;
+
+use crate::dealer::Dealer;
+use crate::event::{Action, Loads};
+use crate::scheduler::{Ask, Origin};
+use crate::seat::{Seat, Standing};
+use crate::window::low_mark;
+use crate::worker::{Bell, Worker};
+
+impl Dealer {
+    /// Nobody had room for what `ask` is about: sets the bells that are not set yet. True: some word
+    /// was written, so the loads must be looked at once more before the primary may sleep.
+    pub(crate) fn set_bells(&mut self, ask: Ask, actions: &mut VecDeque<Action>) -> bool {
+        let (now, max_active) = (self.now, self.rules.max_active);
+        let mut written = false;
+        for (seat, worker) in self.seats.iter_mut().zip(&mut self.workers) {
+            if !seat.listens.contains(ask.listener) {
+                continue;
+            }
+            let wanted = match seat.standing {
+                Standing::Away | Standing::Paused => continue,
+                Standing::Finishing if ask.origin == Origin::Backlog => continue,
+                Standing::Doubtful => at_next_claim(seat),
+                Standing::Late if seat.room(max_active) > 0 => at_next_claim(seat),
+                Standing::Finishing | Standing::Late | Standing::Fresh | Standing::Regular => {
+                    when_there_is_room(seat, max_active)
+                }
+            };
+            if seat.queued() >= u64::from(seat.window) {
+                worker.window.full(now);
+            }
+            written |= write(seat, worker, wanted, actions);
+        }
+        written
+    }
+
+    /// Nobody waits any more: a bell that rang now would wake the primary for nothing.
+    pub(crate) fn clear_bells(&mut self, actions: &mut VecDeque<Action>) {
+        for (seat, worker) in self.seats.iter_mut().zip(&mut self.workers) {
+            match seat.standing {
+                // Drain and start have their own bells.
+                Standing::Away | Standing::Finishing | Standing::Doubtful => {}
+                Standing::Paused | Standing::Late | Standing::Fresh | Standing::Regular => {
+                    if worker.bell.is_set() && !has_rung(seat, worker.bell) {
+                        actions.push_back(Action::Ring {
+                            worker: seat.id,
+                            at_claim: 0,
+                            on_close: false,
+                        });
+                    }
+                    worker.bell = Bell::default();
+                }
+            }
+        }
+    }
+
+    /// After the bells were set: whether one of them may have rung already. Room above the low mark
+    /// does not count: the bell will tell when there is enough for a batch.
+    pub(crate) fn rang_meanwhile(&mut self, ask: Ask, loads: &impl Loads) -> bool {
+        let max_active = self.rules.max_active;
+        let (mut well, mut late) = (false, false);
+        for i in 0..self.seats.len() {
+            let standing = self.standing(i, ask, loads);
+            let Some((seat, worker)) = self.both(i) else { continue };
+            let enough = seat.room(max_active) > 0
+                && (seat.queued() <= u64::from(low_mark(seat.window))
+                    || has_rung(seat, worker.bell));
+            match standing {
+                Standing::Regular | Standing::Fresh if enough => return true,
+                Standing::Regular | Standing::Fresh => well = true,
+                Standing::Late => late |= enough,
+                Standing::Away | Standing::Finishing | Standing::Paused | Standing::Doubtful => {}
+            }
+        }
+        late && !well
+    }
+
+    /// Sets one worker's bell for a reason of its own (drain, probe).
+    pub(crate) fn ring_one(
+        &mut self,
+        i: usize,
+        at_claim: u64,
+        on_close: bool,
+        actions: &mut VecDeque<Action>,
+    ) -> bool {
+        let Some((seat, worker)) = self.both(i) else { return false };
+        write(seat, worker, bell(seat, at_claim, on_close), actions)
+    }
+}
+
+fn bell(seat: &Seat, at_claim: u64, on_close: bool) -> Bell {
+    Bell { at_claim, on_close, closed_then: closed(seat) }
+}
+
+fn at_next_claim(seat: &Seat) -> Bell {
+    bell(seat, seat.claimed + 1, false)
+}
+
+fn when_there_is_room(seat: &Seat, max_active: Option<u32>) -> Bell {
+    if max_active.is_some_and(|max| seat.load() >= u64::from(max)) {
+        return bell(seat, 0, true);
+    }
+    // 0 would mean: do not ring.
+    let mark = seat.sent.saturating_sub(u64::from(low_mark(seat.window)));
+    bell(seat, mark.max(1), false)
+}
+
+fn closed(seat: &Seat) -> u64 {
+    seat.claimed.saturating_sub(seat.active())
+}
+
+/// Whether the worker has rung, so that the words in its page are 0 by now.
+fn has_rung(seat: &Seat, bell: Bell) -> bool {
+    let claimed = bell.at_claim != 0 && seat.claimed >= bell.at_claim;
+    claimed || (bell.on_close && closed(seat) > bell.closed_then)
+}
+
+fn write(seat: &Seat, worker: &mut Worker, wanted: Bell, actions: &mut VecDeque<Action>) -> bool {
+    let same = worker.bell.at_claim == wanted.at_claim && worker.bell.on_close == wanted.on_close;
+    if same && !has_rung(seat, worker.bell) {
+        return false;
+    }
+    worker.bell = wanted;
+    actions.push_back(Action::Ring {
+        worker: seat.id,
+        at_claim: wanted.at_claim,
+        on_close: wanted.on_close,
+    });
+    true
+}

@@ -1,0 +1,317 @@
+//! The dealer: who sits at the table, what each has, and who gets the next connection.
+//!
+//! Owns seats and workers (two lists in the same order, by worker id) and the snapshot of loads.
+//! Promises: choosing does not allocate, reads a page at most once an epoch, and `least` stops at
+//! the first load of 0. Never decides about processes: what it notices about a worker it leaves in
+//! [`Dealer::notes`].
+
+use alloc::vec::Vec;
+use core::time::Duration;
+
+use crate::config::{Config, Policy};
+use crate::event::{ListenerId, Loads, WorkerId};
+use crate::seat::{ACTIVE_UNKNOWN, Seat, Standing};
+use crate::time::Now;
+use crate::window::Seen;
+use crate::worker::{Lateness, State, Worker};
+
+/// Largest number of queued connections of a worker under `ip`, where a window would make clients
+/// change their worker.
+pub(crate) const STICKY_QUEUE_MAX: u16 = 256;
+/// Looks in a row at which a worker's numbers may not fit before it is replaced.
+const MISFITS_MAX: u8 = 3;
+
+/// Something that was noticed while dealing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Note {
+    /// A late worker claims again.
+    Recovered(WorkerId),
+    /// A worker's numbers contradict what the primary counted.
+    Unfit(WorkerId),
+}
+
+/// What dealing needs to know of the configuration.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Rules {
+    pub(crate) policy: Policy,
+    pub(crate) max_active: Option<u32>,
+    pub(crate) queue_limit: u16,
+    pub(crate) stall_after: Duration,
+    pub(crate) slow_start: Duration,
+    pub(crate) sticky_bound: Option<u32>,
+}
+
+impl Rules {
+    pub(crate) fn new(config: &Config) -> Self {
+        Self {
+            policy: config.policy,
+            max_active: config.max_active,
+            queue_limit: config.queue_limit.max(1),
+            stall_after: config.stall_after,
+            slow_start: config.slow_start,
+            sticky_bound: config.sticky_bound,
+        }
+    }
+
+    /// Whether connections pass through the primary.
+    pub(crate) fn by_hand(&self) -> bool {
+        match self.policy {
+            Policy::Least | Policy::Rr | Policy::Ip => true,
+            Policy::Shared | Policy::Reuseport => false,
+        }
+    }
+
+    /// Whether windows adapt, late workers come last, and stealing makes sense.
+    pub(crate) fn by_load(&self) -> bool {
+        match self.policy {
+            Policy::Least | Policy::Rr => true,
+            Policy::Ip | Policy::Shared | Policy::Reuseport => false,
+        }
+    }
+
+    /// Window of a new worker.
+    fn first_window(&self) -> u16 {
+        if self.policy == Policy::Ip { STICKY_QUEUE_MAX } else { 1 }
+    }
+
+    /// Connections whose hand-off times must be known.
+    pub(crate) fn largest_window(&self) -> u16 {
+        if self.policy == Policy::Ip { STICKY_QUEUE_MAX } else { self.queue_limit }
+    }
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Dealer {
+    pub(crate) rules: Rules,
+    pub(crate) seats: Vec<Seat>,
+    pub(crate) workers: Vec<Worker>,
+    pub(crate) now: Now,
+    pub(crate) epoch: u32,
+    /// Some clients had to wait since the turn before this one: nobody had room.
+    pub(crate) clients_waited: bool,
+    /// Everything stops: workers that finish may have what the primary still holds.
+    pub(crate) stopping: bool,
+    /// Workers that are fresh.
+    pub(crate) fresh: u32,
+    pub(crate) notes: Vec<Note>,
+}
+
+impl Dealer {
+    pub(crate) fn new(rules: Rules, now: Now) -> Self {
+        Self {
+            rules,
+            seats: Vec::new(),
+            workers: Vec::new(),
+            now,
+            epoch: 1,
+            clients_waited: false,
+            stopping: false,
+            fresh: 0,
+            notes: Vec::new(),
+        }
+    }
+
+    /// Ids only grow, so pushing keeps the order.
+    pub(crate) fn seat(&mut self, worker: Worker) {
+        self.seats.push(Seat::new(worker.id, self.rules.first_window()));
+        self.workers.push(worker);
+    }
+
+    pub(crate) fn remove(&mut self, i: usize) {
+        if i < self.seats.len() {
+            self.seats.remove(i);
+            self.workers.remove(i);
+        }
+    }
+
+    pub(crate) fn find(&self, id: WorkerId) -> Option<usize> {
+        self.seats.binary_search_by_key(&id, |seat| seat.id).ok()
+    }
+
+    pub(crate) fn both(&mut self, i: usize) -> Option<(&mut Seat, &mut Worker)> {
+        Some((self.seats.get_mut(i)?, self.workers.get_mut(i)?))
+    }
+
+    /// A new snapshot: every page may be read once more.
+    pub(crate) fn new_epoch(&mut self) {
+        self.epoch = self.epoch.wrapping_add(1);
+    }
+
+    /// Works out what dealing may do with a worker, after anything that bears on it has changed.
+    pub(crate) fn restand(&mut self, i: usize) {
+        let stopping = self.stopping;
+        let by_load = self.rules.by_load();
+        let Some((seat, worker)) = self.both(i) else { return };
+        seat.standing = match worker.state {
+            State::Ready { .. } if worker.paused.is_some() => Standing::Paused,
+            State::Ready { .. } => match worker.lateness {
+                Lateness::Emptied | Lateness::Probed { .. } => Standing::Doubtful,
+                Lateness::Late if by_load => Standing::Late,
+                Lateness::Late | Lateness::No if worker.fresh.is_some() => Standing::Fresh,
+                Lateness::Late | Lateness::No => Standing::Regular,
+            },
+            State::Finishing { .. } if stopping && worker.paused.is_none() => Standing::Finishing,
+            State::Finishing { .. }
+            | State::Starting { .. }
+            | State::Parked { .. }
+            | State::Signalled { .. }
+            | State::Killing { .. }
+            | State::Dead => Standing::Away,
+        };
+    }
+
+    pub(crate) fn restand_all(&mut self) {
+        for i in 0..self.seats.len() {
+            self.restand(i);
+        }
+    }
+
+    /// Makes sure that a seat shows this epoch's load.
+    pub(crate) fn look(&mut self, i: usize, loads: &impl Loads) {
+        let Some(seat) = self.seats.get(i) else { return };
+        if seat.epoch != self.epoch {
+            self.read(i, loads);
+        }
+    }
+
+    /// Reads a worker's page.
+    fn read(&mut self, i: usize, loads: &impl Loads) {
+        let (epoch, by_hand) = (self.epoch, self.rules.by_hand());
+        let Some(seat) = self.seats.get_mut(i) else { return };
+        seat.epoch = epoch;
+        let load = loads.load(seat.id);
+        seat.active = load.active.unwrap_or(ACTIVE_UNKNOWN);
+        if !by_hand {
+            // It accepts by itself: what it claims was never sent.
+            seat.claimed = seat.sent;
+            return;
+        }
+        let before = seat.claimed;
+        let fits = load.claimed <= seat.sent && load.claimed >= before;
+        seat.claimed = load.claimed.min(seat.sent);
+        if !fits || seat.misfits != 0 {
+            self.weigh(i, fits, loads);
+        }
+        self.learn(i, before);
+    }
+
+    /// A worker's numbers may be off for a moment (they are read while it writes them, or while its
+    /// queue is taken back), not at several looks in a row.
+    fn weigh(&mut self, i: usize, fits: bool, loads: &impl Loads) {
+        let Some((seat, worker)) = self.both(i) else { return };
+        if fits {
+            seat.misfits = 0;
+            return;
+        }
+        if worker.taking.is_some() {
+            return;
+        }
+        seat.misfits = seat.misfits.saturating_add(1);
+        if seat.misfits < MISFITS_MAX {
+            return;
+        }
+        seat.misfits = 0;
+        let said = loads.load(seat.id).claimed;
+        let exact = loads.queued_exact(seat.id);
+        // With what the kernel says is queued, the claims are known.
+        let truth = exact.map(|queued| seat.sent.saturating_sub(u64::from(queued)));
+        if truth != Some(said) {
+            let id = seat.id;
+            self.notes.push(Note::Unfit(id));
+        }
+    }
+
+    /// Draws conclusions from a new number of claims.
+    fn learn(&mut self, i: usize, before: u64) {
+        let (now, waited) = (self.now, self.clients_waited);
+        let (by_load, stall_after) = (self.rules.by_load(), self.rules.stall_after);
+        let Some((seat, worker)) = self.both(i) else { return };
+        let claimed = seat.claimed;
+        if claimed == before && seat.queued() == 0 {
+            return;
+        }
+        if claimed > before {
+            worker.note_claims(claimed, seat.active(), stall_after, now);
+        }
+        if by_load {
+            let seen = Seen {
+                oldest_then: worker.oldest(before),
+                oldest_now: worker.oldest(claimed),
+                clients_waited: waited,
+            };
+            seat.window = worker.window.seen(seat.window, seen, now);
+        }
+        if worker.lateness != Lateness::No && claimed > before {
+            let stands =
+                worker.oldest(claimed).is_some_and(|oldest| now.since(oldest) > stall_after);
+            if !stands {
+                worker.lateness = Lateness::No;
+                let id = seat.id;
+                self.notes.push(Note::Recovered(id));
+                self.restand(i);
+            }
+        }
+    }
+
+    /// Where a round begins: behind the worker that had the last one.
+    pub(crate) fn behind(&self, last: WorkerId) -> usize {
+        self.seats.partition_point(|seat| seat.id <= last)
+    }
+
+    /// Workers that may be dealt to at all on this listener.
+    pub(crate) fn eligible(&self, listener: ListenerId) -> u32 {
+        let deals = |seat: &&Seat| match seat.standing {
+            Standing::Late | Standing::Fresh | Standing::Regular => seat.listens.contains(listener),
+            Standing::Away | Standing::Finishing | Standing::Paused | Standing::Doubtful => false,
+        };
+        u32::try_from(self.seats.iter().filter(deals).count()).unwrap_or(u32::MAX)
+    }
+
+    /// Counts a hand-off that is on its way to a seat.
+    pub(crate) fn dealt(&mut self, i: usize, listener: ListenerId) {
+        if self.fresh > 0 {
+            self.share_out(i, listener);
+        }
+        let now = self.now;
+        let by_load = self.rules.by_load();
+        let Some((seat, worker)) = self.both(i) else { return };
+        worker.in_flight += 1;
+        seat.recount(worker.sent());
+        if by_load {
+            seat.window = worker.window.used(seat.window, now);
+        }
+    }
+
+    /// A hand-off that was on its way to a seat did not happen.
+    pub(crate) fn undealt(&mut self, i: usize) {
+        if let Some((seat, worker)) = self.both(i) {
+            worker.in_flight = worker.in_flight.saturating_sub(1);
+            seat.recount(worker.sent());
+        }
+    }
+
+    /// Every hand-off gives each fresh worker its part of the right to have one.
+    fn share_out(&mut self, i: usize, listener: ListenerId) {
+        let eligible = self.eligible(listener);
+        let (slow_start, now) = (self.rules.slow_start, self.now);
+        for (at, worker) in self.workers.iter_mut().enumerate() {
+            if let Some(fresh) = &mut worker.fresh {
+                fresh.earn(eligible, slow_start, now);
+                if at == i {
+                    fresh.spend();
+                }
+            }
+        }
+    }
+
+    /// A fresh worker is like any other from now on.
+    pub(crate) fn settle_in(&mut self, i: usize) {
+        if let Some(worker) = self.workers.get_mut(i)
+            && worker.fresh.take().is_some()
+        {
+            self.fresh = self.fresh.saturating_sub(1);
+            self.restand(i);
+        }
+    }
+}

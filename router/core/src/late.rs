@@ -1,0 +1,210 @@
+//! Late workers: who is, and what is done about it.
+//!
+//! Late is normal for a saturated blocking server, so it is information, not an alarm. Connections
+//! are stolen from a late worker only while another is idle: one for each such worker, the oldest
+//! first. A worker whose queue was emptied by stealing gets a probe, and connections again once it
+//! claims it. If all are late they are saturated, and their queues are left alone.
+
+use core::time::Duration;
+
+use crate::event::{Loads, Report, TakeBackReason};
+use crate::primary::Core;
+use crate::seat::{ACTIVE_UNKNOWN, Standing};
+use crate::time::Now;
+use crate::worker::{Lateness, ReadyProbe, State};
+
+/// How often the others are looked at for one that is idle while somebody is late.
+const WATCH: Duration = Duration::from_millis(20);
+/// A worker with connections that claimed at once so recently will claim the next one at once too.
+const PROMPT: Duration = Duration::from_millis(50);
+/// How long a page may say that something is queued when the kernel says that nothing is: the time
+/// between a worker's recvmsg and its count, stretched by a machine that is out of CPU.
+const UNCLAIMED_MAX: Duration = Duration::from_secs(3);
+
+impl Core {
+    /// A connection was queued: it may become late.
+    pub(crate) fn expect_lateness(&mut self) {
+        if self.late_at.is_none() && self.lateness_matters() {
+            self.late_at = Some(self.dealer.now.after(self.config.stall_after));
+        }
+    }
+
+    /// With one worker there is nobody to steal for.
+    fn lateness_matters(&self) -> bool {
+        self.ready >= 2 && self.dealer.rules.by_load()
+    }
+
+    /// The time at which something may have become late has come.
+    pub(crate) fn look_for_late(&mut self, loads: &impl Loads) {
+        let now = self.dealer.now;
+        let overslept = self.late_at.is_some_and(|at| now.since(at) > self.config.stall_after / 2);
+        self.late_at = None;
+        if !self.lateness_matters() {
+            return;
+        }
+        if overslept {
+            // The primary itself was held up, so all it sees is old: it suspects nobody this time.
+            self.late_at = Some(now.after(WATCH));
+            return;
+        }
+        let mut next: Option<Now> = None;
+        for i in 0..self.dealer.workers.len() {
+            let at = self.judge(i, loads);
+            next = match (next, at) {
+                (Some(one), Some(other)) => Some(one.min(other)),
+                (one, other) => one.or(other),
+            };
+        }
+        self.steal(loads);
+        self.late_at = next;
+        self.find_deadline();
+    }
+
+    /// Whether worker `i` is late; when it must be looked at again.
+    fn judge(&mut self, i: usize, loads: &impl Loads) -> Option<Now> {
+        let now = self.dealer.now;
+        let stall_after = self.config.stall_after;
+        if !matches!(self.dealer.workers.get(i)?.state, State::Ready { .. }) {
+            return None;
+        }
+        self.dealer.look(i, loads);
+        let (seat, worker) = self.dealer.both(i)?;
+        match worker.lateness {
+            Lateness::No | Lateness::Late => {}
+            Lateness::Emptied => {
+                return match worker.probe {
+                    ReadyProbe::Due { after } if after <= now => {
+                        self.ask_probe(i);
+                        None
+                    }
+                    ReadyProbe::Due { after } => Some(after),
+                    ReadyProbe::Asked | ReadyProbe::Queued => None,
+                };
+            }
+            // Its bell is set to the probe.
+            Lateness::Probed { .. } => return None,
+        }
+        let Some(oldest) = worker.oldest(seat.claimed) else {
+            worker.unclaimed = None;
+            return None;
+        };
+        let becomes_late = oldest.after(stall_after);
+        if now < becomes_late {
+            return Some(becomes_late);
+        }
+        if loads.queued_exact(seat.id) == Some(0) {
+            return self.unclaimed(i);
+        }
+        worker.unclaimed = None;
+        if worker.lateness == Lateness::No {
+            worker.lateness = Lateness::Late;
+            let worker = seat.id;
+            self.report(Report::Late { worker });
+            self.dealer.restand(i);
+        }
+        Some(now.after(WATCH))
+    }
+
+    /// The page of worker `i` says that something is queued, the kernel says no.
+    fn unclaimed(&mut self, i: usize) -> Option<Now> {
+        let now = self.dealer.now;
+        let worker = self.dealer.workers.get_mut(i)?;
+        let (id, since) = (worker.id, *worker.unclaimed.get_or_insert(now));
+        if worker.taking.is_some() || now.since(since) < UNCLAIMED_MAX {
+            return Some(now.after(self.config.stall_after.max(WATCH)));
+        }
+        self.report(Report::NumbersDoNotFit { worker: id });
+        self.condemn(id);
+        None
+    }
+
+    /// Takes the oldest connections of late workers for those that are idle.
+    fn steal(&mut self, loads: &impl Loads) {
+        let mut idle = 0_u32;
+        for i in 0..self.dealer.workers.len() {
+            idle += u32::from(self.is_idle(i));
+        }
+        let on_the_way = u32::try_from(self.ledger.held.len()).unwrap_or(u32::MAX);
+        let mut wanted = idle
+            .saturating_sub(on_the_way)
+            .saturating_sub(self.ledger.expected)
+            .min(self.ledger.room());
+        // Oldest first over all victims: with few of them, looking for the oldest each time is cheap.
+        let mut taken = alloc::vec![0_u32; self.dealer.workers.len()];
+        while wanted > 0 {
+            let Some(victim) = self.oldest_victim(&taken, loads) else { break };
+            if let Some(count) = taken.get_mut(victim) {
+                *count += 1;
+            }
+            wanted -= 1;
+        }
+        for (i, count) in taken.into_iter().enumerate() {
+            if count > 0 {
+                self.take_back(i, count, TakeBackReason::Steal);
+            }
+        }
+    }
+
+    /// Ready to serve at once what is stolen for it.
+    fn is_idle(&self, i: usize) -> bool {
+        let (Some(seat), Some(worker)) = (self.dealer.seats.get(i), self.dealer.workers.get(i))
+        else {
+            return false;
+        };
+        match seat.standing {
+            Standing::Fresh | Standing::Regular => {}
+            Standing::Away
+            | Standing::Finishing
+            | Standing::Paused
+            | Standing::Doubtful
+            | Standing::Late => return false,
+        }
+        let just_claimed = worker.prompt.is_some_and(|at| self.dealer.now.since(at) <= PROMPT);
+        seat.queued() == 0
+            && match seat.active {
+                0 => true,
+                // In a saturated pool everybody has just claimed, what had stood for long.
+                ACTIVE_UNKNOWN => worker.prompt.is_some() || worker.handed_off == 0,
+                _ => just_claimed && worker.serves_several,
+            }
+    }
+
+    /// The late worker whose oldest connection, apart from those already chosen, is the oldest.
+    fn oldest_victim(&self, taken: &[u32], loads: &impl Loads) -> Option<usize> {
+        let mut oldest: Option<(Now, usize)> = None;
+        let all = self.dealer.seats.iter().zip(&self.dealer.workers).zip(taken).enumerate();
+        for (i, ((seat, worker), taken)) in all {
+            let free = worker.taking.is_none() && worker.take_after <= self.dealer.now;
+            if worker.lateness != Lateness::Late || seat.standing != Standing::Late || !free {
+                continue;
+            }
+            if u64::from(*taken) >= seat.queued()
+                || loads.queued_exact(seat.id).unwrap_or(0) <= *taken
+            {
+                continue;
+            }
+            let number = worker.taken_back + seat.claimed + u64::from(*taken);
+            let since = worker.times.get(number);
+            if oldest.is_none_or(|(other, _)| since < other) {
+                oldest = Some((since, i));
+            }
+        }
+        oldest.map(|(_, i)| i)
+    }
+
+    /// A steal ended.
+    pub(crate) fn stole(&mut self, i: usize, count: u32, empty: bool) {
+        let now = self.dealer.now;
+        let Some((seat, worker)) = self.dealer.both(i) else { return };
+        let id = seat.id;
+        if empty && worker.lateness == Lateness::Late && worker.in_flight == 0 {
+            worker.lateness = Lateness::Emptied;
+            worker.probe = ReadyProbe::Due { after: now };
+            self.dealer.restand(i);
+            self.ask_probe(i);
+        }
+        if count > 0 {
+            self.report(Report::Stole { worker: id, count });
+        }
+    }
+}

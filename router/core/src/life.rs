@@ -1,0 +1,444 @@
+//! Workers come and go: start, ready, exit, restart.
+//!
+//! Owns the consequences of entering a state, in one place ([`Core::enter`]), and the account of
+//! crashes. A worker that ends without having been asked to is a crash if it was not ready, or not
+//! for long; its slot starts the next one when nobody of the old family is left.
+
+use core::time::Duration;
+
+use crate::config::{Policy, ReadyRule};
+use crate::event::{
+    Action, ExitStatus, Generation, ListenerId, Loads, Outcome, Report, SignalKind, WorkerId,
+};
+use crate::primary::Core;
+use crate::restart::Verdict;
+use crate::slot::{Slot, SlotInput, SlotState, Sockets};
+use crate::time::Now;
+use crate::worker::{Fresh, Input, Lateness, ReadyProbe, State, Worker};
+
+/// A slot's next worker waits for the family of the last to be gone, but no longer than this: a
+/// process that even KILL cannot end must not keep the slot down.
+const FAMILY_WAIT: Duration = Duration::from_secs(1);
+/// Between two tries to probe a starting worker.
+const PROBE_WAIT: Duration = Duration::from_millis(100);
+/// `reuseport`: the sockets of a slot that is down for longer are emptied by the primary.
+const ADOPT_AFTER: Duration = Duration::from_secs(1);
+
+impl Core {
+    /// Starts every worker whose time has come.
+    pub(crate) fn start_due(&mut self) {
+        if !self.stop.starts_workers() {
+            return;
+        }
+        let now = self.dealer.now;
+        for at in 0..self.slots.len() {
+            let due = self.slots.get(at).is_some_and(|slot| match slot.state {
+                SlotState::Backoff { until } => until <= now && self.family_wait(slot).is_none(),
+                SlotState::Down
+                | SlotState::Starting { .. }
+                | SlotState::Up { .. }
+                | SlotState::Failed => false,
+            });
+            if due {
+                self.start_worker(at);
+            }
+        }
+    }
+
+    fn start_worker(&mut self, at: usize) {
+        let id = WorkerId(self.next_worker);
+        let now = self.dealer.now;
+        let generation = Generation(1);
+        let Some(slot) = self.slots.get_mut(at) else { return };
+        self.next_worker = self.next_worker.saturating_add(1);
+        slot.starts = slot.starts.saturating_add(1);
+        slot.take(SlotInput::Start { worker: id });
+        let deadline = now.after(self.config.ready_timeout);
+        let room = self.dealer.rules.largest_window();
+        self.dealer.seat(Worker::new(id, slot.id, generation, deadline, room, now));
+        self.actions.push_back(Action::Spawn { slot: slot.id, worker: id, generation });
+    }
+
+    /// Until when a slot waits for the family of its last worker.
+    fn family_wait(&self, slot: &Slot) -> Option<Now> {
+        let now = self.dealer.now;
+        let ends = self.dealer.workers.iter().filter(|worker| worker.slot == slot.id);
+        ends.filter_map(|worker| match worker.state {
+            State::Killing { since } => Some(since.after(FAMILY_WAIT)).filter(|at| *at > now),
+            State::Starting { .. }
+            | State::Ready { .. }
+            | State::Parked { .. }
+            | State::Finishing { .. }
+            | State::Signalled { .. }
+            | State::Dead => None,
+        })
+        .max()
+    }
+
+    pub(crate) fn deadline_of_slot(&self, slot: &Slot) -> Option<Now> {
+        let adopt = match slot.sockets {
+            Sockets::Left { since } => Some(since.after(ADOPT_AFTER)),
+            Sockets::Own | Sockets::Adopted => None,
+        };
+        let start = match slot.state {
+            SlotState::Backoff { until } if self.stop.starts_workers() => {
+                Some(self.family_wait(slot).map_or(until, |wait| wait.max(until)))
+            }
+            SlotState::Backoff { .. }
+            | SlotState::Down
+            | SlotState::Starting { .. }
+            | SlotState::Up { .. }
+            | SlotState::Failed => None,
+        };
+        match (adopt, start) {
+            (Some(adopt), Some(start)) => Some(adopt.min(start)),
+            (one, other) => one.or(other),
+        }
+    }
+
+    /// Everything about one worker that has a time.
+    pub(crate) fn deadlines_of(&self, worker: &Worker) -> impl Iterator<Item = Now> + use<> {
+        let probe = match (worker.state, worker.probe) {
+            (State::Starting { .. }, ReadyProbe::Due { after }) if after > self.dealer.now => {
+                Some(after)
+            }
+            (
+                State::Starting { .. }
+                | State::Ready { .. }
+                | State::Parked { .. }
+                | State::Finishing { .. }
+                | State::Signalled { .. }
+                | State::Killing { .. }
+                | State::Dead,
+                ReadyProbe::Due { .. } | ReadyProbe::Asked | ReadyProbe::Queued,
+            ) => None,
+        };
+        let take = Some(worker.take_after).filter(|after| *after > self.dealer.now);
+        [worker.state.deadline(), worker.paused, probe, take].into_iter().flatten()
+    }
+
+    /// Feeds an input to a worker's state and does what follows from the state it enters.
+    pub(crate) fn enter(&mut self, i: usize, input: Input) {
+        let now = self.dealer.now;
+        let Some(worker) = self.dealer.workers.get_mut(i) else { return };
+        let (id, before) = (worker.id, worker.state);
+        let after = before.next(input, now);
+        if after == before {
+            return;
+        }
+        worker.state = after;
+        match after {
+            State::Starting { .. } | State::Parked { .. } | State::Dead => {}
+            State::Ready { .. } => self.became_ready(i, before),
+            State::Finishing { .. } => {
+                self.actions.push_back(Action::TellDraining { worker: id, draining: true });
+            }
+            State::Signalled { .. } => {
+                self.actions.push_back(Action::Signal { worker: id, signal: SignalKind::Stop });
+            }
+            State::Killing { .. } => {
+                self.actions.push_back(Action::KillFamily { worker: id });
+                self.dealer.settle_in(i);
+                self.leave_slot(i, before, Blame::ByAge);
+                self.debts = true;
+            }
+        }
+        self.dealer.restand(i);
+        self.recount();
+    }
+
+    /// How many are ready; whether all are.
+    fn recount(&mut self) {
+        self.ready = u32::from(self.ready_count());
+        let up = |slot: &Slot| matches!(slot.state, SlotState::Up { .. });
+        if !self.all_were_ready && self.slots.iter().all(up) {
+            self.all_were_ready = true;
+            self.report(Report::AllReady);
+        }
+        if self.ready < 2 {
+            self.late_at = None;
+        }
+    }
+
+    fn became_ready(&mut self, i: usize, before: State) {
+        let now = self.dealer.now;
+        self.ever_ready = true;
+        self.debts = true;
+        let fresh = self.starts_slowly(i);
+        let Some((seat, worker)) = self.dealer.both(i) else { return };
+        // A probe of `--ready accept` and its claim are no hand-off and no lateness.
+        worker.lateness = Lateness::No;
+        if fresh {
+            worker.fresh = Some(Fresh::new(now));
+        }
+        let (id, slot, after) = (seat.id, worker.slot, now.since(worker.started));
+        self.dealer.fresh += u32::from(fresh);
+        if !matches!(before, State::Starting { .. }) {
+            return;
+        }
+        if let Some(slot) = self.slots.get_mut(usize::from(slot.0)) {
+            slot.take(SlotInput::Ready { worker: id });
+            if slot.sockets == Sockets::Adopted {
+                self.actions.push_back(Action::AdoptSockets { slot: slot.id, adopt: false });
+            }
+            slot.sockets = Sockets::Own;
+        }
+        self.report(Report::Ready { worker: id, slot, after });
+    }
+
+    /// Beside others that have served already, a new worker is not flooded. At the very first start
+    /// there is nobody beside it.
+    fn starts_slowly(&self, i: usize) -> bool {
+        let others = self.dealer.workers.iter().enumerate().filter(|(at, _)| *at != i);
+        self.config.policy == Policy::Least
+            && !self.config.slow_start.is_zero()
+            && self.dealer.workers.get(i).is_some_and(|worker| worker.fresh.is_none())
+            && others
+                .filter(|(_, other)| matches!(other.state, State::Ready { .. }))
+                .any(|(_, other)| other.handed_off > 0)
+    }
+
+    /// The slot of a worker that is over: when does the next one start?
+    fn leave_slot(&mut self, i: usize, before: State, blame: Blame) {
+        let now = self.dealer.now;
+        let Some(worker) = self.dealer.workers.get(i) else { return };
+        let (id, at) = (worker.id, usize::from(worker.slot.0));
+        let policy = self.config.restart;
+        let Some(slot) = self.slots.get_mut(at) else { return };
+        if slot.state.worker() != Some(id) {
+            return;
+        }
+        if matches!(slot.state, SlotState::Up { .. }) && slot.sockets == Sockets::Own {
+            slot.sockets = Sockets::Left { since: now };
+        }
+        let lived = match (before, blame) {
+            (State::Ready { since } | State::Parked { since }, Blame::ByAge) => {
+                now.since(since) > policy.min_uptime
+            }
+            (
+                State::Starting { .. }
+                | State::Finishing { .. }
+                | State::Signalled { .. }
+                | State::Killing { .. }
+                | State::Dead
+                | State::Ready { .. }
+                | State::Parked { .. },
+                Blame::ByAge | Blame::Surely,
+            ) => false,
+        };
+        if lived {
+            slot.streak.lived();
+            return slot.take(SlotInput::Lost { worker: id, until: now });
+        }
+        match slot.streak.crashed(&policy, &mut self.dice) {
+            Verdict::Wait(wait) => {
+                slot.take(SlotInput::Lost { worker: id, until: now.after(wait) });
+                let (slot, crashes) = (slot.id, slot.streak.crashes());
+                if !wait.is_zero() {
+                    self.report(Report::BackingOff { slot, wait, crashes });
+                }
+            }
+            Verdict::Fail => {
+                slot.take(SlotInput::UsedUp { worker: id });
+                let slot = slot.id;
+                self.report(Report::SlotFailed { slot });
+            }
+        }
+        self.look_for_the_end();
+    }
+
+    /// Whether starting is hopeless: nobody was ever ready and it was tried often enough, or every
+    /// slot is given up.
+    fn look_for_the_end(&mut self) {
+        let crashes = |slot: &Slot| slot.streak.crashes();
+        let most = self.slots.iter().map(crashes).max().unwrap_or(0);
+        let least = self.slots.iter().map(crashes).min().unwrap_or(0);
+        let hopeless =
+            !self.ever_ready && least > 0 && most >= self.config.restart.first_tries.max(1);
+        let failed = self.slots.iter().all(|slot| slot.state == SlotState::Failed);
+        if hopeless || (failed && !self.ever_ready) {
+            self.end(Outcome::NeverStarted);
+        } else if failed {
+            self.end(Outcome::AllFailed);
+        }
+    }
+
+    /// Kills a worker, and replaces it.
+    pub(crate) fn condemn(&mut self, worker: WorkerId) {
+        if let Some(i) = self.dealer.find(worker) {
+            self.enter(i, Input::Condemned);
+        }
+    }
+
+    pub(crate) fn spawned(&mut self, worker: WorkerId) {
+        if self.config.ready == ReadyRule::Start {
+            self.said_ready(worker);
+        }
+    }
+
+    pub(crate) fn spawn_failed(&mut self, worker: WorkerId) {
+        let Some(i) = self.dealer.find(worker) else { return };
+        let Some(before) = self.dealer.workers.get(i).map(|worker| worker.state) else { return };
+        match before {
+            State::Starting { .. } => self.leave_slot(i, before, Blame::ByAge),
+            // It was to be killed before it was started.
+            State::Killing { .. } => {}
+            State::Ready { .. }
+            | State::Parked { .. }
+            | State::Finishing { .. }
+            | State::Signalled { .. }
+            | State::Dead => return,
+        }
+        self.dealer.remove(i);
+    }
+
+    pub(crate) fn listening(&mut self, worker: WorkerId, listener: ListenerId, listens: bool) {
+        let Some(i) = self.dealer.find(worker) else { return };
+        if let Some(seat) = self.dealer.seats.get_mut(i) {
+            if listens {
+                seat.listens.insert(listener);
+            } else {
+                seat.listens.remove(listener);
+            }
+        }
+        self.debts |= listens && !self.ledger.held.is_empty();
+    }
+
+    pub(crate) fn said_ready(&mut self, worker: WorkerId) {
+        if let Some(i) = self.dealer.find(worker) {
+            self.enter(i, Input::BecameReady);
+        }
+    }
+
+    /// Whether a starting worker listens on all that it must.
+    fn listens_enough(&self, i: usize) -> bool {
+        let Some(seat) = self.dealer.seats.get(i) else { return false };
+        let mut declared = self.listeners.iter().zip(0..).filter_map(|(listener, number)| {
+            listener.as_ref().filter(|listener| listener.declared).map(|_| ListenerId(number))
+        });
+        !seat.listens.is_empty() && declared.all(|listener| seat.listens.contains(listener))
+    }
+
+    /// A starting worker: ready, or too late?
+    pub(crate) fn tend_starting(&mut self, i: usize, deadline: Now, loads: &impl Loads) {
+        let now = self.dealer.now;
+        let Some(worker) = self.dealer.workers.get(i) else { return };
+        let (id, probe) = (worker.id, worker.probe);
+        let listens = self.listens_enough(i);
+        let is_ready = match self.config.ready {
+            ReadyRule::Listen => listens,
+            ReadyRule::Accept if !self.dealer.rules.by_hand() => listens,
+            ReadyRule::Accept => listens && loads.load(id).claimed > 0,
+            // It says so, or it runs: both are events.
+            ReadyRule::Notify | ReadyRule::Start => false,
+        };
+        if is_ready {
+            return self.enter(i, Input::BecameReady);
+        }
+        if now >= deadline {
+            self.report(Report::NotReadyInTime { worker: id });
+            return self.enter(i, Input::Condemned);
+        }
+        if self.config.ready != ReadyRule::Accept || !listens {
+            return;
+        }
+        match probe {
+            ReadyProbe::Due { after } if after <= now => self.ask_probe(i),
+            ReadyProbe::Due { .. } | ReadyProbe::Asked | ReadyProbe::Queued => {}
+        }
+    }
+
+    /// Asks for a probe to be queued for a worker.
+    pub(crate) fn ask_probe(&mut self, i: usize) {
+        let Some((seat, worker)) = self.dealer.both(i) else { return };
+        if let Some(listener) = seat.listens.first() {
+            worker.probe = ReadyProbe::Asked;
+            let worker = seat.id;
+            self.actions.push_back(Action::Probe { worker, listener });
+        }
+    }
+
+    pub(crate) fn probed(&mut self, worker: WorkerId) {
+        let now = self.dealer.now;
+        let Some(i) = self.dealer.find(worker) else { return };
+        let Some((seat, worker)) = self.dealer.both(i) else { return };
+        let number = worker.handed_off;
+        worker.count_hand_off(now);
+        seat.recount(worker.sent());
+        worker.probe = ReadyProbe::Queued;
+        if worker.lateness == Lateness::Emptied {
+            worker.lateness = Lateness::Probed { number };
+        }
+        let next_claim = seat.claimed + 1;
+        self.dealer.ring_one(i, next_claim, false, &mut self.actions);
+    }
+
+    pub(crate) fn probe_failed(&mut self, worker: WorkerId) {
+        let after = self.dealer.now.after(PROBE_WAIT);
+        if let Some(worker) = self.dealer.find(worker).and_then(|i| self.dealer.workers.get_mut(i))
+        {
+            worker.probe = ReadyProbe::Due { after };
+        }
+    }
+
+    pub(crate) fn exited(&mut self, worker: WorkerId, status: ExitStatus, orphans: bool) {
+        let Some(i) = self.dealer.find(worker) else { return };
+        let Some((seat, who)) = self.dealer.both(i) else { return };
+        let queued = u32::try_from(seat.queued()).unwrap_or(u32::MAX);
+        let before = who.state;
+        match before {
+            State::Starting { .. } | State::Ready { .. } | State::Parked { .. } => {
+                if status == ExitStatus::Code(0) && orphans {
+                    // Never a good end, however long it ran: the program does not stay where it can
+                    // be looked after.
+                    self.leave_slot(i, before, Blame::Surely);
+                    self.report(Report::WentToBackground { worker });
+                } else {
+                    self.report(Report::Died { worker, status, queued });
+                }
+            }
+            State::Finishing { .. } | State::Signalled { .. } => {
+                self.report(Report::Drained { worker })
+            }
+            State::Killing { .. } | State::Dead => return,
+        }
+        if let Some(i) = self.dealer.find(worker) {
+            self.enter(i, Input::Ended);
+        }
+    }
+
+    pub(crate) fn family_gone(&mut self, worker: WorkerId) {
+        if let Some(i) = self.dealer.find(worker) {
+            self.enter(i, Input::FamilyGone);
+            self.debts = true;
+        }
+    }
+
+    /// `reuseport`: empties the sockets of slots that are down for long.
+    pub(crate) fn adopt_due(&mut self) {
+        if self.config.policy != Policy::Reuseport || self.stop.is_under_way() {
+            for slot in &mut self.slots {
+                slot.sockets = Sockets::Own;
+            }
+            return;
+        }
+        let now = self.dealer.now;
+        for slot in &mut self.slots {
+            if let Sockets::Left { since } = slot.sockets
+                && since.after(ADOPT_AFTER) <= now
+            {
+                slot.sockets = Sockets::Adopted;
+                self.actions.push_back(Action::AdoptSockets { slot: slot.id, adopt: true });
+            }
+        }
+    }
+}
+
+/// Whether an end counts as a crash.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Blame {
+    /// If it came before ready, or soon after.
+    ByAge,
+    /// In any case.
+    Surely,
+}

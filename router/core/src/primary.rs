@@ -1,0 +1,596 @@
+//! The core: one entry for facts, one exit for requests.
+//!
+//! Owns everything that is known. The parts: [`Dealer`] (who has what, who is next), [`Ledger`]
+//! (connections in hand), slots (who shall be there), and beside this file `life` (workers come and
+//! go), `salvage` (queues of the dead and the leaving), `late` (steal, probe), `stop`.
+
+use alloc::collections::VecDeque;
+use alloc::vec::Vec;
+use core::time::Duration;
+
+use crate::config::{Config, Policy};
+use crate::dealer::{Dealer, Note, Rules};
+use crate::event::{
+    Action, Arrival, ConnId, Event, ListenerId, Loads, Report, SendFailure, SlotId, WorkerId,
+};
+use crate::ledger::{Flight, HELD_MAX, Ledger};
+use crate::restart::Dice;
+use crate::scheduler::{Ask, Origin};
+use crate::seat::LISTENERS_MAX;
+use crate::slot::{Slot, SlotInput};
+use crate::sticky::Sticky;
+use crate::stop::{Closing, Stop};
+use crate::time::Now;
+use crate::worker::Lateness;
+
+/// A worker for which the kernel would not queue more is left alone for so long.
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// A listener that the primary has.
+#[derive(Debug)]
+pub(crate) struct Listener {
+    pub(crate) declared: bool,
+    /// Who had its last connection.
+    pub(crate) last: WorkerId,
+    /// Clients may wait in its backlog because nobody had room.
+    pub(crate) waiting: bool,
+    pub(crate) closing: Closing,
+}
+
+/// What [`Core::wants_accept`] chose.
+#[derive(Debug, Clone, Copy)]
+struct Pick {
+    listener: ListenerId,
+    worker: WorkerId,
+    seat: usize,
+}
+
+/// See the crate.
+#[derive(Debug)]
+pub struct Core {
+    pub(crate) config: Config,
+    pub(crate) dealer: Dealer,
+    pub(crate) ledger: Ledger,
+    pub(crate) slots: Vec<Slot>,
+    /// By [`ListenerId`].
+    pub(crate) listeners: Vec<Option<Listener>>,
+    pub(crate) actions: VecDeque<Action>,
+    pub(crate) dice: Dice,
+    pub(crate) stop: Stop,
+    pub(crate) started: Now,
+    pub(crate) next_worker: u32,
+    pub(crate) ever_ready: bool,
+    pub(crate) all_were_ready: bool,
+    /// Workers that are ready.
+    pub(crate) ready: u32,
+    /// When something queued may have become late.
+    pub(crate) late_at: Option<Now>,
+    /// When to look again at what no event announces for certain.
+    pub(crate) recheck: Recheck,
+    /// The earliest of the deadlines that are not `late_at`.
+    pub(crate) deadline: Option<Now>,
+    pick: Option<Pick>,
+    /// Bells were set since the loads were last looked at.
+    pub(crate) bells_written: bool,
+    /// Queues of the dead, or connections in hand, wait for room.
+    pub(crate) debts: bool,
+}
+
+/// A timer for what a doorbell announces, should the doorbell be lost.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Recheck {
+    pub(crate) at: Option<Now>,
+    wait: Duration,
+}
+
+impl Recheck {
+    const FIRST: Duration = Duration::from_millis(20);
+    const LONGEST: Duration = Duration::from_millis(320);
+
+    /// Keeps the timer while `needed`; each time it has run out it waits twice as long.
+    pub(crate) fn keep(&mut self, needed: bool, now: Now) {
+        match self.at {
+            _ if !needed => *self = Self::default(),
+            Some(at) if now < at => {}
+            Some(_) => {
+                self.wait = (self.wait * 2).min(Self::LONGEST);
+                self.at = Some(now.after(self.wait));
+            }
+            None => self.at = Some(now.after(self.wait)),
+        }
+    }
+}
+
+impl Default for Recheck {
+    fn default() -> Self {
+        Self { at: None, wait: Self::FIRST }
+    }
+}
+
+impl Core {
+    /// A core that wants every slot up; the first actions start the workers.
+    #[must_use]
+    pub fn new(config: Config, now: Now) -> Self {
+        let mut core = Self {
+            dealer: Dealer::new(Rules::new(&config), now),
+            ledger: Ledger::default(),
+            slots: (0..config.slots.max(1)).map(|slot| Slot::new(SlotId(slot))).collect(),
+            listeners: Vec::new(),
+            actions: VecDeque::with_capacity(16),
+            dice: Dice::new(config.seed),
+            stop: Stop::No,
+            started: now,
+            next_worker: 1,
+            ever_ready: false,
+            all_were_ready: false,
+            ready: 0,
+            late_at: None,
+            recheck: Recheck::default(),
+            deadline: None,
+            pick: None,
+            bells_written: false,
+            debts: false,
+            config,
+        };
+        for slot in &mut core.slots {
+            slot.take(SlotInput::Raise { at: now });
+        }
+        core.start_due();
+        core.find_deadline();
+        core
+    }
+
+    /// Something happened. Actions follow: drain [`Self::poll_action`].
+    pub fn handle(&mut self, event: Event, now: Now, loads: &impl Loads) {
+        self.dealer.now = now;
+        match event {
+            Event::Accepted(arrival) => self.accepted(arrival, loads),
+            Event::HandedOff { conn, worker } => self.handed_off(conn, worker),
+            Event::Woke => self.woke(loads),
+            Event::BacklogEmpty { listener } => self.backlog_empty(listener, loads),
+            Event::HandOffFailed { .. }
+            | Event::Refused { .. }
+            | Event::ListenerOpened { .. }
+            | Event::ListenerClosed { .. }
+            | Event::Spawned { .. }
+            | Event::SpawnFailed { .. }
+            | Event::Listening { .. }
+            | Event::Unlistened { .. }
+            | Event::SaidReady { .. }
+            | Event::Probed { .. }
+            | Event::ProbeFailed { .. }
+            | Event::TakenBack { .. }
+            | Event::TakeBackDone { .. }
+            | Event::TakeBackStuck { .. }
+            | Event::Exited { .. }
+            | Event::FamilyGone { .. }
+            | Event::Misbehaved { .. }
+            | Event::StopAsked { .. } => {
+                self.rare(event);
+                self.reconcile(loads);
+            }
+        }
+        if !self.dealer.notes.is_empty() {
+            self.take_notes(loads);
+        }
+        if self.deadline.is_some_and(|at| at <= now) {
+            self.reconcile(loads);
+        }
+        #[cfg(debug_assertions)]
+        self.check();
+    }
+
+    /// The next thing to do. Drain to `None`.
+    pub fn poll_action(&mut self) -> Option<Action> {
+        self.actions.pop_front()
+    }
+
+    /// Sleep until then at the latest; `None`: for ever, if nothing happens.
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<Now> {
+        match (self.deadline, self.late_at) {
+            (Some(one), Some(other)) => Some(one.min(other)),
+            (one, other) => one.or(other),
+        }
+    }
+
+    /// Whether one connection may be taken out of this listener's backlog now. Yes: the choice is
+    /// made, and the next [`Event::Accepted`] of this listener uses it. No: doorbells may have been
+    /// set; drain the actions and ask once more before the listener is disarmed.
+    pub fn wants_accept(&mut self, listener: ListenerId, now: Now, loads: &impl Loads) -> bool {
+        self.dealer.now = now;
+        self.pick = None;
+        let Some(ask) = self.ask(listener, Origin::Backlog) else { return false };
+        if !self.accepts() {
+            return false;
+        }
+        let again = core::mem::take(&mut self.bells_written);
+        if again {
+            self.dealer.new_epoch();
+        }
+        if self.debts && !self.spare_room(ask, loads) {
+            return false;
+        }
+        let found = if again && self.is_waiting(listener) && !self.dealer.rang_meanwhile(ask, loads)
+        {
+            None
+        } else if self.config.policy == Policy::Ip {
+            self.dealer.anybody(ask, loads).then_some(None)
+        } else {
+            self.dealer.choose(ask, loads).map(Some)
+        };
+        if !self.dealer.notes.is_empty() {
+            self.take_notes(loads);
+        }
+        let Some(seat) = found else {
+            self.nobody_has_room(ask);
+            return false;
+        };
+        self.pick = seat.and_then(|seat| {
+            let worker = self.dealer.seats.get(seat)?.id;
+            Some(Pick { listener, worker, seat })
+        });
+        if let Some(listener) = self.listener_mut(listener) {
+            listener.waiting = false;
+        }
+        true
+    }
+
+    pub(crate) fn listener_mut(&mut self, listener: ListenerId) -> Option<&mut Listener> {
+        self.listeners.get_mut(usize::from(listener.0))?.as_mut()
+    }
+
+    pub(crate) fn listener(&self, listener: ListenerId) -> Option<&Listener> {
+        self.listeners.get(usize::from(listener.0))?.as_ref()
+    }
+
+    fn is_waiting(&self, listener: ListenerId) -> bool {
+        self.listener(listener).is_some_and(|listener| listener.waiting)
+    }
+
+    /// The question who may have a connection of a listener; `None` for a listener that is gone.
+    fn ask(&self, listener: ListenerId, origin: Origin) -> Option<Ask> {
+        let last = self.listener(listener)?.last;
+        Some(Ask { listener, last, origin })
+    }
+
+    /// The same for a connection in hand, whose listener may be closed by now.
+    pub(crate) fn ask_held(&self, listener: ListenerId) -> Ask {
+        let last = self.listener(listener).map_or(WorkerId(0), |listener| listener.last);
+        Ask { listener, last, origin: Origin::Held }
+    }
+
+    /// Under `ip` nobody is accepted before everybody is there: a client that came to the wrong
+    /// slot would have to leave it again.
+    fn accepts(&self) -> bool {
+        if !self.stop.deals() {
+            return false;
+        }
+        self.gate_opens().is_none_or(|at| at <= self.dealer.now)
+    }
+
+    /// When clients are accepted at the latest, while they are not.
+    pub(crate) fn gate_opens(&self) -> Option<Now> {
+        let shut = self.config.policy == Policy::Ip && !self.all_were_ready;
+        shut.then(|| self.started.after(self.config.ready_timeout))
+    }
+
+    /// Places what the primary holds, then says whether there is room beyond that and beyond what
+    /// take-backs will bring: who waits already goes first.
+    fn spare_room(&mut self, ask: Ask, loads: &impl Loads) -> bool {
+        self.settle_debts(loads);
+        let owed = self.ledger.held_on(ask.listener) + u64::from(self.ledger.expected);
+        if owed == 0 {
+            return true;
+        }
+        let room = self.dealer.room(ask, loads);
+        if room == 0 {
+            self.nobody_has_room(ask);
+        }
+        room > owed
+    }
+
+    pub(crate) fn nobody_has_room(&mut self, ask: Ask) {
+        if ask.origin == Origin::Backlog {
+            let mut begins = false;
+            if let Some(listener) = self.listener_mut(ask.listener) {
+                begins = !core::mem::replace(&mut listener.waiting, true);
+            }
+            self.ledger.totals.waits += u64::from(begins);
+        }
+        self.dealer.clients_waited = true;
+        self.bells_written |= self.dealer.set_bells(ask, &mut self.actions);
+    }
+
+    fn accepted(&mut self, arrival: Arrival, loads: &impl Loads) {
+        self.ledger.totals.accepted += 1;
+        if !self.stop.deals() {
+            return self.refuse(arrival);
+        }
+        let picked = self.pick.take().filter(|pick| pick.listener == arrival.listener);
+        let seat = match picked {
+            Some(Pick { worker, seat, .. }) => {
+                let same = self.dealer.seats.get(seat).is_some_and(|seat| seat.id == worker);
+                same.then_some(seat).or_else(|| self.seat_for(arrival, Origin::Backlog, loads))
+            }
+            None => self.seat_for(arrival, Origin::Backlog, loads),
+        };
+        match seat {
+            Some(seat) => self.send(seat, arrival),
+            None => self.hold(arrival),
+        }
+    }
+
+    /// Who gets a connection whose client is known.
+    pub(crate) fn seat_for(
+        &mut self,
+        arrival: Arrival,
+        origin: Origin,
+        loads: &impl Loads,
+    ) -> Option<usize> {
+        let ask = Ask { origin, ..self.ask_held(arrival.listener) };
+        if self.config.policy == Policy::Ip
+            && let Some(client) = Sticky::of(arrival.client, self.config.sticky_key)
+            && let Some(seat) = self.dealer.sticky(ask, client, loads)
+        {
+            return Some(seat);
+        }
+        self.dealer.choose(ask, loads)
+    }
+
+    /// Puts a connection on its way to a worker.
+    pub(crate) fn send(&mut self, seat: usize, arrival: Arrival) {
+        let Some(worker) = self.dealer.seats.get(seat).map(|seat| seat.id) else {
+            return self.hold(arrival);
+        };
+        self.dealer.dealt(seat, arrival.listener);
+        if let Some(listener) = self.listener_mut(arrival.listener) {
+            listener.last = worker;
+        }
+        self.ledger.in_flight.push_back(Flight { arrival, worker });
+        self.actions.push_back(Action::HandOff { conn: arrival.conn, worker });
+    }
+
+    /// Keeps a connection until somebody has room.
+    fn hold(&mut self, arrival: Arrival) {
+        if self.ledger.held.len() >= HELD_MAX {
+            return self.refuse(arrival);
+        }
+        self.ledger.held.push_back(arrival);
+        self.debts = true;
+        self.find_deadline();
+    }
+
+    pub(crate) fn refuse(&mut self, arrival: Arrival) {
+        self.ledger.refusing.push(arrival.conn);
+        self.actions.push_back(Action::Refuse { conn: arrival.conn });
+    }
+
+    fn handed_off(&mut self, conn: ConnId, worker: WorkerId) {
+        if self.ledger.land(conn, worker).is_none() {
+            return;
+        }
+        self.ledger.totals.handed_off += 1;
+        let now = self.dealer.now;
+        let Some(i) = self.dealer.find(worker) else { return };
+        if let Some(worker) = self.dealer.workers.get_mut(i) {
+            // From "on the way" to "queued": what was sent stays the same.
+            worker.in_flight = worker.in_flight.saturating_sub(1);
+            worker.count_hand_off(now);
+        }
+        self.expect_lateness();
+    }
+
+    /// A turn of the loop begins.
+    fn woke(&mut self, loads: &impl Loads) {
+        self.dealer.new_epoch();
+        self.dealer.clients_waited =
+            self.listeners.iter().flatten().any(|listener| listener.waiting);
+        if self.late_at.is_some_and(|at| at <= self.dealer.now) {
+            self.look_for_late(loads);
+        }
+        if self.debts {
+            self.reconcile(loads);
+        }
+    }
+
+    fn backlog_empty(&mut self, listener: ListenerId, loads: &impl Loads) {
+        if let Some(listener) = self.listener_mut(listener) {
+            listener.waiting = false;
+        }
+        if self.stop != Stop::No {
+            self.backlog_ended(listener);
+            self.reconcile(loads);
+        }
+        let wait_still =
+            self.debts || self.listeners.iter().flatten().any(|listener| listener.waiting);
+        if !wait_still {
+            self.dealer.clear_bells(&mut self.actions);
+            self.bells_written = false;
+        }
+    }
+
+    /// Everything that does not happen for every connection.
+    fn rare(&mut self, event: Event) {
+        match event {
+            Event::HandOffFailed { conn, worker, why } => self.hand_off_failed(conn, worker, why),
+            Event::Refused { conn } => self.refused(conn),
+            Event::ListenerOpened { listener, declared } => {
+                self.listener_opened(listener, declared)
+            }
+            Event::ListenerClosed { listener } => {
+                if let Some(place) = self.listeners.get_mut(usize::from(listener.0)) {
+                    *place = None;
+                }
+            }
+            Event::Spawned { worker } => self.spawned(worker),
+            Event::SpawnFailed { worker } => self.spawn_failed(worker),
+            Event::Listening { worker, listener } => self.listening(worker, listener, true),
+            Event::Unlistened { worker, listener } => self.listening(worker, listener, false),
+            Event::SaidReady { worker } => self.said_ready(worker),
+            Event::Probed { worker } => self.probed(worker),
+            Event::ProbeFailed { worker } => self.probe_failed(worker),
+            Event::TakenBack { worker, arrival } => self.taken_back(worker, arrival),
+            Event::TakeBackDone { worker, removed: _, lost, empty } => {
+                self.take_back_done(worker, lost, empty);
+            }
+            Event::TakeBackStuck { worker } => self.take_back_stuck(worker),
+            Event::Exited { worker, status, orphans } => self.exited(worker, status, orphans),
+            Event::FamilyGone { worker } => self.family_gone(worker),
+            Event::Misbehaved { worker } => self.condemn(worker),
+            Event::StopAsked { now } => self.stop_asked(now),
+            Event::Accepted(_)
+            | Event::HandedOff { .. }
+            | Event::Woke
+            | Event::BacklogEmpty { .. } => {}
+        }
+    }
+
+    fn hand_off_failed(&mut self, conn: ConnId, worker: WorkerId, why: SendFailure) {
+        let Some(arrival) = self.ledger.land(conn, worker) else { return };
+        // First again: it has waited for longest.
+        self.ledger.held.push_front(arrival);
+        self.debts = true;
+        let until = self.dealer.now.after(PAUSE);
+        let by_hand = self.dealer.rules.by_hand();
+        let Some(i) = self.dealer.find(worker) else { return };
+        self.dealer.undealt(i);
+        let Some((seat, who)) = self.dealer.both(i) else { return };
+        // A worker that has just closed this listener did nothing wrong, and one that accepts by
+        // itself has no channel to break.
+        let listens = seat.listens.contains(arrival.listener);
+        match why {
+            SendFailure::Broken if listens && by_hand => self.condemn(worker),
+            SendFailure::Broken | SendFailure::Full => {
+                who.paused = Some(until);
+                self.dealer.restand(i);
+            }
+        }
+    }
+
+    fn refused(&mut self, conn: ConnId) {
+        if let Some(at) = self.ledger.refusing.iter().position(|known| *known == conn) {
+            self.ledger.refusing.swap_remove(at);
+        } else if let Some(at) = self.ledger.held.iter().position(|held| held.conn == conn) {
+            self.ledger.held.remove(at);
+        } else if let Some(at) = self.ledger.in_flight.iter().position(|f| f.arrival.conn == conn) {
+            let flight = self.ledger.in_flight.remove(at);
+            if let Some(i) = flight.and_then(|flight| self.dealer.find(flight.worker)) {
+                self.dealer.undealt(i);
+            }
+        } else {
+            return;
+        }
+        self.ledger.totals.refused += 1;
+    }
+
+    fn listener_opened(&mut self, listener: ListenerId, declared: bool) {
+        if listener.0 >= LISTENERS_MAX {
+            return self.actions.push_back(Action::CloseListener { listener });
+        }
+        let place = usize::from(listener.0);
+        if self.listeners.len() <= place {
+            self.listeners.resize_with(place + 1, || None);
+        }
+        let Some(entry) = self.listeners.get_mut(place) else { return };
+        if let Some(known) = entry {
+            known.declared = declared;
+            return;
+        }
+        *entry =
+            Some(Listener { declared, last: WorkerId(0), waiting: false, closing: Closing::Open });
+        // The number is used again: nobody listens on this one yet.
+        for seat in &mut self.dealer.seats {
+            seat.listens.remove(listener);
+        }
+    }
+
+    /// Acts on what dealing noticed.
+    fn take_notes(&mut self, loads: &impl Loads) {
+        let mut unfit = false;
+        for note in core::mem::take(&mut self.dealer.notes) {
+            match note {
+                Note::Recovered(worker) => self.report(Report::Recovered { worker }),
+                Note::Unfit(worker) => {
+                    self.report(Report::NumbersDoNotFit { worker });
+                    self.condemn(worker);
+                    unfit = true;
+                }
+            }
+        }
+        if unfit {
+            self.reconcile(loads);
+        }
+    }
+
+    pub(crate) fn report(&mut self, report: Report) {
+        self.actions.push_back(Action::Report(report));
+    }
+
+    /// Looks at everything that may be due: workers, the stop, slots, connections in hand.
+    pub(crate) fn reconcile(&mut self, loads: &impl Loads) {
+        self.unpause();
+        self.tend_workers(loads);
+        self.settle_debts(loads);
+        self.go_on_stopping();
+        self.start_due();
+        self.adopt_due();
+        let needed = self.needs_recheck();
+        self.recheck.keep(needed, self.dealer.now);
+        self.find_deadline();
+    }
+
+    fn unpause(&mut self) {
+        let now = self.dealer.now;
+        for i in 0..self.dealer.workers.len() {
+            let Some(worker) = self.dealer.workers.get_mut(i) else { continue };
+            if worker.paused.is_some_and(|until| until <= now) {
+                worker.paused = None;
+                self.dealer.restand(i);
+            }
+        }
+    }
+
+    /// The earliest deadline of all that has one, apart from lateness.
+    pub(crate) fn find_deadline(&mut self) {
+        let workers = self.dealer.workers.iter().flat_map(|worker| self.deadlines_of(worker));
+        let slots = self.slots.iter().filter_map(|slot| self.deadline_of_slot(slot));
+        let listeners =
+            self.listeners.iter().flatten().filter_map(|listener| listener.closing.deadline());
+        let gate = self.gate_opens().filter(|at| *at > self.dealer.now);
+        let others = [self.recheck.at, self.stop.deadline(), gate];
+        self.deadline =
+            workers.chain(slots).chain(listeners).chain(others.into_iter().flatten()).min();
+    }
+
+    /// Relations between the parts that hold after every event.
+    #[cfg(debug_assertions)]
+    fn check(&self) {
+        debug_assert!(self.ledger.balances(), "a connection is lost or doubled: {:?}", self.ledger);
+        debug_assert!(self.ledger.held.len() <= HELD_MAX + self.ledger.in_flight.len() + 64);
+        for (seat, worker) in self.dealer.seats.iter().zip(&self.dealer.workers) {
+            debug_assert_eq!(seat.id, worker.id, "seats and workers are in one order");
+            debug_assert_eq!(seat.sent, worker.sent(), "{worker:?}");
+            debug_assert!(seat.claimed <= seat.sent);
+        }
+        let flights = |id| self.ledger.in_flight.iter().filter(|f| f.worker == id).count();
+        for worker in &self.dealer.workers {
+            debug_assert_eq!(usize::try_from(worker.in_flight), Ok(flights(worker.id)));
+            debug_assert!(
+                worker.lateness == Lateness::No
+                    || !matches!(worker.state, crate::worker::State::Starting { .. }),
+                "{worker:?}"
+            );
+        }
+        for (at, slot) in self.slots.iter().enumerate() {
+            let Some(worker) = slot.state.worker() else { continue };
+            debug_assert!(
+                self.dealer.find(worker).is_some(),
+                "slot {at} has a worker that is gone"
+            );
+            let others =
+                self.slots.iter().skip(at + 1).any(|other| other.state.worker() == Some(worker));
+            debug_assert!(!others, "two slots have worker {worker:?}");
+        }
+    }
+}

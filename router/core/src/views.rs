@@ -1,0 +1,121 @@
+//! What the status shows: read-only pictures of the core's state.
+
+use crate::event::{Generation, SlotId, WorkerId};
+use crate::primary::Core;
+use crate::slot::SlotState;
+use crate::time::Now;
+use crate::worker::{Lateness, State};
+
+/// One worker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WorkerView {
+    /// Its slot.
+    pub slot: SlotId,
+    /// Its id.
+    pub worker: WorkerId,
+    /// Its generation.
+    pub generation: Generation,
+    /// `starting`, `ready`, `parked`, `draining` or `killing`.
+    pub state: &'static str,
+    /// Connections that the kernel queued for it, those included that came back.
+    pub handed_off: u64,
+    /// Connections that came back out of its queue.
+    pub taken_back: u64,
+    /// How many queued connections it may have now.
+    pub window: u16,
+    /// Its oldest queued connection waits, or was stolen, because it does not claim.
+    pub late: bool,
+    /// Since when it is ready, if it is.
+    pub ready_since: Option<Now>,
+}
+
+/// One slot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SlotView {
+    /// Which.
+    pub slot: SlotId,
+    /// `down`, `backoff`, `starting`, `up` or `failed`.
+    pub state: &'static str,
+    /// Who sits there.
+    pub worker: Option<WorkerId>,
+    /// Workers started there after the first.
+    pub restarts: u32,
+    /// In backoff: when the next one starts.
+    pub until: Option<Now>,
+}
+
+/// Counters since the start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Totals {
+    /// Connections accepted.
+    pub accepted: u64,
+    /// Hand-offs, second ones of a connection that came back included.
+    pub handed_off: u64,
+    /// Taken back from dead workers.
+    pub salvaged: u64,
+    /// Taken back from late workers.
+    pub stolen: u64,
+    /// Closed with a reset: nobody would ever have served them.
+    pub refused: u64,
+    /// How often clients began to wait because nobody had room.
+    pub waits: u64,
+}
+
+impl Core {
+    /// Every worker that is not forgotten, by id.
+    pub fn workers(&self) -> impl Iterator<Item = WorkerView> {
+        self.dealer.seats.iter().zip(&self.dealer.workers).map(|(seat, worker)| WorkerView {
+            slot: worker.slot,
+            worker: worker.id,
+            generation: worker.generation,
+            state: worker.state.name(),
+            handed_off: worker.handed_off,
+            taken_back: worker.taken_back,
+            window: seat.window,
+            late: worker.lateness != Lateness::No,
+            ready_since: worker.state.ready_since(),
+        })
+    }
+
+    /// Every slot.
+    pub fn slots(&self) -> impl Iterator<Item = SlotView> {
+        self.slots.iter().map(|slot| SlotView {
+            slot: slot.id,
+            state: slot.state.name(),
+            worker: slot.state.worker(),
+            restarts: slot.starts.saturating_sub(1),
+            until: match slot.state {
+                SlotState::Backoff { until } => Some(until),
+                SlotState::Down
+                | SlotState::Starting { .. }
+                | SlotState::Up { .. }
+                | SlotState::Failed => None,
+            },
+        })
+    }
+
+    /// Counters since the start.
+    #[must_use]
+    pub fn totals(&self) -> Totals {
+        self.ledger.totals
+    }
+
+    /// Workers that are ready now.
+    #[must_use]
+    pub fn ready_count(&self) -> u16 {
+        let ready = |worker: &&crate::worker::Worker| matches!(worker.state, State::Ready { .. });
+        u16::try_from(self.dealer.workers.iter().filter(ready).count()).unwrap_or(u16::MAX)
+    }
+
+    /// Whether every slot has been ready at the same time, at least once.
+    #[must_use]
+    pub fn all_were_ready(&self) -> bool {
+        self.all_were_ready
+    }
+
+    /// Connections that the primary holds because nobody has room for them.
+    #[must_use]
+    pub fn held(&self) -> usize {
+        self.ledger.held.len()
+    }
+}
