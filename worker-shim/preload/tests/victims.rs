@@ -834,6 +834,41 @@ fn threads_share_a_listener_and_every_connection_is_served_once() {
     drop(victim);
 }
 
+// pthread_cancel(3) unwinds the thread's stack through the hook. Built with `panic = "abort"`, as it is
+// shipped, the library's frames let that pass; in a development build it ends the program.
+#[cfg(not(debug_assertions))]
+#[test]
+fn a_thread_blocked_in_accept_can_be_cancelled() {
+    let primary = Primary::new(Policy::Deal);
+    let mut victim = victim(
+        &primary,
+        "cancel",
+        r#"static int s, tid;
+        static void *loop(void *x) { tid = gettid(); for (;;) serve(MUST(accept(s, 0, 0))); }
+        int main(void) {
+            s = listening(8080);
+            pthread_t t; void *end; char state = 0;
+            WANT(pthread_create(&t, 0, loop, 0) == 0);
+            /* Asleep: the state in /proc says so. */
+            while (state != 'S') {
+                char path[64];
+                snprintf(path, sizeof path, "/proc/self/task/%d/stat", *(volatile int *)&tid);
+                FILE *f = fopen(path, "r");
+                if (f) { if (fscanf(f, "%*d (%*[^)]) %c", &state) != 1) state = 0; fclose(f); }
+            }
+            WANT(pthread_cancel(t) == 0 && pthread_join(t, &end) == 0 && end == PTHREAD_CANCELED);
+            puts("cancelled"); fflush(stdout);
+            serve(MUST(accept(s, 0, 0)));
+            return 0;
+        }"#,
+    );
+    let channel = primary.listening();
+    assert_eq!(victim.line(), "cancelled");
+    assert_eq!(channel.deal().exchange("hello"), victim.pid().to_string());
+    primary.until(1, 1);
+    victim.succeed();
+}
+
 #[test]
 fn a_stale_entry_is_no_trap() {
     let primary = Primary::new(Policy::Deal);
