@@ -497,6 +497,13 @@ mod tests {
         assert!(why.to_string().contains("--adapter listen-fds"), "{why}");
     }
 
+    /// At last: a child that another test is just starting may still have a copy of the socket,
+    /// until it executes its program.
+    fn nobody_holds(address: &ListenAddress) {
+        let free = (0..10_000).any(|_| holder_of(address).is_none());
+        assert!(free, "{:?}", holder_of(address));
+    }
+
     #[test]
     fn who_holds_an_address() {
         let listener = TcpListener::bind("[::]:0").unwrap();
@@ -509,13 +516,13 @@ mod tests {
         };
         assert!(own(holder_of(&on(format!("127.0.0.1:{port}")))), "a wildcard holds every address");
         drop(listener);
-        assert_eq!(holder_of(&on(format!("127.0.0.1:{port}"))), None);
+        nobody_holds(&on(format!("127.0.0.1:{port}")));
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("x.sock");
         let unix = std::os::unix::net::UnixListener::bind(&path).unwrap();
         assert!(own(holder_of(&ListenAddress::Unix(path.clone()))));
         drop(unix);
-        assert_eq!(holder_of(&ListenAddress::Unix(path)), None);
+        nobody_holds(&ListenAddress::Unix(path));
     }
 
     #[test]

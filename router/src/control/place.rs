@@ -220,15 +220,29 @@ mod tests {
         assert_eq!(Place::take_in(folder.path(), "web").unwrap().name(), "web");
     }
 
+    /// A holder unlinks its lock file as it leaves, between another's open and lock: the other then
+    /// has a lock that guards nothing.
     #[test]
-    fn a_lock_on_an_unlinked_file_is_not_believed() {
+    fn nobody_shares_a_name_however_they_come_and_go() {
+        const ROUNDS: usize = 20_000;
         let folder = tempfile::tempdir().unwrap();
-        let first = Place::take_in(folder.path(), "web").unwrap();
-        // As if the holder had left between our open and our lock.
-        std::fs::remove_file(folder.path().join("web.lock")).unwrap();
-        let second = Place::take_in(folder.path(), "web").unwrap();
-        assert_eq!(Place::take_in(folder.path(), "web").unwrap().name(), "web-2");
-        drop((first, second));
+        let holders = std::sync::atomic::AtomicUsize::new(0);
+        let order = std::sync::atomic::Ordering::SeqCst;
+        std::thread::scope(|scope| {
+            for _ in 0..3 {
+                scope.spawn(|| {
+                    for _ in 0..ROUNDS {
+                        let socket = folder.path().join("web.sock");
+                        if let Some(place) = Place::lock("web".into(), socket).unwrap() {
+                            assert_eq!(holders.fetch_add(1, order), 0, "two have the name");
+                            std::thread::yield_now();
+                            holders.fetch_sub(1, order);
+                            drop(place);
+                        }
+                    }
+                });
+            }
+        });
     }
 
     #[test]

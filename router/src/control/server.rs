@@ -341,7 +341,7 @@ mod tests {
 
         fn connect(&self) -> Client {
             let client = Client::connect(&self.path).unwrap();
-            client.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+            client.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
             client
         }
 
@@ -529,6 +529,10 @@ mod tests {
         let path = folder.path().join("s.sock");
         drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
         assert!(path.exists());
+        // A child that another test is just starting may still have a copy, until it executes.
+        while Client::connect(&path).is_ok() {
+            std::thread::yield_now();
+        }
         let server = ControlServer::bind(&path, poll.registry(), BASE).unwrap();
         let error = ControlServer::bind(&path, poll.registry(), BASE).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
@@ -548,7 +552,7 @@ mod tests {
             let selector =
                 super::super::client::Selector { name: None, control: Some(path.clone()) };
             let mut found: Found = super::super::client::find(&selector).unwrap();
-            let status = found.ask(Request::Status, Some(Duration::from_secs(5))).unwrap();
+            let status = found.ask(Request::Status, Some(Duration::from_secs(30))).unwrap();
             let mut again = found.again().unwrap();
             let timed_out = again.ask(Request::Ping, Some(Duration::from_millis(30)));
             let mut again = found.again().unwrap();
