@@ -1,7 +1,7 @@
 //! The system calls for which no safe wrapper fits, and nothing else: the crate's only `unsafe`.
 //!
 //! Why not nix for accept4: it drops the peer address, and a getpeername(2) per connection is a
-//! system call more. (Sending is `croupier_worker::fdpass::send`, because nix allocates the control
+//! system call more. (Sending is `croupier_wire::fdpass::send`, because nix allocates the control
 //! buffer on every call.)
 //! Promises: every descriptor that the kernel returns is owned before anything else happens.
 
@@ -12,8 +12,8 @@ use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::ptr::{NonNull, null_mut};
 
-use croupier_worker::page::{PAGE_LEN, Page};
-use croupier_worker::wire::{PEER_MAX, RawAddress};
+use croupier_wire::message::{PEER_MAX, RawAddress};
+use croupier_wire::page::{PAGE_LEN, Page};
 use libc::c_int;
 
 /// accept4(2) with `SOCK_CLOEXEC` and `flags` (0 or `SOCK_NONBLOCK`), and the peer's address in the
@@ -21,12 +21,17 @@ use libc::c_int;
 ///
 /// # Errors
 /// The errno of accept4(2).
-pub fn accept4(listener: BorrowedFd<'_>, flags: c_int) -> io::Result<(OwnedFd, RawAddress<PEER_MAX>)> {
+pub fn accept4(
+    listener: BorrowedFd<'_>,
+    flags: c_int,
+) -> io::Result<(OwnedFd, RawAddress<PEER_MAX>)> {
     let mut bytes = [0u8; PEER_MAX];
     let mut len = socklen(PEER_MAX);
     let flags = libc::SOCK_CLOEXEC | flags;
     // SAFETY: `bytes` lives through the call and `len` is its length; the kernel writes no more.
-    let fd = unsafe { libc::accept4(listener.as_raw_fd(), bytes.as_mut_ptr().cast(), &raw mut len, flags) };
+    let fd = unsafe {
+        libc::accept4(listener.as_raw_fd(), bytes.as_mut_ptr().cast(), &raw mut len, flags)
+    };
     if fd < 0 {
         return Err(io::Error::last_os_error());
     }
@@ -84,10 +89,16 @@ impl Drop for PageMap {
 ///
 /// # Errors
 /// The errno of setsockopt(2).
-pub fn set_option(fd: BorrowedFd<'_>, level: c_int, name: c_int, words: &[c_int]) -> io::Result<()> {
+pub fn set_option(
+    fd: BorrowedFd<'_>,
+    level: c_int,
+    name: c_int,
+    words: &[c_int],
+) -> io::Result<()> {
     let len = socklen(size_of_val(words));
     // SAFETY: pointer and length are those of `words`.
-    let result = unsafe { libc::setsockopt(fd.as_raw_fd(), level, name, words.as_ptr().cast(), len) };
+    let result =
+        unsafe { libc::setsockopt(fd.as_raw_fd(), level, name, words.as_ptr().cast(), len) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
@@ -167,7 +178,11 @@ pub fn backlog(listener: BorrowedFd<'_>) -> io::Result<(u32, u32)> {
             &raw mut len,
         )
     };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok((info.tcpi_unacked, info.tcpi_sacked)) }
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok((info.tcpi_unacked, info.tcpi_sacked))
+    }
 }
 
 /// What a child does between fork and exec.
@@ -238,7 +253,8 @@ pub fn monotonic_ns() -> u64 {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: the pointer is to a valid timespec. This clock always exists.
     unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) };
-    u64::try_from(time.tv_sec).unwrap_or(0) * 1_000_000_000 + u64::try_from(time.tv_nsec).unwrap_or(0)
+    u64::try_from(time.tv_sec).unwrap_or(0) * 1_000_000_000
+        + u64::try_from(time.tv_nsec).unwrap_or(0)
 }
 
 /// A second descriptor for the same open file, CLOEXEC.

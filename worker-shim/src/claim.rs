@@ -6,10 +6,11 @@
 //! doorbell is never written into a file of the program's.
 //! **Never** allocates, locks, or blocks other than as the channel's own `O_NONBLOCK` says.
 
-use crate::fdpass::{self, Received, check};
-use crate::page::{Bell, HEAD_GONE, Line, PAGE_LEN, PAGE_MAGIC, Page};
-use crate::wire::{HANDOFF_LEN, Handoff};
-use libc::{c_int, c_void};
+use croupier_wire::fdpass::{self, Received, check};
+use croupier_wire::memory::{map_page, map_wiped_on_fork, stat};
+use croupier_wire::message::{HANDOFF_LEN, Handoff};
+use croupier_wire::page::{Bell, HEAD_GONE, Line, Page};
+use libc::c_int;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
 use std::sync::atomic::{AtomicI32, AtomicPtr, Ordering::SeqCst};
@@ -18,7 +19,6 @@ use std::sync::atomic::{AtomicI32, AtomicPtr, Ordering::SeqCst};
 const HEADROOM: i32 = 256;
 /// Where the doorbell goes, out of the way of programs that count on small numbers (select(2)).
 const BELL_NUMBER: i32 = 1000;
-const SEALS: c_int = libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_SEAL;
 
 /// What a claim gave.
 #[derive(Debug)]
@@ -60,12 +60,6 @@ const GONE_FINISHING: i32 = 1;
 /// [`Own::gone`]: `SIGTERM` was sent.
 const GONE_TOLD: i32 = 2;
 
-impl Default for Seat {
-    fn default() -> Self {
-        Self::vacant()
-    }
-}
-
 impl Seat {
     /// A seat that nobody sits on.
     #[must_use]
@@ -88,18 +82,7 @@ impl Seat {
         if self.page().is_some() {
             return Ok(());
         }
-        // SAFETY: asks for seals.
-        let seals = check(unsafe { libc::fcntl(page.as_raw_fd(), libc::F_GET_SEALS) })?;
-        let long_enough = stat(page.as_raw_fd())
-            .is_some_and(|s| usize::try_from(s.st_size).is_ok_and(|size| size >= PAGE_LEN));
-        if seals & SEALS != SEALS || !long_enough {
-            return Err(io::Error::from_raw_os_error(libc::EPROTO));
-        }
-        let mapped = map(PAGE_LEN, libc::MAP_SHARED, page.as_raw_fd())?.cast::<Page>();
-        // SAFETY: mapped, sealed against shrinking, and valid for every bit pattern.
-        if unsafe { &*mapped }.head.magic.load(SeqCst) != PAGE_MAGIC {
-            return Err(io::Error::from_raw_os_error(libc::EPROTO));
-        }
+        let mapped = map_page(page)?;
         let own = map_wiped_on_fork(size_of::<Own>())?.cast::<Own>();
         let number = bell.into_raw_fd();
         let high = [BELL_NUMBER.min(soft_limit() - 64), 3].into_iter().find_map(|from| {
@@ -113,7 +96,7 @@ impl Seat {
         self.bell.store(high.unwrap_or(number), SeqCst);
         self.own.store(own, SeqCst);
         // Last: whoever sees the page may use all of it. Of two threads at once, one mapping is lost.
-        self.page.store(mapped, SeqCst);
+        self.page.store(mapped.as_ptr(), SeqCst);
         Ok(())
     }
 
@@ -337,31 +320,6 @@ fn leave_if_idle(page: &Page, own: &Own) {
     }
 }
 
-/// Memory that is private to this process and zero in a child made by fork(2) (not by vfork(2)).
-///
-/// # Errors
-/// The errno of mmap(2) or madvise(2).
-pub fn map_wiped_on_fork(len: usize) -> io::Result<*mut c_void> {
-    let memory = map(len, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1)?;
-    // SAFETY: the mapping just made, whole.
-    check(unsafe { libc::madvise(memory, len, libc::MADV_WIPEONFORK) })?;
-    Ok(memory)
-}
-
-fn map(len: usize, flags: c_int, fd: c_int) -> io::Result<*mut c_void> {
-    let access = libc::PROT_READ | libc::PROT_WRITE;
-    // SAFETY: a new mapping where the kernel likes.
-    let memory = unsafe { libc::mmap(std::ptr::null_mut(), len, access, flags, fd, 0) };
-    if memory == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(memory) }
-}
-
-fn stat(number: c_int) -> Option<libc::stat> {
-    // SAFETY: plain integers, for which zero is valid.
-    let mut found: libc::stat = unsafe { std::mem::zeroed() };
-    // SAFETY: `found` is ours.
-    (unsafe { libc::fstat(number, &raw mut found) } == 0).then_some(found)
-}
-
 /// Whether `number` still can be an eventfd of ours: a program that closed everything may have a
 /// file of its own there by now, and those have a type.
 fn is_anonymous(number: c_int) -> bool {
@@ -392,8 +350,10 @@ fn monotonic() -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::page::WAITED_BUCKETS;
-    use crate::wire::RawAddress;
+    use croupier_wire::page::{PAGE_LEN, PAGE_MAGIC, WAITED_BUCKETS};
+
+    const SEALS: c_int = libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_SEAL;
+    use croupier_wire::message::RawAddress;
     use std::io::{Read, Seek};
     use std::os::fd::AsFd;
 

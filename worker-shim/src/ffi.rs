@@ -4,10 +4,10 @@
 //! never a panic and never a code of its own. **Never** keeps a descriptor: all belong to the caller.
 
 use crate::claim::Claim;
-use crate::control::Contact;
 use crate::listener::{Source, TcpListener};
-use crate::wire::{CHANNEL_PREFIX, Kind, Request};
 use crate::worker::{SEAT, Worker, ended, worker};
+use croupier_wire::control::Contact;
+use croupier_wire::message::{CHANNEL_PREFIX, Kind, Request};
 use libc::{c_char, c_int, sockaddr, socklen_t};
 use std::ffi::CStr;
 use std::io;

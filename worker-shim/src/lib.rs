@@ -15,20 +15,15 @@
 //! * [`worker()`] says who this worker is, and when it drains;
 //! * feature `tokio` (and `axum`): the async listener; feature `capi`: `include/croupier.h`.
 //!
-//! The base, which also the preload library stands on, allocates nothing and needs only libc:
-//! [`wire`] and [`page`] are the contract with the primary, [`control`] asks it, [`claim`] takes
-//! connections, [`fdpass`] moves descriptors.
+//! [`claim`], which also the preload library stands on, takes connections; it allocates nothing.
+//! The contract with the primary is the package `croupier-wire`.
 
 pub mod claim;
-pub mod control;
-pub mod fdpass;
 #[cfg(feature = "capi")]
 pub mod ffi;
 mod listener;
-pub mod page;
 #[cfg(feature = "tokio")]
 pub mod tokio;
-pub mod wire;
 mod worker;
 
 pub use listener::TcpListener;

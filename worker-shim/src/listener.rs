@@ -10,10 +10,10 @@
 //! claim counts as closed at once: the primary then balances by what is queued.
 
 use crate::claim::Claim;
-use crate::control::Contact;
-use crate::wire::{ADDRESS_MAX, Kind, RawAddress, Request, SocketOption, Verdict};
 use crate::worker::{self, SEAT};
 use crossbeam_channel::{Receiver, Select, Sender};
+use croupier_wire::control::Contact;
+use croupier_wire::message::{ADDRESS_MAX, Kind, RawAddress, Request, SocketOption, Verdict};
 use std::io;
 use std::net::{self, IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, ToSocketAddrs};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
@@ -334,7 +334,7 @@ fn errno(number: i32) -> io::Error {
 
 /// `struct sockaddr_in` or `struct sockaddr_in6`.
 fn to_raw(address: SocketAddr) -> RawAddress<ADDRESS_MAX> {
-    let mut raw = Vec::with_capacity(crate::wire::PEER_MAX);
+    let mut raw = Vec::with_capacity(croupier_wire::message::PEER_MAX);
     let family = if address.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
     raw.extend(libc::sa_family_t::try_from(family).unwrap_or_default().to_ne_bytes());
     raw.extend(address.port().to_be_bytes());

@@ -4,12 +4,12 @@
 //! that a cancelled `accept` loses nothing: a claim and its return happen in one poll. **Never** spins
 //! when the primary is gone: `accept` stays pending until the `SIGTERM` that follows.
 
-use crate::fdpass::check;
 use crate::listener::{BACKLOG, Source, TcpListener as Blocking, from_raw};
-use crate::wire::PEER_MAX;
 use ::tokio::io::Interest;
 use ::tokio::io::unix::{AsyncFd, AsyncFdReadyGuard};
 use ::tokio::net::{TcpStream, ToSocketAddrs, lookup_host};
+use croupier_wire::fdpass::check;
+use croupier_wire::message::PEER_MAX;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, RawFd};

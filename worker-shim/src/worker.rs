@@ -5,9 +5,9 @@
 //! [`Worker::is_draining`] of a process that does not listen.
 
 use crate::claim::Seat;
-use crate::control::Contact;
-use crate::page::HEAD_DRAINING;
-use crate::wire::{GENERATION_VAR, Kind, Request, SLOT_VAR, Verdict, WORKER_VAR};
+use croupier_wire::control::Contact;
+use croupier_wire::message::{GENERATION_VAR, Kind, Request, SLOT_VAR, Verdict, WORKER_VAR};
+use croupier_wire::page::HEAD_DRAINING;
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::atomic::Ordering;

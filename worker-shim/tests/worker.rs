@@ -4,8 +4,8 @@
 
 mod support;
 
-use croupier_worker::page::HEAD_DRAINING;
-use croupier_worker::wire::{CONTROL_VAR, Kind};
+use croupier_wire::message::{CONTROL_VAR, Kind};
+use croupier_wire::page::HEAD_DRAINING;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::AsRawFd;

@@ -11,7 +11,7 @@ use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::path::PathBuf;
 
-use croupier_worker::wire::{CONTROL_VAR, GENERATION_VAR, SLOT_VAR, WORKER_VAR};
+use croupier_wire::message::{CONTROL_VAR, GENERATION_VAR, SLOT_VAR, WORKER_VAR};
 
 use crate::cli::code;
 use crate::config::{AdapterChoice, RunConfig, expand, program_port};

@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use croupier_core::event::{Arrival, ConnId, Event, ListenerId, SendFailure, SlotId, WorkerId};
 use croupier_core::time::Now;
-use croupier_worker::wire::{Handoff, PEER_MAX, RawAddress};
+use croupier_wire::message::{Handoff, PEER_MAX, RawAddress};
 
 use super::address;
 use super::listener::{Accepted, Listener, Phase, Watch};
@@ -163,7 +163,10 @@ impl Primary {
                     _ => SendFailure::Broken,
                 };
                 if why == SendFailure::Broken {
-                    log::warn!("worker {} broke its channel ({error}); it will be replaced", worker.0);
+                    log::warn!(
+                        "worker {} broke its channel ({error}); it will be replaced",
+                        worker.0
+                    );
                 }
                 self.keep(conn, held, worker, why);
             }
@@ -261,7 +264,9 @@ impl Primary {
         let mut found = Vec::new();
         for (_, listener) in &self.listeners {
             let sockets = listener.slots().filter(|(owner, _)| *owner == slot);
-            found.extend(sockets.filter_map(|(_, fd)| Some((listener.id, sys::duplicate(fd).ok()?))));
+            found.extend(
+                sockets.filter_map(|(_, fd)| Some((listener.id, sys::duplicate(fd).ok()?))),
+            );
         }
         for (listener, socket) in found {
             if let Err(error) = sys::set_nonblocking(socket.as_fd()) {
@@ -287,7 +292,9 @@ impl Primary {
 
     fn accept_adopted(&mut self, key: usize) {
         for _ in 0..ACCEPTS_PER_TURN_MAX {
-            let Some(adopted) = self.adopted.get_mut(key).filter(|adopted| adopted.pending) else { return };
+            let Some(adopted) = self.adopted.get_mut(key).filter(|adopted| adopted.pending) else {
+                return;
+            };
             let listener = adopted.listener;
             match sys::accept4(adopted.socket.as_fd(), 0) {
                 Ok((conn, peer)) => {
@@ -308,7 +315,9 @@ impl Primary {
                 continue;
             }
             let served = |slot: SlotId| {
-                self.workers.iter().any(|w| w.slot == slot && w.listens_on(listener.id) && w.is_running())
+                self.workers
+                    .iter()
+                    .any(|w| w.slot == slot && w.listens_on(listener.id) && w.is_running())
             };
             let up: Vec<u32> = listener
                 .slots()
@@ -320,7 +329,9 @@ impl Primary {
             if let (Some(member), false) = (member, up.is_empty())
                 && let Err(error) = sys::steer_reuseport(member, &up)
             {
-                log::warn!("cannot steer new clients of {listener} away from a slot that is down: {error}");
+                log::warn!(
+                    "cannot steer new clients of {listener} away from a slot that is down: {error}"
+                );
             }
         }
     }

@@ -8,7 +8,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
 use croupier_core::event::Client;
-use croupier_worker::wire::RawAddress;
+use croupier_wire::message::RawAddress;
 
 use crate::config::ListenAddress;
 
@@ -62,8 +62,12 @@ pub(crate) fn inet<const N: usize>(raw: &RawAddress<N>) -> Option<SocketAddr> {
 pub(crate) fn client<const N: usize>(raw: &RawAddress<N>) -> Client {
     let rest = raw.bytes();
     match raw.family() {
-        FAMILY_V4 => rest.get(4..8).and_then(|ip| ip.try_into().ok()).map_or(Client::Local, Client::V4),
-        FAMILY_V6 => rest.get(8..24).and_then(|ip| ip.try_into().ok()).map_or(Client::Local, Client::V6),
+        FAMILY_V4 => {
+            rest.get(4..8).and_then(|ip| ip.try_into().ok()).map_or(Client::Local, Client::V4)
+        }
+        FAMILY_V6 => {
+            rest.get(8..24).and_then(|ip| ip.try_into().ok()).map_or(Client::Local, Client::V6)
+        }
         _ => Client::Local,
     }
 }
@@ -112,7 +116,9 @@ mod tests {
 
     #[test]
     fn nonsense_is_not_an_address() {
-        for bytes in [&[][..], &[2], &[2, 0, 0], &[10, 0, 0, 80, 1], &[1, 0], &[1, 0, 0], &[99, 0, 1]] {
+        for bytes in
+            [&[][..], &[2], &[2, 0, 0], &[10, 0, 0, 80, 1], &[1, 0], &[1, 0, 0], &[99, 0, 1]]
+        {
             assert_eq!(parse(&RawAddress::<110>::new(bytes), false), None, "{bytes:?}");
             assert_eq!(client(&RawAddress::<28>::new(bytes)), Client::Local);
         }

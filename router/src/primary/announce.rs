@@ -5,7 +5,7 @@
 use std::io;
 use std::time::Duration;
 
-use croupier_core::config::{Policy, ReadyRule};
+use croupier_core::config::ReadyRule;
 use croupier_core::event::{ExitStatus, Outcome, Report, WorkerId};
 
 use log::Level;
@@ -49,7 +49,12 @@ impl Announcer {
 
     /// A worker's bind(2) was refused: the program says so in its own words, this says whose fault
     /// it is. Once for each address.
-    pub(super) fn bind_failed(&mut self, worker: WorkerId, address: &ListenAddress, error: &io::Error) {
+    pub(super) fn bind_failed(
+        &mut self,
+        worker: WorkerId,
+        address: &ListenAddress,
+        error: &io::Error,
+    ) {
         let again = io::Error::from_raw_os_error(error.raw_os_error().unwrap_or(libc::EIO));
         let text = diagnose::bind_error(address, again).to_string();
         if self.bind_failed.as_ref() != Some(&text) {
@@ -81,30 +86,36 @@ fn sentence(report: Report) -> (Level, String) {
                 worker.0
             ),
         ),
-        Report::BackingOff { slot, wait, crashes } => {
-            (Level::Info, format!("slot {}: crash {crashes} in a row; next start in {wait:?}", slot.0))
-        }
+        Report::BackingOff { slot, wait, crashes } => (
+            Level::Info,
+            format!("slot {}: crash {crashes} in a row; next start in {wait:?}", slot.0),
+        ),
         Report::SlotFailed { slot } => {
             (Level::Error, format!("slot {} used up its crash budget and stays down", slot.0))
         }
         Report::Recovered { worker } => (Level::Info, format!("worker {} claims again", worker.0)),
-        Report::Stole { worker, count } => {
-            (Level::Info, format!("took {count} waiting connections from worker {}, which is late", worker.0))
-        }
+        Report::Stole { worker, count } => (
+            Level::Info,
+            format!("took {count} waiting connections from worker {}, which is late", worker.0),
+        ),
         Report::Salvaged { worker, count } => {
             (Level::Info, format!("salvaged {count} waiting connections of worker {}", worker.0))
         }
         Report::NumbersDoNotFit { worker } => (
             Level::Warn,
-            format!("what worker {} counts does not fit what it was given; it will be replaced", worker.0),
+            format!(
+                "what worker {} counts does not fit what it was given; it will be replaced",
+                worker.0
+            ),
         ),
         Report::DrainCut { worker, active: Some(active) } => (
             Level::Warn,
             format!("worker {} still held {active} connections at the drain-timeout", worker.0),
         ),
-        Report::DrainCut { worker, active: None } => {
-            (Level::Warn, format!("worker {} did not end by itself before the drain-timeout", worker.0))
-        }
+        Report::DrainCut { worker, active: None } => (
+            Level::Warn,
+            format!("worker {} did not end by itself before the drain-timeout", worker.0),
+        ),
         Report::AllReady
         | Report::Ready { .. }
         | Report::NotReadyInTime { .. }
@@ -114,24 +125,15 @@ fn sentence(report: Report) -> (Level, String) {
     }
 }
 
-fn policy_name(policy: Policy) -> &'static str {
-    match policy {
-        Policy::Least => "least",
-        Policy::Rr => "rr",
-        Policy::Ip => "ip",
-        Policy::Shared => "shared",
-        Policy::Reuseport => "reuseport",
-    }
-}
-
 impl Primary {
     pub(super) fn policy(&self) -> &'static str {
-        policy_name(self.config.core.policy)
+        crate::config::policy_name(self.config.core.policy)
     }
 
     pub(super) fn announce_start(&self) {
         let workers = &self.config.workers;
-        let why = if workers.why.is_empty() { String::new() } else { format!(" ({})", workers.why) };
+        let why =
+            if workers.why.is_empty() { String::new() } else { format!(" ({})", workers.why) };
         let plural = if workers.count == 1 { "worker" } else { "workers" };
         self.say(&format!(
             "croupier {} (pid {}): starting {} {plural} of {}{why}",
@@ -140,6 +142,9 @@ impl Primary {
             workers.count,
             self.launcher.title(),
         ));
+        for note in self.launcher.notes() {
+            self.say(note);
+        }
         self.commands.announce(|text| self.say(text));
     }
 
@@ -248,11 +253,15 @@ impl Primary {
         });
         let last = last.unwrap_or_default();
         let failed = self.announcer.start_failed.as_ref();
-        let failed = failed.map(|error| format!("; it cannot be started: {error}")).unwrap_or_default();
+        let failed =
+            failed.map(|error| format!("; it cannot be started: {error}")).unwrap_or_default();
         match outcome {
             Outcome::Stopped | Outcome::Killed => {}
             Outcome::NeverStarted => {
-                self.say(&format!("no worker of {} became ready{last}{failed}", self.launcher.title()));
+                self.say(&format!(
+                    "no worker of {} became ready{last}{failed}",
+                    self.launcher.title()
+                ));
             }
             Outcome::AllFailed => {
                 self.say(&format!("every slot has failed{last}{failed}; --stay would keep trying"));

@@ -10,13 +10,13 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use croupier_core::config::Policy;
 use croupier_core::event::{Event, ListenerId, SlotId, WorkerId};
-use croupier_worker::wire::{Answer, Kind, RawAddress, Request, Verdict};
+use croupier_wire::message::{Answer, Kind, RawAddress, Request, Verdict};
 
+use super::address;
 use super::listener::{Listener, Origin, Phase};
 use super::questions::Question;
 use super::run::Primary;
 use super::tokens::Source;
-use super::address;
 use crate::config::{ListenAddress, ListenSpec, ProgramAddress};
 use crate::sys;
 
@@ -85,11 +85,20 @@ impl Primary {
             return self.blame(question.pid);
         };
         let Some(worker) = self.workers.by_token(&request.token) else {
-            log::warn!("process {} (uid {}) asked with a token that no worker has", question.pid, question.uid);
+            log::warn!(
+                "process {} (uid {}) asked with a token that no worker has",
+                question.pid,
+                question.uid
+            );
             return question.answer(&refused(&io::Error::from_raw_os_error(libc::EACCES)), &[]);
         };
         if !self.launcher.may_ask(question.uid) {
-            log::warn!("process {} asked for worker {} as uid {}", question.pid, worker.0, question.uid);
+            log::warn!(
+                "process {} asked for worker {} as uid {}",
+                question.pid,
+                worker.0,
+                question.uid
+            );
             return question.answer(&refused(&io::Error::from_raw_os_error(libc::EACCES)), &[]);
         }
         if self.meters.too_many_questions(worker, self.now, QUESTIONS_PER_SECOND_MAX) {
@@ -143,7 +152,13 @@ impl Primary {
     }
 
     /// One process binds one address twice without `SO_REUSEPORT`: it shall hear what bind(2) says.
-    fn bound_twice(&self, q: &Question, request: &Request, worker: WorkerId, listener: ListenerId) -> bool {
+    fn bound_twice(
+        &self,
+        q: &Question,
+        request: &Request,
+        worker: WorkerId,
+        listener: ListenerId,
+    ) -> bool {
         !has_option(request, libc::SOL_SOCKET, libc::SO_REUSEPORT)
             && self.workers.get(worker).is_some_and(|w| w.process_listens_on(listener, q.pid))
     }
@@ -159,7 +174,8 @@ impl Primary {
             return known.map_or(Target::New(asked), |(_, listener)| Target::Known(listener.id));
         }
         // The specs stand in the order of their listeners: both are made once, at start.
-        let declared = self.listeners.iter().filter(|(_, listener)| listener.origin == Origin::Declared);
+        let declared =
+            self.listeners.iter().filter(|(_, listener)| listener.origin == Origin::Declared);
         let mut pairs = self.config.listen.iter().zip(declared);
         let found = pairs.find(|(spec, (_, listener))| claims(spec, &listener.bound(), &asked));
         found.map_or(Target::Theirs, |(_, (_, listener))| Target::Known(listener.id))
@@ -186,7 +202,12 @@ impl Primary {
             Target::Theirs => return question.answer(&verdict(Verdict::Pass), &[]),
             Target::Known(listener) => self.listen(question, request, worker, listener),
             Target::New(address) => self.make_listener(address).and_then(|key| {
-                self.listen(question, request, worker, ListenerId(u16::try_from(key).unwrap_or(u16::MAX)))
+                self.listen(
+                    question,
+                    request,
+                    worker,
+                    ListenerId(u16::try_from(key).unwrap_or(u16::MAX)),
+                )
             }),
         };
         if let Err(error) = answer {
@@ -283,7 +304,8 @@ impl Primary {
     }
 
     fn note_close(&mut self, question: &Question, request: &Request, worker: WorkerId) {
-        let last = self.workers.get_mut(worker).and_then(|found| found.close_channel(request.channel));
+        let last =
+            self.workers.get_mut(worker).and_then(|found| found.close_channel(request.channel));
         if let Some(listener) = last {
             self.tell(Event::Unlistened { worker, listener });
         }
@@ -312,7 +334,8 @@ fn has_option(request: &Request, level: i32, name: i32) -> bool {
 
 /// Whether this `-l` is about the address that a program binds.
 fn claims(spec: &ListenSpec, public: &ListenAddress, asked: &ListenAddress) -> bool {
-    let same_port = |port: u16| matches!(asked, ListenAddress::Tcp { address, .. } if address.port() == port);
+    let same_port =
+        |port: u16| matches!(asked, ListenAddress::Tcp { address, .. } if address.port() == port);
     match (&spec.program, public) {
         (Some(ProgramAddress::Port(port)), _) => same_port(*port),
         (Some(ProgramAddress::Tcp(wanted)), _) => {
@@ -323,6 +346,8 @@ fn claims(spec: &ListenSpec, public: &ListenAddress, asked: &ListenAddress) -> b
         }
         // Without `=`: the port decides; which of the machine's addresses it is open on is for `-l`.
         (None, ListenAddress::Tcp { address, .. }) => same_port(SocketAddr::port(address)),
-        (None, ListenAddress::Unix(wanted)) => matches!(asked, ListenAddress::Unix(path) if path == wanted),
+        (None, ListenAddress::Unix(wanted)) => {
+            matches!(asked, ListenAddress::Unix(path) if path == wanted)
+        }
     }
 }

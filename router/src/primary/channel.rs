@@ -11,10 +11,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use croupier_core::event::{ListenerId, WorkerId};
-use croupier_worker::fdpass;
-use croupier_worker::wire::{CHANNEL_PREFIX, HANDOFF_LEN, Handoff, RawAddress};
+use croupier_wire::fdpass;
+use croupier_wire::message::{CHANNEL_PREFIX, HANDOFF_LEN, Handoff, RawAddress};
 use nix::sys::socket::{
-    AddressFamily, Shutdown, SockFlag, SockType, UnixAddr, bind, setsockopt, shutdown, socketpair, sockopt,
+    AddressFamily, Shutdown, SockFlag, SockType, UnixAddr, bind, setsockopt, shutdown, socketpair,
+    sockopt,
 };
 
 use crate::sys;
@@ -123,7 +124,8 @@ mod tests {
         calibrate().unwrap();
         let channel = Channel::open(WorkerId(1), 1, ListenerId(0), 1, 300).unwrap();
         let (other, _kept) = pair().unwrap();
-        let header = Handoff { nonblocking: false, accepted_at: 0, peer: RawAddress::NONE }.encode();
+        let header =
+            Handoff { nonblocking: false, accepted_at: 0, peer: RawAddress::NONE }.encode();
         for sent in 0..300 {
             assert_eq!(channel.queued(), Some(sent));
             channel.send(&header, other.as_fd()).unwrap();

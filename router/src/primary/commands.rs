@@ -58,15 +58,26 @@ impl Commands {
         let server = match place.as_ref().map(|place| bind(place.socket())) {
             Ok(Ok(server)) => Some(server),
             Ok(Err(error)) => {
-                log::warn!("no control socket: {error}; status, stop and wait will not find this croupier");
+                log::warn!(
+                    "no control socket: {error}; status, stop and wait will not find this croupier"
+                );
                 None
             }
             Err(error) => {
-                log::warn!("no control socket: {error}; status, stop and wait will not find this croupier");
+                log::warn!(
+                    "no control socket: {error}; status, stop and wait will not find this croupier"
+                );
                 None
             }
         };
-        Self { place, server, waiting: Vec::new(), interrupts: 0, terminal: Terminal::at_start(), killed_by_command: false }
+        Self {
+            place,
+            server,
+            waiting: Vec::new(),
+            interrupts: 0,
+            terminal: Terminal::at_start(),
+            killed_by_command: false,
+        }
     }
 
     /// The name it got: the wanted one, or with a number when that was taken.
@@ -133,7 +144,8 @@ impl Primary {
 
     fn connections_held(&self) -> u64 {
         let queued: u64 = self.workers.iter().filter_map(|w| w.queued_exact()).map(u64::from).sum();
-        let active: u64 = self.workers.iter().filter_map(|w| w.page.load().active).map(u64::from).sum();
+        let active: u64 =
+            self.workers.iter().filter_map(|w| w.page.load().active).map(u64::from).sum();
         queued + active
     }
 

@@ -12,11 +12,11 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 
 use croupier_core::event::{ListenerId, SlotId};
-use croupier_worker::wire::{PEER_MAX, RawAddress, SocketOption};
+use croupier_wire::message::{PEER_MAX, RawAddress, SocketOption};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::socket::{
-    AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage, UnixAddr, bind, getsockname, listen,
-    setsockopt, socket, sockopt,
+    AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage, UnixAddr, bind, getsockname,
+    listen, setsockopt, socket, sockopt,
 };
 
 use crate::config::ListenAddress;
@@ -94,7 +94,11 @@ impl Listener {
     ///
     /// # Errors
     /// bind(2)'s errno, for the worker or the command line.
-    pub(crate) fn bind(id: ListenerId, address: ListenAddress, reuseport: bool) -> io::Result<Self> {
+    pub(crate) fn bind(
+        id: ListenerId,
+        address: ListenAddress,
+        reuseport: bool,
+    ) -> io::Result<Self> {
         let socket = bound_socket(&address, reuseport)?;
         Ok(Self {
             id,
@@ -157,7 +161,10 @@ impl Listener {
         listen(&fresh, limit(backlog))?;
         self.phase = Phase::Listening;
         self.slots.push((slot, fresh));
-        self.slots.last().map(|(_, socket)| socket.as_fd()).ok_or_else(|| io::ErrorKind::NotFound.into())
+        self.slots
+            .last()
+            .map(|(_, socket)| socket.as_fd())
+            .ok_or_else(|| io::ErrorKind::NotFound.into())
     }
 
     /// `reuseport`: every slot that has a socket here, in order of bind (as the kernel counts them).
@@ -192,7 +199,9 @@ impl Listener {
         if matches!(self.address, ListenAddress::Tcp { .. })
             && let Err(error) = sys::attach_drop_filter(self.socket.as_fd())
         {
-            log::warn!("cannot attach a filter to {self}: {error}; clients that connect while it closes may be reset");
+            log::warn!(
+                "cannot attach a filter to {self}: {error}; clients that connect while it closes may be reset"
+            );
         }
     }
 
@@ -202,8 +211,11 @@ impl Listener {
             ListenAddress::Tcp { dual_stack, address } => {
                 let found = getsockname::<SockaddrStorage>(self.socket.as_raw_fd()).ok();
                 let found = found.and_then(|name| {
-                    let v4 = name.as_sockaddr_in().map(|v4| std::net::SocketAddrV4::from(*v4).into());
-                    v4.or_else(|| name.as_sockaddr_in6().map(|v6| std::net::SocketAddrV6::from(*v6).into()))
+                    let v4 =
+                        name.as_sockaddr_in().map(|v4| std::net::SocketAddrV4::from(*v4).into());
+                    v4.or_else(|| {
+                        name.as_sockaddr_in6().map(|v6| std::net::SocketAddrV6::from(*v6).into())
+                    })
                 });
                 ListenAddress::Tcp { address: found.unwrap_or(*address), dual_stack: *dual_stack }
             }
@@ -251,11 +263,20 @@ const DEALT_OPTIONS: [(i32, i32); 13] = [
 ];
 
 fn apply(socket: BorrowedFd<'_>, option: SocketOption) {
-    let words = [option.value, option.extra];
-    let count = if (option.level, option.name) == (libc::SOL_SOCKET, libc::SO_LINGER) { 2 } else { 1 };
+    // getsockopt(2) answers twice what setsockopt(2) was told (socket(7)).
+    let doubled = matches!(option.name, libc::SO_RCVBUF | libc::SO_SNDBUF);
+    let value =
+        if option.level == libc::SOL_SOCKET && doubled { option.value / 2 } else { option.value };
+    let words = [value, option.extra];
+    let count =
+        if (option.level, option.name) == (libc::SOL_SOCKET, libc::SO_LINGER) { 2 } else { 1 };
     let words = words.get(..count).unwrap_or(&[]);
     if let Err(error) = sys::set_option(socket, option.level, option.name, words) {
-        log::debug!("socket option {}/{} of a worker was not taken: {error}", option.level, option.name);
+        log::debug!(
+            "socket option {}/{} of a worker was not taken: {error}",
+            option.level,
+            option.name
+        );
     }
 }
 
@@ -270,11 +291,22 @@ fn classify(error: io::Error) -> Accepted {
     match error.raw_os_error() {
         Some(libc::EAGAIN) => Accepted::Empty,
         Some(
-            libc::EINTR | libc::ECONNABORTED | libc::EPERM | libc::ENETDOWN | libc::EPROTO
-            | libc::ENOPROTOOPT | libc::EHOSTDOWN | libc::ENONET | libc::EHOSTUNREACH
-            | libc::EOPNOTSUPP | libc::ENETUNREACH | libc::ETIMEDOUT,
+            libc::EINTR
+            | libc::ECONNABORTED
+            | libc::EPERM
+            | libc::ENETDOWN
+            | libc::EPROTO
+            | libc::ENOPROTOOPT
+            | libc::EHOSTDOWN
+            | libc::ENONET
+            | libc::EHOSTUNREACH
+            | libc::EOPNOTSUPP
+            | libc::ENETUNREACH
+            | libc::ETIMEDOUT,
         ) => Accepted::Skipped,
-        Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM) => Accepted::Exhausted(error),
+        Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM) => {
+            Accepted::Exhausted(error)
+        }
         _ => Accepted::Broken(error),
     }
 }
@@ -336,7 +368,8 @@ mod tests {
     fn every_errno_of_accept_has_a_class() {
         let class = |errno| classify(io::Error::from_raw_os_error(errno));
         assert!(matches!(class(libc::EAGAIN), Accepted::Empty));
-        for errno in [libc::EINTR, libc::ECONNABORTED, libc::EPERM, libc::EPROTO, libc::ENETUNREACH] {
+        for errno in [libc::EINTR, libc::ECONNABORTED, libc::EPERM, libc::EPROTO, libc::ENETUNREACH]
+        {
             assert!(matches!(class(errno), Accepted::Skipped), "{errno}");
         }
         for errno in [libc::EMFILE, libc::ENFILE, libc::ENOBUFS, libc::ENOMEM] {

@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::Ordering;
 
 use croupier_core::event::{Load, WorkerId};
-use croupier_worker::page::{HEAD_DRAINING, PAGE_LEN, PAGE_MAGIC, Page, WAITED_BUCKETS};
+use croupier_wire::page::{HEAD_DRAINING, PAGE_LEN, PAGE_MAGIC, Page, WAITED_BUCKETS};
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
@@ -31,7 +31,8 @@ impl SharedPage {
     /// # Errors
     /// EMFILE, ENOMEM; EINVAL where the kernel has no sealing.
     pub(crate) fn new(worker: WorkerId) -> io::Result<Self> {
-        let memfd = memfd_create(c"croupier-page", MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING)?;
+        let memfd =
+            memfd_create(c"croupier-page", MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING)?;
         let len = libc::off_t::try_from(PAGE_LEN).map_err(io::Error::other)?;
         nix::unistd::ftruncate(&memfd, len)?;
         let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
@@ -99,7 +100,11 @@ impl SharedPage {
 
     /// Processes that have claimed something.
     pub(crate) fn pids(&self) -> impl Iterator<Item = u32> + '_ {
-        self.page().lines.iter().map(|line| line.pid.load(Ordering::Relaxed)).filter(|pid| *pid != 0)
+        self.page()
+            .lines
+            .iter()
+            .map(|line| line.pid.load(Ordering::Relaxed))
+            .filter(|pid| *pid != 0)
     }
 
     /// The histogram of queued time: how many waited `2^i` to `2^(i+1)` µs.
@@ -134,9 +139,12 @@ mod tests {
         for pid in [10, 11] {
             let line = page.page().take_line(pid).unwrap();
             for _ in 0..3 {
-                assert_eq!(page.page().count_claim(Some(line), 5), croupier_worker::page::Bell::Silent);
+                assert_eq!(
+                    page.page().count_claim(Some(line), 5),
+                    croupier_wire::page::Bell::Silent
+                );
             }
-            assert_eq!(page.page().count_close(Some(line)), croupier_worker::page::Bell::Silent);
+            assert_eq!(page.page().count_close(Some(line)), croupier_wire::page::Bell::Silent);
         }
         assert_eq!(page.load().active, Some(4));
         page.drop_dead_lines(|pid| pid == 11);

@@ -3,7 +3,7 @@
 use std::os::fd::AsFd;
 
 use croupier_core::event::{Action, Arrival, ConnId, Event, ListenerId, SignalKind, WorkerId};
-use croupier_worker::wire::Handoff;
+use croupier_wire::message::Handoff;
 use nix::sys::signal::Signal;
 
 use super::accept::raw_peer;
@@ -26,7 +26,11 @@ impl Primary {
             Action::TakeBack { worker, max, .. } => self.take_back(worker, max),
             Action::Probe { worker, listener } => {
                 let done = self.send_probe(worker, listener);
-                self.tell(if done { Event::Probed { worker } } else { Event::ProbeFailed { worker } });
+                self.tell(if done {
+                    Event::Probed { worker }
+                } else {
+                    Event::ProbeFailed { worker }
+                });
             }
             Action::TellDraining { worker, draining } => {
                 if let Some(worker) = self.workers.get(worker) {
@@ -74,7 +78,8 @@ impl Primary {
     pub(super) fn take_rescued(&mut self) {
         while let Some(taken) = self.rescue.finished() {
             let worker = taken.worker;
-            let removed = u32::try_from(taken.rescued.len()).unwrap_or(u32::MAX).saturating_add(taken.lost);
+            let removed =
+                u32::try_from(taken.rescued.len()).unwrap_or(u32::MAX).saturating_add(taken.lost);
             if let Some(worker) = self.workers.get_mut(worker) {
                 worker.note_taken(removed);
             }
@@ -82,7 +87,12 @@ impl Primary {
                 let arrival = self.hold(rescued);
                 self.tell(Event::TakenBack { worker, arrival });
             }
-            self.tell(Event::TakeBackDone { worker, removed, lost: taken.lost, empty: taken.empty });
+            self.tell(Event::TakeBackDone {
+                worker,
+                removed,
+                lost: taken.lost,
+                empty: taken.empty,
+            });
             self.settle();
         }
         while let Some((worker, ready)) = self.rescue.notified() {
@@ -111,7 +121,8 @@ impl Primary {
             }
         };
         let header =
-            Handoff { nonblocking: false, accepted_at: self.now, peer: raw_peer(probe.peer) }.encode();
+            Handoff { nonblocking: false, accepted_at: self.now, peer: raw_peer(probe.peer) }
+                .encode();
         let sent = found.send(listener, &header, probe.conn.as_fd()).is_ok();
         if sent {
             found.keep_probe(probe.client);

@@ -33,7 +33,10 @@ pub(crate) fn make() -> io::Result<Probe> {
     listener.set_nonblocking(true)?;
     let (conn, found) = listener.accept()?;
     if found != peer {
-        return Err(io::Error::new(io::ErrorKind::PermissionDenied, "a stranger connected to the probe"));
+        return Err(io::Error::new(
+            io::ErrorKind::PermissionDenied,
+            "a stranger connected to the probe",
+        ));
     }
     client.shutdown(Shutdown::Write)?;
     Ok(Probe { conn: conn.into(), peer, client })

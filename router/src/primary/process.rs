@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use croupier_core::event::ExitStatus;
-use croupier_worker::wire::CONTROL_VAR;
+use croupier_wire::message::CONTROL_VAR;
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
@@ -19,6 +19,7 @@ use nix::unistd::Pid;
 use procfs::process::Process as Proc;
 
 use super::worker::{Process, Worker};
+use crate::adapter::OWN_VARS;
 use crate::sys::{ChildSetup, prepare_child};
 
 /// A started process.
@@ -44,6 +45,9 @@ pub(crate) fn start(
     let mut command = Command::new(program);
     if let Some((name, rest)) = arguments.split_first() {
         command.arg0(name).args(rest);
+    }
+    for name in OWN_VARS {
+        command.env_remove(name);
     }
     command.envs(environment.iter().map(|(name, value)| (name, value)));
     command.stdin(Stdio::null());
@@ -72,7 +76,9 @@ pub(crate) fn next_ended() -> Option<Ended> {
     loop {
         let (pid, status) = match waitid(Id::All, flags) {
             Ok(WaitStatus::Exited(pid, code)) => (pid, ExitStatus::Code(code)),
-            Ok(WaitStatus::Signaled(pid, signal, _core)) => (pid, ExitStatus::Signal(signal as i32)),
+            Ok(WaitStatus::Signaled(pid, signal, _core)) => {
+                (pid, ExitStatus::Signal(signal as i32))
+            }
             Err(Errno::EINTR) => continue,
             Ok(_) | Err(_) => return None,
         };

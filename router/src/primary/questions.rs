@@ -9,11 +9,11 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-use croupier_worker::fdpass;
-use croupier_worker::wire::{Answer, REQUEST_LEN, Request};
+use croupier_wire::fdpass;
+use croupier_wire::message::{Answer, REQUEST_LEN, Request};
 use nix::sys::socket::{
-    AddressFamily, Backlog, MsgFlags, SockFlag, SockType, UnixAddr, accept4, bind, getsockopt, listen,
-    recv, socket, sockopt,
+    AddressFamily, Backlog, MsgFlags, SockFlag, SockType, UnixAddr, accept4, bind, getsockopt,
+    listen, recv, socket, sockopt,
 };
 use slab::Slab;
 

@@ -12,10 +12,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use croupier_core::event::{ListenerId, WorkerId};
-use croupier_worker::fdpass::{self, Received};
-use croupier_worker::wire::{HANDOFF_LEN, Handoff};
 use crossbeam_channel::{Receiver, Sender, unbounded};
+use croupier_core::event::{ListenerId, WorkerId};
+use croupier_wire::fdpass::{self, Received};
+use croupier_wire::message::{HANDOFF_LEN, Handoff};
 
 use crate::sys;
 

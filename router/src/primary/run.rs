@@ -11,7 +11,7 @@ use std::time::Duration;
 use croupier_core::Core;
 use croupier_core::event::{Event, ListenerId, Outcome};
 use croupier_core::time::Now;
-use croupier_worker::wire::{PEER_MAX, RawAddress};
+use croupier_wire::message::{PEER_MAX, RawAddress};
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll};
 use signal_hook_mio::v1_0::Signals;
@@ -152,8 +152,11 @@ impl Primary {
         let all = [core, retries, bell, burial, self.rescue.deadline(), self.announcer.deadline()];
         let earliest = all.into_iter().flatten().min()?;
         // Rounded up to what epoll_wait(2) can wait: rounding down would wake too early, twice.
-        let wait = Duration::from_nanos(earliest.saturating_sub(self.now)).max(Duration::from_nanos(1));
-        Some(Duration::from_millis(u64::try_from(wait.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX)))
+        let wait =
+            Duration::from_nanos(earliest.saturating_sub(self.now)).max(Duration::from_nanos(1));
+        Some(Duration::from_millis(
+            u64::try_from(wait.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX),
+        ))
     }
 
     fn look_at_deadlines(&mut self) {
@@ -168,16 +171,14 @@ impl Primary {
             }
         }
         self.look_at_burials();
-        self.bell_wait = if self.clients_wait() {
-            (self.bell_wait * 2).min(BELL_WAIT_MAX)
-        } else {
-            BELL_WAIT
-        };
+        self.bell_wait =
+            if self.clients_wait() { (self.bell_wait * 2).min(BELL_WAIT_MAX) } else { BELL_WAIT };
     }
 
     /// Nobody had room: listeners are disarmed though clients may wait, and a doorbell is due.
     fn clients_wait(&self) -> bool {
-        self.bells_set && self.listeners.iter().any(|(_, l)| l.pending && l.watch == Watch::Disarmed)
+        self.bells_set
+            && self.listeners.iter().any(|(_, l)| l.pending && l.watch == Watch::Disarmed)
     }
 
     /// This turn's time plus `wait`.
@@ -187,7 +188,11 @@ impl Primary {
 
     /// Registers a descriptor for reading, edge-triggered.
     pub(super) fn watch(&self, fd: &impl AsRawFd, source: Source) -> io::Result<()> {
-        self.poll.registry().register(&mut SourceFd(&fd.as_raw_fd()), source.token(), Interest::READABLE)
+        self.poll.registry().register(
+            &mut SourceFd(&fd.as_raw_fd()),
+            source.token(),
+            Interest::READABLE,
+        )
     }
 
     /// Undoes [`Self::watch`]. Before the descriptor is closed, or handed to somebody who keeps it open.
@@ -196,5 +201,4 @@ impl Primary {
             log::debug!("descriptor {} was not watched: {error}", fd.as_raw_fd());
         }
     }
-
 }

@@ -104,7 +104,11 @@ pub fn run(config: RunConfig) -> Result<u8, StartError> {
     Ok(code)
 }
 
-fn assemble(config: RunConfig, resolved: Resolved, nofile: libc::rlimit) -> Result<Primary, StartError> {
+fn assemble(
+    config: RunConfig,
+    resolved: Resolved,
+    nofile: libc::rlimit,
+) -> Result<Primary, StartError> {
     nix::sys::prctl::set_child_subreaper(true).map_err(|error| StartError::Kernel {
         what: "adopt orphans (PR_SET_CHILD_SUBREAPER)",
         source: error.into(),
@@ -119,7 +123,8 @@ fn assemble(config: RunConfig, resolved: Resolved, nofile: libc::rlimit) -> Resu
         .map_err(cannot("watch signals"))?;
     let output = Output::start(config.log_format).map_err(cannot("take over the output"))?;
     let secret = random_token().map_err(cannot("get random bytes"))?;
-    let questions = Questions::open(&hex(&secret)).map_err(cannot("open the workers' control socket"))?;
+    let questions =
+        Questions::open(&hex(&secret)).map_err(cannot("open the workers' control socket"))?;
     let place = Place::take(&config.name, config.control.as_deref());
     let commands = Commands::new(place, |path| ControlServer::bind(path, registry, CONTROL_BASE));
     let now = sys::monotonic_ns();
@@ -145,7 +150,8 @@ fn assemble(config: RunConfig, resolved: Resolved, nofile: libc::rlimit) -> Resu
         poll,
         config,
     };
-    primary.watch(&primary.questions.socket().as_raw_fd(), Source::Questions)
+    primary
+        .watch(&primary.questions.socket().as_raw_fd(), Source::Questions)
         .map_err(cannot("watch the workers' control socket"))?;
     Ok(primary)
 }
@@ -153,8 +159,10 @@ fn assemble(config: RunConfig, resolved: Resolved, nofile: libc::rlimit) -> Resu
 /// By feature, not by version: each by using it.
 fn check_kernel() -> Result<(), StartError> {
     let missing = |what: &'static str| move |source: io::Error| StartError::Kernel { what, source };
-    channel::calibrate().map_err(missing("count descriptors queued on a Unix socket (SIOCOUTQ)"))?;
-    super::page::SharedPage::new(WorkerId(0)).map_err(missing("seal shared memory (memfd_create)"))?;
+    channel::calibrate()
+        .map_err(missing("count descriptors queued on a Unix socket (SIOCOUTQ)"))?;
+    super::page::SharedPage::new(WorkerId(0))
+        .map_err(missing("seal shared memory (memfd_create)"))?;
     super::worker::doorbell().map_err(missing("make an eventfd"))?;
     Ok(())
 }
@@ -198,7 +206,11 @@ impl Primary {
             self.arm(key);
         }
         // Port 0 has become a number, which workers hear as PORT.
-        let bound = self.listeners.iter().filter(|(_, l)| l.origin == Origin::Declared).map(|(_, l)| l.bound());
+        let bound = self
+            .listeners
+            .iter()
+            .filter(|(_, l)| l.origin == Origin::Declared)
+            .map(|(_, l)| l.bound());
         let bound: Vec<ListenAddress> = bound.collect();
         self.launcher.know_addresses(bound);
         Ok(())
@@ -238,7 +250,11 @@ impl Launcher {
             policy: config.core.policy,
             ready: config.core.ready,
             uids: [own, worker, 0],
-            queue_depth: if config.core.policy == Policy::Ip { depth.max(IP_QUEUE_MAX) } else { depth },
+            queue_depth: if config.core.policy == Policy::Ip {
+                depth.max(IP_QUEUE_MAX)
+            } else {
+                depth
+            },
             raw_output: config.raw_output,
             config: Box::new(config.clone()),
         }
@@ -255,6 +271,11 @@ impl Launcher {
     pub(super) fn title(&self) -> String {
         let words: Vec<_> = self.config.command.iter().map(|word| word.to_string_lossy()).collect();
         words.join(" ")
+    }
+
+    /// What a person may want to know of how the program was understood.
+    pub(super) fn notes(&self) -> &[String] {
+        &self.resolved.notes
     }
 
     pub(super) fn adapter(&self) -> Adapter {
@@ -293,10 +314,14 @@ impl Launcher {
             return Ok(sockets);
         }
         let backlog = i32::try_from(self.config.backlog).unwrap_or(i32::MAX);
-        for (_, listener) in listeners.iter_mut().filter(|(_, l)| l.origin == Origin::Declared).take(INHERIT_MAX) {
+        for (_, listener) in
+            listeners.iter_mut().filter(|(_, l)| l.origin == Origin::Declared).take(INHERIT_MAX)
+        {
             sockets.push(match self.policy {
                 Policy::Reuseport => sys::duplicate(listener.slot_socket(slot, backlog)?)?,
-                Policy::Least | Policy::Rr | Policy::Ip | Policy::Shared => sys::duplicate(listener.socket())?,
+                Policy::Least | Policy::Rr | Policy::Ip | Policy::Shared => {
+                    sys::duplicate(listener.socket())?
+                }
             });
         }
         Ok(sockets)
@@ -307,7 +332,12 @@ impl Launcher {
         if self.resolved.adapter != Adapter::ListenFds {
             return Vec::new();
         }
-        listeners.iter().filter(|(_, l)| l.origin == Origin::Declared).map(|(_, l)| l.id).take(INHERIT_MAX).collect()
+        listeners
+            .iter()
+            .filter(|(_, l)| l.origin == Origin::Declared)
+            .map(|(_, l)| l.id)
+            .take(INHERIT_MAX)
+            .collect()
     }
 
     /// Starts one worker.

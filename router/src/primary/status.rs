@@ -1,7 +1,7 @@
 //! Counters, and the picture that `croupier status` shows.
 
 use croupier_core::event::WorkerId;
-use croupier_worker::page::WAITED_BUCKETS;
+use croupier_wire::page::WAITED_BUCKETS;
 use hdrhistogram::Histogram;
 use nix::unistd::{SysconfVar, sysconf};
 
@@ -28,7 +28,10 @@ pub(super) struct Meters {
 }
 
 impl Meters {
-    #[expect(clippy::expect_used, reason = "2 digits between 1 µs and an hour is a valid histogram")]
+    #[expect(
+        clippy::expect_used,
+        reason = "2 digits between 1 µs and an hour is a valid histogram"
+    )]
     pub(super) fn new(now: u64) -> Self {
         Self {
             started: now,
@@ -59,7 +62,9 @@ impl Meters {
     /// Descriptors or memory ran out. Said once a burst.
     pub(super) fn note_exhausted(&mut self, error: &std::io::Error) {
         if self.exhausted.is_power_of_two() || self.exhausted == 0 {
-            log::warn!("accept: {error}; clients wait in the backlog. Raise the limit of open files (ulimit -n)");
+            log::warn!(
+                "accept: {error}; clients wait in the backlog. Raise the limit of open files (ulimit -n)"
+            );
         }
         self.exhausted += 1;
     }

@@ -17,14 +17,23 @@ impl Primary {
         match self.try_spawn(slot, worker, generation) {
             Ok(()) => self.tell(Event::Spawned { worker }),
             Err(error) => {
-                log::error!("cannot start worker {} of {}: {error}", worker.0, self.launcher.title());
+                log::error!(
+                    "cannot start worker {} of {}: {error}",
+                    worker.0,
+                    self.launcher.title()
+                );
                 self.announcer.start_failed = Some(error);
                 self.tell(Event::SpawnFailed { worker });
             }
         }
     }
 
-    fn try_spawn(&mut self, slot: SlotId, id: WorkerId, generation: Generation) -> std::io::Result<()> {
+    fn try_spawn(
+        &mut self,
+        slot: SlotId,
+        id: WorkerId,
+        generation: Generation,
+    ) -> std::io::Result<()> {
         let page = SharedPage::new(id)?;
         let bell = doorbell()?;
         let token = super::start::random_token()?;

@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use croupier_core::event::{ExitStatus, ListenerId, Load, Loads, SlotId, WorkerId};
-use croupier_worker::wire::{ADDRESS_MAX, HANDOFF_LEN, RawAddress};
+use croupier_wire::message::{ADDRESS_MAX, HANDOFF_LEN, RawAddress};
 
 use super::channel::Channel;
 use super::page::SharedPage;
@@ -125,7 +125,8 @@ impl Worker {
     /// The program closed its listening descriptor. Returns the listener when that was the last one
     /// for it.
     pub(crate) fn close_channel(&mut self, number: u32) -> Option<ListenerId> {
-        let (channel, _) = self.channels.iter_mut().find(|(c, _)| c.number == number && !c.closed)?;
+        let (channel, _) =
+            self.channels.iter_mut().find(|(c, _)| c.number == number && !c.closed)?;
         channel.closed = true;
         let listener = channel.listener;
         (!self.listens_on(listener)).then_some(listener)

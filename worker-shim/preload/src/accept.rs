@@ -10,8 +10,8 @@ use crate::identify::{What, look};
 use crate::place::{Place, PlaceId, Role};
 use crate::table::Entry;
 use crate::{SEAT, State, epoll, real};
+use croupier_wire::message::{Kind, Request};
 use croupier_worker::claim::Claim;
-use croupier_worker::wire::{Kind, Request};
 use libc::{c_int, c_void, socklen_t};
 use std::os::fd::{BorrowedFd, IntoRawFd};
 

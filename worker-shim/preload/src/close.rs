@@ -10,7 +10,7 @@ use crate::identify::{What, identify};
 use crate::place::{PLACES_MAX, Place, PlaceId, Role};
 use crate::table::Entry;
 use crate::{SEAT, State, fds, real};
-use croupier_worker::wire::{Kind, Request};
+use croupier_wire::message::{Kind, Request};
 use libc::{FILE, c_int, c_uint};
 use std::ops::RangeInclusive;
 

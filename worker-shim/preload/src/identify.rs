@@ -7,7 +7,7 @@
 use crate::place::{PlaceId, Role};
 use crate::table::Entry;
 use crate::{SEAT, State, real};
-use croupier_worker::wire::{ADDRESS_MAX, CHANNEL_PREFIX, Kind, RawAddress, Request, Verdict};
+use croupier_wire::message::{ADDRESS_MAX, CHANNEL_PREFIX, Kind, RawAddress, Request, Verdict};
 use libc::{c_int, socklen_t};
 
 /// What a descriptor is.

@@ -32,8 +32,8 @@ mod place;
 mod real;
 mod table;
 
+use croupier_wire::control::Contact;
 use croupier_worker::claim::Seat;
-use croupier_worker::control::Contact;
 use std::sync::OnceLock;
 
 /// What the process has when it runs under croupier.

@@ -11,7 +11,7 @@ use crate::identify::{What, cookie, identify};
 use crate::place::{Place, PlaceId};
 use crate::table::Entry;
 use crate::{SEAT, State, epoll, options, real};
-use croupier_worker::wire::{ADDRESS_MAX, Answer, Kind, RawAddress, Request, Verdict};
+use croupier_wire::message::{ADDRESS_MAX, Answer, Kind, RawAddress, Request, Verdict};
 use libc::{SOL_SOCKET, c_int, c_void, sockaddr, socklen_t};
 use std::os::fd::{AsRawFd, OwnedFd};
 

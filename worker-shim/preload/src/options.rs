@@ -9,7 +9,7 @@ use crate::hooks::Outcome;
 use crate::identify::{What, identify};
 use crate::place::{PlaceId, Role};
 use crate::{State, real};
-use croupier_worker::wire::{Kind, Request, SocketOption, Verdict};
+use croupier_wire::message::{Kind, Request, SocketOption, Verdict};
 use libc::{IPPROTO_IP, IPPROTO_IPV6, IPPROTO_TCP, SOL_SOCKET, c_int, c_void, socklen_t};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 

@@ -12,7 +12,7 @@
 //!    └──── close, Pass ────┴──────── close ─────────┴────────────── close ───────────────┘
 //! ```
 
-use croupier_worker::wire::{ADDRESS_MAX, RawAddress};
+use croupier_wire::message::{ADDRESS_MAX, RawAddress};
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering::SeqCst};
 
 /// Listeners that one process may have at a time; the next bind(2) fails with `ENOBUFS`.

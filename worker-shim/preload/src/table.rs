@@ -6,7 +6,7 @@
 //! lets a vforked child, which runs in its parent's memory, change the parent's entries.
 
 use crate::place::PlaceId;
-use croupier_worker::claim::map_wiped_on_fork;
+use croupier_wire::memory::map_wiped_on_fork;
 use libc::c_int;
 use std::io;
 use std::ops::RangeInclusive;

@@ -3,7 +3,7 @@
 #[cfg(test)]
 mod support;
 
-use croupier_worker::wire::{Kind, SocketOption};
+use croupier_wire::message::{Kind, SocketOption};
 use libc::{IPPROTO_TCP, SOL_SOCKET};
 use std::process::Command;
 use std::sync::atomic::Ordering::SeqCst;

@@ -4,9 +4,9 @@
 #![expect(clippy::indexing_slicing, unreachable_pub, reason = "as above")]
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
-use croupier_worker::page::{PAGE_LEN, PAGE_MAGIC, Page};
-use croupier_worker::wire::{Answer, CONTROL_VAR, GENERATION_VAR, HANDOFF_LEN, Handoff, Kind};
-use croupier_worker::wire::{REQUEST_LEN, RawAddress, Request, SLOT_VAR, Verdict, WORKER_VAR};
+use croupier_wire::message::{Answer, CONTROL_VAR, GENERATION_VAR, HANDOFF_LEN, Handoff, Kind};
+use croupier_wire::message::{REQUEST_LEN, RawAddress, Request, SLOT_VAR, Verdict, WORKER_VAR};
+use croupier_wire::page::{PAGE_LEN, PAGE_MAGIC, Page};
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap};

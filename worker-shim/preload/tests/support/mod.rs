@@ -3,11 +3,11 @@
 //! The primary speaks the control protocol over an abstract socket, makes channels, and deals
 //! connections when the test says so. Nothing here waits without a deadline.
 
-use croupier_worker::fdpass::{self, Received};
-use croupier_worker::page::{PAGE_LEN, PAGE_MAGIC, Page};
-use croupier_worker::wire::{
+use croupier_wire::fdpass::{self, Received};
+use croupier_wire::message::{
     Answer, CONTROL_VAR, Handoff, Kind, REQUEST_LEN, RawAddress, Request, Verdict,
 };
+use croupier_wire::page::{PAGE_LEN, PAGE_MAGIC, Page};
 use libc::{AF_UNIX, SOCK_CLOEXEC, SOCK_SEQPACKET, c_int, socklen_t};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
@@ -163,7 +163,7 @@ impl Primary {
 
     /// Processes that have a line.
     pub(crate) fn lines(&self) -> Vec<(u32, u64, u64)> {
-        let line = |l: &croupier_worker::page::Line| {
+        let line = |l: &croupier_wire::page::Line| {
             (l.pid.load(SeqCst), l.claimed.load(SeqCst), l.closed.load(SeqCst))
         };
         self.page.lines.iter().map(line).filter(|(pid, ..)| *pid != 0).collect()

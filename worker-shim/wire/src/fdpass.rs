@@ -32,7 +32,7 @@ pub enum Received {
 }
 
 /// Turns a system call's `-1` into its errno.
-pub(crate) fn check(returned: c_int) -> io::Result<c_int> {
+pub fn check(returned: c_int) -> io::Result<c_int> {
     if returned < 0 { Err(io::Error::last_os_error()) } else { Ok(returned) }
 }
 

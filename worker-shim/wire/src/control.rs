@@ -5,7 +5,7 @@
 //! [`ASK_SECONDS_MAX`] for each step. **Never** allocates.
 
 use crate::fdpass::{self, Received, check};
-use crate::wire::{
+use crate::message::{
     ADDRESS_MAX, ANSWER_FDS_MAX, ANSWER_LEN, Answer, CONTROL_VAR, RawAddress, Request,
 };
 use libc::{AF_UNIX, SOL_SOCKET, socklen_t};
@@ -109,7 +109,7 @@ fn retry<T>(mut step: impl FnMut() -> io::Result<T>) -> io::Result<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::{Kind, REQUEST_LEN, Verdict};
+    use crate::message::{Kind, REQUEST_LEN, Verdict};
     use std::os::fd::AsRawFd;
 
     /// A primary that answers one question as `serve` says.
