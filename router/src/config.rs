@@ -114,6 +114,8 @@ pub enum AdapterChoice {
     Shim,
     /// `LISTEN_FDS`; policies `shared` and `reuseport` only.
     ListenFds,
+    /// The program receives descriptors by itself, on an inherited channel.
+    Fd,
 }
 
 /// Who the workers are.
@@ -279,8 +281,8 @@ fn core_config(
     }
     let ready = match (args.ready, args.adapter) {
         (Some(ready), _) => ready,
-        // Nothing tells when a program listens on a socket that it got by LISTEN_FDS.
-        (None, AdapterChoice::ListenFds) => ReadyRule::Start,
+        // Nothing tells when a program listens on what it inherited.
+        (None, AdapterChoice::ListenFds | AdapterChoice::Fd) => ReadyRule::Start,
         (None, AdapterChoice::Auto | AdapterChoice::Preload | AdapterChoice::Shim) => {
             ReadyRule::Listen
         }
@@ -321,12 +323,13 @@ fn choose_policy(
         (Some(policy), _) => policy,
         // The only other one that listen-fds can serve must be asked for.
         (None, AdapterChoice::ListenFds) => Policy::Shared,
-        (None, AdapterChoice::Auto | AdapterChoice::Preload | AdapterChoice::Shim) => {
-            match around.node_sched_policy.as_deref() {
-                Some("none") => Policy::Shared,
-                Some(_) | None => Policy::Least,
-            }
-        }
+        (
+            None,
+            AdapterChoice::Auto | AdapterChoice::Preload | AdapterChoice::Shim | AdapterChoice::Fd,
+        ) => match around.node_sched_policy.as_deref() {
+            Some("none") => Policy::Shared,
+            Some(_) | None => Policy::Least,
+        },
     };
     let hands_off = match policy {
         Policy::Least | Policy::Rr | Policy::Ip => true,
@@ -345,6 +348,13 @@ fn choose_policy(
                 "--adapter listen-fds needs to know the address: add -l, as in -l :8080".into(),
             ));
         }
+    }
+    if args.adapter == AdapterChoice::Fd && (listen.len() != 1 || !hands_off) {
+        return Err(ConfigError::Conflict(
+            "--adapter fd gives each worker one channel: it needs exactly one -l, as in -l :8080, and \
+             a policy that deals: least, rr or ip"
+                .into(),
+        ));
     }
     let unix = listen.iter().any(|spec| matches!(spec.public, ListenAddress::Unix(_)));
     if policy == Policy::Reuseport && unix {

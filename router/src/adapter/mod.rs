@@ -42,6 +42,8 @@ pub enum Adapter {
     Shim,
     /// The program takes a listening socket by `LISTEN_FDS`.
     ListenFds,
+    /// The program inherits its channel and receives descriptors by itself.
+    Fd,
 }
 
 impl fmt::Display for Adapter {
@@ -50,6 +52,7 @@ impl fmt::Display for Adapter {
             Self::Preload => "preload",
             Self::Shim => "shim",
             Self::ListenFds => "listen-fds",
+            Self::Fd => "fd",
         })
     }
 }
@@ -136,6 +139,7 @@ pub fn resolve(config: &RunConfig) -> Result<Resolved, ResolveError> {
             }
         }
         AdapterChoice::ListenFds => (Adapter::ListenFds, None),
+        AdapterChoice::Fd => (Adapter::Fd, None),
     };
     Ok(Resolved { program: found, argv: config.command.clone(), adapter, preload, notes })
 }

@@ -254,7 +254,8 @@ fn parse_adapter(text: &str) -> Result<AdapterChoice, String> {
         "preload" => Ok(AdapterChoice::Preload),
         "shim" => Ok(AdapterChoice::Shim),
         "listen-fds" => Ok(AdapterChoice::ListenFds),
-        _ => Err("the adapters are auto, preload, shim and listen-fds".into()),
+        "fd" => Ok(AdapterChoice::Fd),
+        _ => Err("the adapters are auto, preload, shim, listen-fds and fd".into()),
     }
 }
 

@@ -25,6 +25,8 @@ const LAST_LINES_SAID: usize = 10;
 #[derive(Debug)]
 pub(super) struct Announcer {
     next_progress: Option<u64>,
+    /// Everybody was ready, and that was said.
+    said_ready: bool,
     /// The last failure to start a process at all.
     pub(super) start_failed: Option<io::Error>,
     /// The last worker that ended by itself, and how.
@@ -35,7 +37,13 @@ pub(super) struct Announcer {
 impl Announcer {
     pub(super) fn new(now: u64) -> Self {
         let next = now + u64::try_from(PROGRESS_EVERY.as_nanos()).unwrap_or(u64::MAX);
-        Self { next_progress: Some(next), start_failed: None, last_exit: None, bind_failed: None }
+        Self {
+            next_progress: Some(next),
+            said_ready: false,
+            start_failed: None,
+            last_exit: None,
+            bind_failed: None,
+        }
     }
 
     /// When progress is due; `None` once everybody was ready.
@@ -159,10 +167,6 @@ impl Primary {
         if self.announcer.next_progress.is_none_or(|at| self.now < at) {
             return;
         }
-        if self.core.all_were_ready() {
-            self.announcer.next_progress = None;
-            return;
-        }
         self.announcer.next_progress = Some(self.later(PROGRESS_EVERY));
         let waiting = match self.config.core.ready {
             ReadyRule::Listen => "listen()",
@@ -179,7 +183,7 @@ impl Primary {
         match report {
             Report::AllReady => self.announce_ready(),
             Report::Ready { worker, slot, .. } => {
-                if self.core.all_were_ready() {
+                if self.announcer.said_ready {
                     log::info!("worker {} took over slot {}", worker.0, slot.0);
                 }
             }
@@ -202,6 +206,7 @@ impl Primary {
 
     fn announce_ready(&mut self) {
         self.announcer.next_progress = None;
+        self.announcer.said_ready = true;
         let count = self.config.workers.count;
         let plural = if count == 1 { "worker" } else { "workers" };
         self.say(&format!(
@@ -228,7 +233,7 @@ impl Primary {
             many => format!("; the {many} connections that waited for it go to others"),
         };
         log::warn!("worker {} {}{waiting}", worker.0, how(status));
-        if !self.core.all_were_ready() {
+        if !self.announcer.said_ready {
             self.repeat_last_lines(worker);
         }
     }

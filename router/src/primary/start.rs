@@ -7,11 +7,12 @@ use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use croupier_core::Core;
 use croupier_core::config::{Policy, ReadyRule};
-use croupier_core::event::{Event, Generation, ListenerId, Outcome, SlotId, WorkerId};
+use croupier_core::event::{Event, Generation, Outcome, WorkerId};
 use croupier_core::time::Now;
 use mio::{Poll, Waker};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -29,8 +30,8 @@ use super::rescue::Rescue;
 use super::run::Primary;
 use super::status::Meters;
 use super::tokens::{CONTROL_BASE, Source};
-use super::worker::Workers;
-use super::{accept, channel};
+use super::worker::{Worker, Workers};
+use super::{accept, address, channel};
 use crate::adapter::{self, Adapter, Resolved};
 use crate::config::{ListenAddress, RunConfig, expand};
 use crate::control::place::Place;
@@ -303,41 +304,42 @@ impl Launcher {
         Ok(Some(socket))
     }
 
-    /// `listen-fds`: the sockets that a worker of `slot` inherits.
-    pub(super) fn sockets_for(
+    /// What a worker inherits, because it will not ask for it: with `listen-fds` the sockets of every
+    /// `-l`, with `fd` the channel of the one.
+    ///
+    /// # Errors
+    /// EMFILE and the like.
+    pub(super) fn inheritance(
         &self,
-        slot: SlotId,
+        worker: &mut Worker,
         listeners: &mut Slab<Listener>,
     ) -> io::Result<Vec<OwnedFd>> {
-        let mut sockets = Vec::new();
-        if self.resolved.adapter != Adapter::ListenFds {
-            return Ok(sockets);
-        }
         let backlog = i32::try_from(self.config.backlog).unwrap_or(i32::MAX);
-        for (_, listener) in
-            listeners.iter_mut().filter(|(_, l)| l.origin == Origin::Declared).take(INHERIT_MAX)
-        {
-            sockets.push(match self.policy {
-                Policy::Reuseport => sys::duplicate(listener.slot_socket(slot, backlog)?)?,
-                Policy::Least | Policy::Rr | Policy::Ip | Policy::Shared => {
-                    sys::duplicate(listener.socket())?
+        let mut inherit = Vec::new();
+        let declared = listeners.iter_mut().filter(|(_, l)| l.origin == Origin::Declared);
+        for (_, listener) in declared.take(INHERIT_MAX) {
+            match self.resolved.adapter {
+                Adapter::Preload | Adapter::Shim => {}
+                Adapter::Fd => {
+                    let address = address::raw(&listener.bound());
+                    let number = worker.open_channel(listener.id, 0, self.queue_depth, address)?;
+                    let (channel, _) = worker.channel(number).ok_or(io::ErrorKind::NotFound)?;
+                    inherit.push(sys::duplicate(channel.receive_end())?);
                 }
-            });
+                Adapter::ListenFds => {
+                    worker.note_socket(listener.id);
+                    inherit.push(match self.policy {
+                        Policy::Reuseport => {
+                            sys::duplicate(listener.slot_socket(worker.slot, backlog)?)?
+                        }
+                        Policy::Least | Policy::Rr | Policy::Ip | Policy::Shared => {
+                            sys::duplicate(listener.socket())?
+                        }
+                    });
+                }
+            }
         }
-        Ok(sockets)
-    }
-
-    /// `listen-fds`: the listeners of which every worker has a socket from its start.
-    pub(super) fn inherited(&self, listeners: &Slab<Listener>) -> Vec<ListenerId> {
-        if self.resolved.adapter != Adapter::ListenFds {
-            return Vec::new();
-        }
-        listeners
-            .iter()
-            .filter(|(_, l)| l.origin == Origin::Declared)
-            .map(|(_, l)| l.id)
-            .take(INHERIT_MAX)
-            .collect()
+        Ok(inherit)
     }
 
     /// Starts one worker.
@@ -346,13 +348,13 @@ impl Launcher {
     /// fork(2)'s or execve(2)'s errno.
     pub(super) fn start(
         &self,
-        slot: SlotId,
-        worker: WorkerId,
+        worker: &Worker,
         generation: Generation,
-        token: &[u8; 16],
         ask: &str,
-        sockets: Vec<OwnedFd>,
+        inherit: Vec<OwnedFd>,
     ) -> io::Result<Started> {
+        let (slot, token) = (worker.slot, &worker.token);
+        let worker = worker.id;
         let place = adapter::Place {
             slot: slot.0,
             worker: worker.0,
@@ -366,15 +368,13 @@ impl Launcher {
         let mut arguments: Vec<OsString> =
             self.resolved.argv.iter().map(|word| expand(word, slot.0, worker.0)).collect();
         let mut program = self.resolved.program.clone();
-        if !sockets.is_empty() {
-            // LISTEN_PID must be the program's own number, which only the child knows (sd_listen_fds(3)).
-            environment.push(("LISTEN_FDS".into(), sockets.len().to_string().into()));
-            let script = "LISTEN_PID=$$ exec \"$0\" \"$@\"";
-            let mut wrapped: Vec<OsString> = ["sh", "-c", script].map(OsString::from).into();
-            wrapped.push(program.clone().into());
-            wrapped.extend(arguments.into_iter().skip(1));
-            arguments = wrapped;
-            program = "/bin/sh".into();
+        match self.resolved.adapter {
+            Adapter::Preload | Adapter::Shim => {}
+            Adapter::Fd => environment.push((CHANNEL_VAR.into(), FIRST_INHERITED.into())),
+            Adapter::ListenFds => {
+                environment.push(("LISTEN_FDS".into(), inherit.len().to_string().into()));
+                (program, arguments) = with_listen_pid(program, arguments);
+            }
         }
         let handed = matches!(self.policy, Policy::Shared | Policy::Reuseport);
         let setup = ChildSetup {
@@ -385,10 +385,24 @@ impl Launcher {
             }),
             // Without a channel nothing else tells the worker that the primary is gone.
             death_signal: handed.then_some(self.config.stop_signal as i32),
-            inherit: sockets.iter().map(AsRawFd::as_raw_fd).collect(),
+            inherit: inherit.iter().map(AsRawFd::as_raw_fd).collect(),
         };
         process::start(&program, &arguments, &environment, setup, self.raw_output)
     }
+}
+
+/// Where a worker of `--adapter fd` finds its channel.
+const CHANNEL_VAR: &str = "CROUPIER_CHANNEL_FD";
+/// The number of the first inherited descriptor ([`sys::prepare_child`]).
+const FIRST_INHERITED: &str = "3";
+
+/// `LISTEN_PID` must be the program's own number, which only the child knows (sd_listen_fds(3)).
+fn with_listen_pid(program: PathBuf, arguments: Vec<OsString>) -> (PathBuf, Vec<OsString>) {
+    let script = "LISTEN_PID=$$ exec \"$0\" \"$@\"";
+    let mut wrapped: Vec<OsString> = ["sh", "-c", script].map(OsString::from).into();
+    wrapped.push(program.into());
+    wrapped.extend(arguments.into_iter().skip(1));
+    ("/bin/sh".into(), wrapped)
 }
 
 fn notify_name(token: &[u8; 16]) -> String {

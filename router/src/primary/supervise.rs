@@ -38,22 +38,20 @@ impl Primary {
         let bell = doorbell()?;
         let token = super::start::random_token()?;
         let notify = self.launcher.notify_socket(&token)?.map(Arc::new);
-        let sockets = self.launcher.sockets_for(slot, &mut self.listeners)?;
         let ask = self.questions.name().to_owned();
-        let started = self.launcher.start(slot, id, generation, &token, &ask, sockets)?;
-        self.watch(&bell, Source::Bell)?;
-        let mut worker = Worker::new(id, slot, started.pid, token, page, bell, self.now);
+        let mut worker = Worker::new(id, slot, token, page, bell, self.now);
+        let inherit = self.launcher.inheritance(&mut worker, &mut self.listeners)?;
+        let started = self.launcher.start(&worker, generation, &ask, inherit)?;
+        worker.pid = started.pid;
+        self.watch(&worker.bell, Source::Bell)?;
         if let Some(notify) = notify {
             self.watch(notify.as_ref(), Source::Notify(id.0))?;
             worker.notify = Some(notify);
         }
-        for listener in self.launcher.inherited(&self.listeners) {
-            worker.note_socket(listener);
-        }
         if let (Some(output), Some((out, err))) = (&self.output, started.output) {
             output.attach(id.0, slot.0, generation.0, out, err);
         }
-        let listens = worker.sockets().to_vec();
+        let listens = worker.listens();
         self.workers.insert(worker);
         for listener in listens {
             self.tell(Event::Listening { worker: id, listener });

@@ -56,10 +56,10 @@ pub(crate) struct Worker {
 }
 
 impl Worker {
+    /// A worker whose process is still to be started.
     pub(crate) fn new(
         id: WorkerId,
         slot: SlotId,
-        pid: u32,
         token: [u8; 16],
         page: SharedPage,
         bell: OwnedFd,
@@ -68,7 +68,7 @@ impl Worker {
         Self {
             id,
             slot,
-            pid,
+            pid: 0,
             process: Process::Running,
             token,
             page,
@@ -112,9 +112,14 @@ impl Worker {
         self.sockets.push(listener);
     }
 
-    /// Listeners of which the worker has the socket itself.
-    pub(crate) fn sockets(&self) -> &[ListenerId] {
-        &self.sockets
+    /// Every listener that it listens on.
+    pub(crate) fn listens(&self) -> Vec<ListenerId> {
+        let channels = self.channels.iter().filter(|(channel, _)| !channel.closed);
+        let mut all: Vec<ListenerId> = channels.map(|(channel, _)| channel.listener).collect();
+        all.extend(&self.sockets);
+        all.sort_unstable();
+        all.dedup();
+        all
     }
 
     pub(crate) fn channel(&self, number: u32) -> Option<(&Channel, &RawAddress<ADDRESS_MAX>)> {

@@ -54,10 +54,27 @@ pub(crate) fn state() -> Option<&'static State> {
 /// Runs before main(), with one thread: here libc may still allocate.
 extern "C" fn start() {
     real::resolve();
+    line_buffer();
     let Some(contact) = Contact::from_environment() else { return };
     let Ok(table) = table::Table::new() else { return };
     // A start twice is not possible; were it, the first would count.
     drop(STATE.set(State { contact, table }));
+}
+
+/// Workers' stdout is a pipe, where C stdio keeps lines back until 4 KiB are full: a log that shows
+/// up at exit is no log. What stdbuf(1) does, by the same means; only where the primary asked for it.
+fn line_buffer() {
+    unsafe extern "C" {
+        static stdout: *mut libc::FILE;
+    }
+    // SAFETY: the name is a C string; nobody changes the environment before main.
+    if unsafe { libc::getenv(c"CROUPIER_LINE_BUFFERED".as_ptr()) }.is_null() {
+        return;
+    }
+    // SAFETY: libc's own stream, which is set up before any constructor runs.
+    let stream = unsafe { stdout };
+    // SAFETY: nothing was written yet, and a null buffer lets stdio choose its own.
+    unsafe { libc::setvbuf(stream, std::ptr::null_mut(), libc::_IOLBF, 0) };
 }
 
 #[used]
