@@ -5,6 +5,11 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::{PATIENCE, wait_until};
+
 /// A process that was seen.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Process {
@@ -60,6 +65,19 @@ pub fn field_of_status(pid: i32, name: &str) -> Option<u64> {
         .next()?
         .parse()
         .ok()
+}
+
+/// Sends SIGSTOP and returns when the process has stopped: until then it may still take a connection.
+///
+/// # Panics
+/// When it does not stop.
+#[track_caller]
+pub fn stop_process(pid: i32) {
+    kill(Pid::from_raw(pid), Signal::SIGSTOP).unwrap();
+    wait_until(PATIENCE, "a process to stop", || match state_of(pid) {
+        Some('T') => Ok(()),
+        other => Err(other),
+    });
 }
 
 /// Times that the threads of a process went to sleep by themselves or were put aside: 0 over a time

@@ -5,7 +5,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use croupier_tests::{
-    Client, Croupier, Figure, Guard, cpu_time, figure, hammer, observe, soak_or, wake_ups,
+    Client, Croupier, Figure, Guard, cpu_time, figure, hammer, observe, soak_or, stop_process,
+    wake_ups,
 };
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -30,7 +31,7 @@ fn nobody_waits_behind_a_stopped_worker() {
     let croupier = four(&guard, port);
     let client = Client::port(port);
     let stopped = Pid::from_raw(croupier.status().slot(1).unwrap().pid.unwrap());
-    kill(stopped, Signal::SIGSTOP).unwrap();
+    stop_process(stopped.as_raw());
     // They finish while it is still stopped, or never: that is the order this test is about.
     let run = hammer(&client, 8, soak_or(2000, 200), |_| Some("/".to_owned()));
     assert_eq!(run.failures, []);

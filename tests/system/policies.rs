@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 
-use croupier_tests::{Client, Croupier, Guard, hammer, soak_or};
+use croupier_tests::{Client, Croupier, Guard, hammer, soak_or, stop_process};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -93,7 +93,7 @@ fn reuseport_loses_nobody_when_a_worker_is_replaced() {
     let pid = |slot| croupier.status().slot(slot).unwrap().pid.unwrap();
     let (victim, other) = (Pid::from_raw(pid(0)), Pid::from_raw(pid(1)));
     for worker in [victim, other] {
-        kill(worker, Signal::SIGSTOP).unwrap();
+        stop_process(worker.as_raw());
     }
     let waiting: Vec<_> = (0..40).map(|_| client.send("/").unwrap()).collect();
     kill(victim, Signal::SIGKILL).unwrap();
