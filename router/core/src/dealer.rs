@@ -94,6 +94,8 @@ pub(crate) struct Dealer {
     pub(crate) stopping: bool,
     /// Workers that are fresh.
     pub(crate) fresh: u32,
+    /// Workers that must claim a probe before they get anything.
+    pub(crate) doubtful: u32,
     pub(crate) notes: Vec<Note>,
 }
 
@@ -108,6 +110,7 @@ impl Dealer {
             clients_waited: false,
             stopping: false,
             fresh: 0,
+            doubtful: 0,
             notes: Vec::new(),
         }
     }
@@ -120,6 +123,7 @@ impl Dealer {
 
     pub(crate) fn remove(&mut self, i: usize) {
         if i < self.seats.len() {
+            debug_assert!(self.seats.get(i).is_some_and(|seat| seat.standing == Standing::Away));
             self.seats.remove(i);
             self.workers.remove(i);
         }
@@ -143,6 +147,7 @@ impl Dealer {
         let stopping = self.stopping;
         let by_load = self.rules.by_load();
         let Some((seat, worker)) = self.both(i) else { return };
+        let before = u32::from(seat.standing == Standing::Doubtful);
         seat.standing = match worker.state {
             State::Ready { .. } if worker.paused.is_some() => Standing::Paused,
             State::Ready { .. } => match worker.lateness {
@@ -159,6 +164,8 @@ impl Dealer {
             | State::Killing { .. }
             | State::Dead => Standing::Away,
         };
+        let after = u32::from(seat.standing == Standing::Doubtful);
+        self.doubtful = (self.doubtful + after).saturating_sub(before);
     }
 
     pub(crate) fn restand_all(&mut self) {
@@ -238,6 +245,7 @@ impl Dealer {
             let seen = Seen {
                 oldest_then: worker.oldest(before),
                 oldest_now: worker.oldest(claimed),
+                queued: seat.queued(),
                 clients_waited: waited,
             };
             seat.window = worker.window.seen(seat.window, seen, now);

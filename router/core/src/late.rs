@@ -60,6 +60,16 @@ impl Core {
         self.find_deadline();
     }
 
+    /// A probe's bell may have rung: what nobody deals to, nobody looks at.
+    pub(crate) fn look_at_doubtful(&mut self, loads: &impl Loads) {
+        for i in 0..self.dealer.seats.len() {
+            let seat = self.dealer.seats.get(i);
+            if seat.is_some_and(|seat| seat.standing == Standing::Doubtful) {
+                self.dealer.look(i, loads);
+            }
+        }
+    }
+
     /// Whether worker `i` is late; when it must be looked at again.
     fn judge(&mut self, i: usize, loads: &impl Loads) -> Option<Now> {
         let now = self.dealer.now;

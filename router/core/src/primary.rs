@@ -386,6 +386,9 @@ impl Core {
         self.dealer.new_epoch();
         self.dealer.clients_waited =
             self.listeners.iter().flatten().any(|listener| listener.waiting);
+        if self.dealer.doubtful > 0 {
+            self.look_at_doubtful(loads);
+        }
         if self.late_at.is_some_and(|at| at <= self.dealer.now) {
             self.look_for_late(loads);
         }

@@ -11,7 +11,7 @@ use crate::event::{Action, Arrival, ListenerId, Loads, Report, TakeBackReason, W
 use crate::primary::Core;
 use crate::seat::{LISTENERS_MAX, Listens, Standing};
 use crate::time::Now;
-use crate::worker::{Input, State, Taking};
+use crate::worker::{Input, ReadyProbe, State, Taking, Worker};
 
 /// Before a take-back that got stuck, or got nothing out of a queue that is not empty, is tried again.
 const TAKE_AGAIN: Duration = Duration::from_millis(100);
@@ -99,7 +99,7 @@ impl Core {
 
     /// Connections that have no worker yet.
     pub(crate) fn owes(&self) -> bool {
-        let orphans = |worker: &crate::worker::Worker| match worker.state {
+        let orphans = |worker: &Worker| match worker.state {
             State::Killing { .. } | State::Dead => true,
             State::Starting { .. }
             | State::Ready { .. }
@@ -127,11 +127,15 @@ impl Core {
                 i += 1;
             }
         }
-        let late_ones =
-            |w: &crate::worker::Worker| matches!(w.state, State::Killing { .. } | State::Dead);
+        // A bell may be the only word of these; each wake-up looks at them.
+        let moves_by_itself = |worker: &Worker| match worker.state {
+            State::Killing { .. } | State::Dead | State::Finishing { .. } => true,
+            State::Starting { .. } => worker.probe == ReadyProbe::Queued,
+            State::Ready { .. } | State::Parked { .. } | State::Signalled { .. } => false,
+        };
         self.debts = !self.ledger.held.is_empty()
             || self.ledger.expected > 0
-            || self.dealer.workers.iter().any(late_ones);
+            || self.dealer.workers.iter().any(moves_by_itself);
     }
 
     fn place_held(&mut self, loads: &impl Loads) {
@@ -313,7 +317,7 @@ impl Core {
         let servers = self.others_may_finish();
         let waits = self.dealer.workers.iter().any(|worker| match worker.state {
             State::Finishing { .. } => true,
-            State::Starting { .. } => worker.probe == crate::worker::ReadyProbe::Queued,
+            State::Starting { .. } => worker.probe == ReadyProbe::Queued,
             State::Dead => servers,
             State::Ready { .. }
             | State::Parked { .. }

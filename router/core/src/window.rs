@@ -1,14 +1,15 @@
 //! How many connections a worker may have queued, and since when each waits.
 //!
 //! A connection handed off early waits behind one worker while another may be idle; one handed off
-//! late costs a wake-up. The window is the compromise, found by watching: it doubles when a worker
-//! ran dry although clients waited and what it had was claimed fast, it halves when a connection
-//! stood long in its queue, and it halves when it has not been needed for a while.
+//! late costs a wake-up. The window is the compromise, found by watching: it doubles when clients
+//! waited although the whole window was claimed fast, it halves when a connection stood long in its
+//! queue, and it halves when it has not been full for a while.
 //!
-//! | a blocking server, 20 ms a request | stays at 1: what it gets stands longer than [`FAST`] |
+//! | workers | window |
 //! |---|---|
-//! | 2 workers that share 23,000 connections/s | 16: one window more would stand for 1.4 ms |
-//! | 8 workers that share them | 4 |
+//! | blocking, 20 ms a request | stays at 1: what it gets stands for longer than [`FAST`] |
+//! | 2 that share 23,000 connections/s | 16: so many stand for 1.4 ms |
+//! | 8 that share them | 4 |
 
 use alloc::boxed::Box;
 use alloc::vec;
@@ -20,9 +21,14 @@ use crate::time::Now;
 pub(crate) const FAST: Duration = Duration::from_millis(1);
 /// A connection that has stood for longer halves the window.
 pub(crate) const SLOW: Duration = Duration::from_millis(3);
-/// A window that nobody filled for so long halves: too large a window is never full, and only a
-/// full one lets the primary sleep while clients wait.
+/// How often in a row that must be seen. Once is no proof: an idle worker claims its first connection
+/// at once, however long it will then be busy with it.
+const PROOFS: u8 = 2;
+/// A window that nobody filled for so long halves: too large a window is never full, and only when
+/// all are full can the primary sleep while clients wait.
 pub(crate) const UNUSED: Duration = Duration::from_millis(100);
+/// For how long a window that was not filled is not tried again.
+pub(crate) const CEILING: Duration = Duration::from_secs(5);
 
 /// When each of the last hand-offs to a worker happened.
 #[derive(Debug)]
@@ -63,7 +69,9 @@ pub(crate) struct Seen {
     pub(crate) oldest_then: Option<Now>,
     /// The same for now.
     pub(crate) oldest_now: Option<Now>,
-    /// Nobody had room, and this worker's window was full, when it was last looked at.
+    /// How many are queued now.
+    pub(crate) queued: u64,
+    /// Nobody had room when it was last looked at.
     pub(crate) clients_waited: bool,
 }
 
@@ -71,15 +79,20 @@ pub(crate) struct Seen {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Window {
     limit: u16,
+    /// Not to grow beyond this, for a while.
+    ceiling: (u16, Now),
     /// Connections handed off before this were already counted against the window.
     shrunk: Now,
     /// When the window was last seen full while clients waited.
     filled: Now,
+    /// How often in a row a full window was claimed fast.
+    fast: u8,
 }
 
 impl Window {
     pub(crate) fn new(limit: u16, now: Now) -> Self {
-        Self { limit: limit.max(1), shrunk: now, filled: now }
+        let limit = limit.max(1);
+        Self { limit, ceiling: (limit, now), shrunk: now, filled: now, fast: 0 }
     }
 
     /// The window was full when a client had to wait.
@@ -89,28 +102,45 @@ impl Window {
 
     /// The size that follows from what was seen.
     pub(crate) fn seen(&mut self, size: u16, seen: Seen, now: Now) -> u16 {
-        match seen {
-            Seen { oldest_now: Some(oldest), .. } => {
-                // One standing queue counts once: what stands in it was dealt before the last cut.
-                if size > 1 && oldest >= self.shrunk && now.since(oldest) > SLOW {
-                    self.shrunk = now;
-                    return size / 2;
-                }
-                size
+        if let Some(oldest) = seen.oldest_now
+            && now.since(oldest) > SLOW
+        {
+            // One standing queue counts once: what stands in it was dealt before the last cut.
+            self.fast = 0;
+            if size > 1 && oldest >= self.shrunk {
+                self.shrunk = now;
+                return size / 2;
             }
-            Seen { oldest_then: Some(oldest), oldest_now: None, clients_waited: true } => {
-                let fast = now.since(oldest) < FAST;
-                if fast { size.saturating_mul(2).min(self.limit) } else { size }
-            }
-            Seen { oldest_then: None, oldest_now: None, .. }
-            | Seen { oldest_now: None, clients_waited: false, .. } => size,
+            return size;
         }
+        let Some(oldest) = seen.oldest_then else { return size };
+        if seen.queued > u64::from(low_mark(size)) {
+            return size;
+        }
+        let was_full = self.filled >= oldest;
+        if !(seen.clients_waited && was_full && now.since(oldest) < FAST) {
+            self.fast = 0;
+            return size;
+        }
+        self.fast += 1;
+        if self.fast < PROOFS {
+            return size;
+        }
+        self.fast = 0;
+        self.grown(size, now)
+    }
+
+    fn grown(&self, size: u16, now: Now) -> u16 {
+        let (ceiling, until) = self.ceiling;
+        let most = if now < until { ceiling.min(self.limit) } else { self.limit };
+        size.saturating_mul(2).min(most).max(size)
     }
 
     /// The size at a hand-off: smaller when it has not been needed for a while.
     pub(crate) fn used(&mut self, size: u16, now: Now) -> u16 {
         if size > 1 && now.since(self.filled) > UNUSED {
             self.filled = now;
+            self.ceiling = (size / 2, now.after(CEILING));
             return size / 2;
         }
         size
@@ -129,16 +159,20 @@ mod tests {
 
     const MS: u64 = 1_000_000;
 
-    fn dry(waited_ns: u64, now: u64) -> Seen {
-        Seen { oldest_then: Some(Now(now - waited_ns)), oldest_now: None, clients_waited: true }
+    /// A full window, handed off and seen full at `since`, of which all is claimed.
+    fn drained(since: u64) -> Seen {
+        Seen { oldest_then: Some(Now(since)), oldest_now: None, queued: 0, clients_waited: true }
     }
 
     #[test]
-    fn grows_to_the_limit_while_dry_and_fast() {
+    fn grows_to_the_limit_while_full_and_fast() {
         let mut window = Window::new(20, Now(0));
         let mut size = 1;
-        for expected in [2, 4, 8, 16, 20, 20] {
-            size = window.seen(size, dry(MS / 2, 50 * MS), Now(50 * MS));
+        for (turn, expected) in [2, 4, 8, 16, 20, 20].into_iter().enumerate() {
+            let since = 10 * MS * u64::try_from(turn).unwrap();
+            window.full(Now(since));
+            assert_eq!(window.seen(size, drained(since), Now(since + MS / 2)), size, "once");
+            size = window.seen(size, drained(since), Now(since + MS / 2));
             assert_eq!(size, expected);
         }
     }
@@ -146,12 +180,19 @@ mod tests {
     #[test]
     fn does_not_grow_when_slow_or_not_needed() {
         let mut window = Window::new(64, Now(0));
-        let now = Now(50 * MS);
-        assert_eq!(window.seen(4, dry(2 * MS, now.0), now), 4, "slow");
-        let nobody_waited = Seen { clients_waited: false, ..dry(MS / 10, now.0) };
-        assert_eq!(window.seen(4, nobody_waited, now), 4);
-        let idle = Seen { oldest_then: None, oldest_now: None, clients_waited: true };
-        assert_eq!(window.seen(4, idle, now), 4);
+        let since = 50 * MS;
+        window.full(Now(since));
+        let soon = Now(since + MS / 2);
+        assert_eq!(window.seen(4, drained(since), Now(since + 2 * MS)), 4, "slow");
+        let nobody_waited = Seen { clients_waited: false, ..drained(since) };
+        assert_eq!(window.seen(4, nobody_waited, soon), 4);
+        let not_yet = Seen { oldest_now: Some(Now(since)), queued: 2, ..drained(since) };
+        assert_eq!(window.seen(4, not_yet, soon), 4, "above the low mark");
+        let idle = Seen { oldest_then: None, ..drained(since) };
+        assert_eq!(window.seen(4, idle, soon), 4);
+        assert_eq!(window.seen(4, drained(since + MS), Now(since + 2 * MS)), 4, "was not full");
+        assert_eq!(window.seen(4, drained(since), soon), 4, "once");
+        assert_eq!(window.seen(4, drained(since), soon), 8);
     }
 
     #[test]
@@ -160,6 +201,7 @@ mod tests {
         let standing = |since| Seen {
             oldest_then: Some(Now(since)),
             oldest_now: Some(Now(since)),
+            queued: 1,
             clients_waited: true,
         };
         assert_eq!(window.seen(8, standing(10 * MS), Now(12 * MS)), 8, "not long yet");
@@ -170,12 +212,17 @@ mod tests {
     }
 
     #[test]
-    fn shrinks_when_nobody_fills_it() {
+    fn shrinks_when_nobody_fills_it_and_does_not_grow_back_at_once() {
         let mut window = Window::new(64, Now(0));
         window.full(Now(MS));
         assert_eq!(window.used(16, Now(90 * MS)), 16);
         assert_eq!(window.used(16, Now(102 * MS)), 8);
         assert_eq!(window.used(8, Now(103 * MS)), 8);
+        for (at, expected) in [(110 * MS, 8), (5200 * MS, 16)] {
+            window.full(Now(at));
+            window.seen(8, drained(at), Now(at + MS / 2));
+            assert_eq!(window.seen(8, drained(at), Now(at + MS / 2)), expected);
+        }
     }
 
     #[test]

@@ -229,7 +229,8 @@ impl Fresh {
         let one = u64::from(Self::ONE);
         let rising = one + one * past / whole;
         let share = u32::try_from(rising / u64::from(eligible.max(1))).unwrap_or(Self::ONE);
-        self.tokens = self.tokens.saturating_add(share).min(Self::ONE);
+        // Never two saved up: a burst of one.
+        self.tokens = self.tokens.saturating_add(share).min(Self::ONE.saturating_add(share));
     }
 
     pub(crate) fn may(&self) -> bool {

@@ -1,0 +1,811 @@
+//! A table to play at: a shell without sockets, workers without processes, a clock that is a number.
+//!
+//! Owns everything that the core must not: connections (each with a serial number, so that a lost or
+//! doubled one is found), queues, pages, doorbells, the rescue's delays. Does what the primary's
+//! loop does, in the same order. Checks at every step what must hold at every step; a violation is
+//! a panic that says when it happened.
+
+#![allow(dead_code, reason = "each test binary uses a part")]
+
+pub(crate) mod dice;
+pub(crate) mod players;
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap, VecDeque};
+use std::time::Duration;
+
+use croupier_core::Core;
+use croupier_core::config::{Config, Policy, ReadyRule, RestartPolicy};
+use croupier_core::event::{
+    Action, Arrival, Client, ConnId, Event, ExitStatus, ListenerId, Load, Loads, Outcome, Report,
+    SendFailure, SignalKind, SlotId, TakeBackReason, WorkerId,
+};
+use croupier_core::time::Now;
+
+use self::dice::Dice;
+use self::players::{Conn, Habit, Player, Process};
+
+pub(crate) const US: u64 = 1_000;
+pub(crate) const MS: u64 = 1_000_000;
+pub(crate) const SEC: u64 = 1_000_000_000;
+
+/// Actions that one event may lead to. All connections in hand may be placed or refused, and every
+/// worker may get a few words.
+const ACTIONS_MAX: usize = 1200;
+/// Turns of the loop in which the clock does not move.
+const TURNS_AT_ONCE_MAX: u32 = 64;
+/// Connections accepted from one listener in a turn, as in the shell.
+const ACCEPTS_PER_TURN_MAX: usize = 64;
+/// Cost of a rescue, and how long it may take at most.
+const RESCUE: u64 = 50 * US;
+const RESCUE_DEADLINE: u64 = 100 * MS;
+
+pub(crate) fn config(slots: u16, policy: Policy) -> Config {
+    Config {
+        slots,
+        policy,
+        queue_limit: 64,
+        max_active: None,
+        stall_after: Duration::from_millis(100),
+        slow_start: Duration::ZERO,
+        ready: ReadyRule::Listen,
+        ready_timeout: Duration::from_secs(60),
+        drain_timeout: Duration::from_secs(8),
+        kill_after: Duration::from_secs(2),
+        stop_signal_first: false,
+        sticky_bound: None,
+        sticky_key: [1, 2],
+        restart: RestartPolicy {
+            base: Duration::from_millis(100),
+            max: Duration::from_secs(15),
+            budget: 16,
+            min_uptime: Duration::from_secs(1),
+            first_tries: 3,
+            stay: false,
+        },
+        seed: 1,
+    }
+}
+
+/// What happens at a time of its own.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+enum Due {
+    /// A worker's process does its next thing.
+    Player(u32),
+    /// One of a worker's connections is served.
+    Served { worker: u32, serial: u64 },
+    /// The rescue of a worker's queue has ended.
+    Rescued { worker: u32, max: u32, serial: u64 },
+    /// The rescue is given up.
+    RescueOverdue { worker: u32, serial: u64 },
+    /// KILL has done its work on the main process.
+    Killed(u32),
+    /// … and on everybody else.
+    Buried(u32),
+    /// Nothing: an hour strikes for a test.
+    Strike,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Backlog {
+    pub(crate) waiting: VecDeque<Conn>,
+    pub(crate) armed: bool,
+    pub(crate) pending: bool,
+    pub(crate) accepted: u64,
+}
+
+/// The shell's half: what the core may read.
+#[derive(Debug, Default)]
+pub(crate) struct Room {
+    pub(crate) players: BTreeMap<u32, Player>,
+}
+
+impl Loads for Room {
+    fn load(&self, worker: WorkerId) -> Load {
+        self.players.get(&worker.0).map(Player::load).unwrap_or_default()
+    }
+
+    fn queued_exact(&self, worker: WorkerId) -> Option<u32> {
+        self.players.get(&worker.0).map(|player| u32::try_from(player.queue.len()).unwrap())
+    }
+}
+
+/// What a test wants to know afterwards.
+#[derive(Debug, Default)]
+pub(crate) struct Story {
+    pub(crate) reports: Vec<(u64, Report)>,
+    /// Every hand-off: when, which connection, to which worker.
+    pub(crate) hand_offs: Vec<(u64, u64, u32)>,
+    /// Every claim: when, which connection, by which worker.
+    pub(crate) claims: Vec<(u64, u64, u32)>,
+    pub(crate) taken_back: Vec<(u64, u64, u32, TakeBackReason)>,
+    pub(crate) served: BTreeSet<u64>,
+    pub(crate) refused: BTreeSet<u64>,
+    /// In a worker's hands when it died.
+    pub(crate) lost: BTreeSet<u64>,
+    pub(crate) signals: Vec<(u64, u32, SignalKind)>,
+    pub(crate) kills: Vec<(u64, u32)>,
+    pub(crate) probes: Vec<(u64, u32)>,
+    pub(crate) adopted: Vec<(u64, SlotId, bool)>,
+    pub(crate) turns: u64,
+    pub(crate) outcome: Option<(u64, Outcome)>,
+}
+
+type Habits = Box<dyn FnMut(SlotId, WorkerId, &mut Dice) -> Habit>;
+
+pub(crate) struct Table {
+    pub(crate) core: Core,
+    pub(crate) config: Config,
+    pub(crate) now: u64,
+    pub(crate) room: Room,
+    pub(crate) listeners: BTreeMap<u16, Backlog>,
+    pub(crate) story: Story,
+    pub(crate) dice: Dice,
+    /// What kind of worker sits down next.
+    pub(crate) habits: Habits,
+    /// Chance, in thousandths, that a send finds no room in the kernel.
+    pub(crate) full_permille: u64,
+    /// The process does not run: nothing happens in it until then.
+    pub(crate) asleep_until: u64,
+    pub(crate) connections: u64,
+    /// Connections that the shell holds, by `ConnId`.
+    conns: Vec<Option<(Conn, ListenerId)>>,
+    free: Vec<u32>,
+    due: BinaryHeap<Reverse<(u64, u64, Due)>>,
+    order: u64,
+    inbox: VecDeque<Event>,
+    awake: bool,
+    turns_at_once: (u64, u32),
+    taking: BTreeMap<u32, u64>,
+    bells_set: bool,
+    bell_at: Option<u64>,
+    stopping: bool,
+    forgotten: BTreeSet<u32>,
+    probe_serials: BTreeSet<u64>,
+}
+
+impl Table {
+    pub(crate) fn new(config: Config, seed: u64) -> Self {
+        let start = SEC;
+        let mut table = Self {
+            core: Core::new(config, Now(start)),
+            config,
+            now: start,
+            room: Room::default(),
+            listeners: BTreeMap::new(),
+            story: Story::default(),
+            dice: Dice::new(seed),
+            habits: Box::new(|_, _, _| Habit::default()),
+            full_permille: 0,
+            asleep_until: 0,
+            connections: 0,
+            conns: Vec::new(),
+            free: Vec::new(),
+            due: BinaryHeap::new(),
+            order: 0,
+            inbox: VecDeque::new(),
+            awake: true,
+            turns_at_once: (0, 0),
+            taking: BTreeMap::new(),
+            bells_set: false,
+            bell_at: None,
+            stopping: false,
+            forgotten: BTreeSet::new(),
+            probe_serials: BTreeSet::new(),
+        };
+        table.open(0);
+        table
+    }
+
+    /// Workers of one kind.
+    pub(crate) fn of(config: Config, habit: Habit) -> Self {
+        let mut table = Self::new(config, 1);
+        table.habits = Box::new(move |_, _, _| habit.clone());
+        table
+    }
+
+    /// A declared listener.
+    pub(crate) fn open(&mut self, listener: u16) {
+        self.listeners.insert(listener, Backlog { armed: true, ..Backlog::default() });
+        self.inbox
+            .push_back(Event::ListenerOpened { listener: ListenerId(listener), declared: true });
+        self.awake = true;
+    }
+
+    /// A client connects.
+    pub(crate) fn client(&mut self, client: Client) -> u64 {
+        self.client_on(0, client)
+    }
+
+    pub(crate) fn client_on(&mut self, listener: u16, client: Client) -> u64 {
+        self.connections += 1;
+        let serial = self.connections;
+        let conn = Conn { serial, client, listener: ListenerId(listener), service: None };
+        let Some(backlog) = self.listeners.get_mut(&listener) else {
+            // Nobody listens: the kernel refuses, the primary never hears of it.
+            self.story.refused.insert(serial);
+            return serial;
+        };
+        backlog.waiting.push_back(conn);
+        if backlog.armed {
+            backlog.pending = true;
+            self.awake = true;
+        }
+        serial
+    }
+
+    /// A client whose request takes this long.
+    pub(crate) fn client_taking(&mut self, service: u64) -> u64 {
+        let serial = self.client(Client::Local);
+        if let Some(conn) = self.listeners.get_mut(&0).and_then(|b| b.waiting.back_mut()) {
+            conn.service = Some(service);
+        }
+        serial
+    }
+
+    pub(crate) fn tell(&mut self, event: Event) {
+        self.inbox.push_back(event);
+        self.awake = true;
+    }
+
+    pub(crate) fn strike_at(&mut self, at: u64) {
+        self.schedule(at, Due::Strike);
+    }
+
+    fn schedule(&mut self, at: u64, due: Due) {
+        self.order += 1;
+        self.due.push(Reverse((at.max(self.now), self.order, due)));
+    }
+
+    /// Lets time pass.
+    pub(crate) fn run_for(&mut self, ns: u64) {
+        let end = self.now + ns;
+        while self.step(end) {}
+        self.now = end;
+    }
+
+    /// Lets time pass until something is so; whether it came to be within `limit`.
+    pub(crate) fn run_until(&mut self, limit: u64, mut is_so: impl FnMut(&Self) -> bool) -> bool {
+        let end = self.now + limit;
+        loop {
+            if is_so(self) {
+                return true;
+            }
+            if !self.step(end) {
+                self.now = end;
+                return is_so(self);
+            }
+        }
+    }
+
+    pub(crate) fn all_ready(&self) -> bool {
+        self.core.ready_count() == self.config.slots
+    }
+
+    pub(crate) fn start(&mut self) {
+        assert!(self.run_until(10 * SEC, Self::all_ready), "not ready: {}", self.picture());
+    }
+
+    pub(crate) fn start_within(&mut self, limit: u64) {
+        // Whoever has just died is known to be dead after this.
+        self.run_for(MS);
+        assert!(self.run_until(limit, Self::all_ready), "not ready: {}", self.picture());
+    }
+
+    /// Lets a worker's process run.
+    pub(crate) fn kick(&mut self, worker: u32) {
+        self.schedule(self.now, Due::Player(worker));
+    }
+
+    /// Nothing of any connection is under way.
+    pub(crate) fn is_quiet(&self) -> bool {
+        self.listeners.values().all(|backlog| backlog.waiting.is_empty())
+            && self.conns.iter().all(Option::is_none)
+            && self.room.players.values().all(|player| {
+                player.active.is_empty()
+                    && player.queue.iter().all(|conn| self.probe_serials.contains(&conn.serial))
+            })
+    }
+
+    /// One thing that happens before `end`. False: nothing more does.
+    fn step(&mut self, end: u64) -> bool {
+        if self.story.outcome.is_some() {
+            return false;
+        }
+        if self.awake && self.asleep_until <= self.now {
+            self.turn();
+            return true;
+        }
+        let timer = if self.awake {
+            Some(self.asleep_until)
+        } else {
+            let core = self.core.poll_timeout().map(|Now(at)| at);
+            [core, self.bell_at].into_iter().flatten().min().map(|at| at.max(self.asleep_until))
+        };
+        let event = self.due.peek().map(|Reverse((at, _, _))| *at);
+        let next = [timer, event].into_iter().flatten().min();
+        let Some(next) = next.filter(|at| *at <= end) else { return false };
+        if next > self.now {
+            self.now = next;
+        }
+        if event.is_some_and(|at| at <= self.now) {
+            if let Some(Reverse((_, _, due))) = self.due.pop() {
+                self.happen(due);
+            }
+        } else {
+            self.awake = true;
+        }
+        true
+    }
+
+    /// One turn of the primary's loop.
+    fn turn(&mut self) {
+        self.awake = false;
+        self.story.turns += 1;
+        let (at, count) = self.turns_at_once;
+        self.turns_at_once = if at == self.now { (at, count + 1) } else { (self.now, 0) };
+        assert!(count < TURNS_AT_ONCE_MAX, "the loop spins at {}: {:?}", self.now, self.picture());
+        self.handle(Event::Woke);
+        while let Some(event) = self.inbox.pop_front() {
+            // The shell tells all that a rescue brought before it acts again.
+            let more_to_tell = matches!(event, Event::TakenBack { .. });
+            self.handle(event);
+            if !more_to_tell {
+                self.settle();
+            }
+        }
+        self.settle();
+        let keys: Vec<u16> = self.listeners.keys().copied().collect();
+        for key in keys {
+            self.accept_some(key);
+        }
+        self.settle();
+        let clients_wait = self.bells_set && self.listeners.values().any(|b| b.pending && !b.armed);
+        self.bell_at = clients_wait.then(|| self.now + 20 * MS);
+        self.check();
+    }
+
+    /// Tells the core; counts what it wants done.
+    fn handle(&mut self, event: Event) {
+        self.core.handle(event, Now(self.now), &self.room);
+    }
+
+    fn settle(&mut self) {
+        let mut actions = 0;
+        while let Some(action) = self.core.poll_action() {
+            actions += 1;
+            assert!(actions < ACTIONS_MAX, "{} at {}: no end of actions", actions, self.now);
+            self.perform(action);
+        }
+    }
+
+    fn has_room(&mut self, key: u16) -> bool {
+        let listener = ListenerId(key);
+        if self.core.wants_accept(listener, Now(self.now), &self.room) {
+            self.bells_set = false;
+            return true;
+        }
+        self.settle();
+        self.core.wants_accept(listener, Now(self.now), &self.room)
+    }
+
+    fn accept_some(&mut self, key: u16) {
+        for _ in 0..ACCEPTS_PER_TURN_MAX {
+            if !self.listeners.get(&key).is_some_and(|backlog| backlog.pending) {
+                return;
+            }
+            if !self.has_room(key) {
+                if let Some(backlog) = self.listeners.get_mut(&key) {
+                    backlog.armed = false;
+                }
+                return;
+            }
+            let Some(backlog) = self.listeners.get_mut(&key) else { return };
+            if let Some(conn) = backlog.waiting.pop_front() {
+                backlog.accepted += 1;
+                let client = conn.client;
+                let conn = self.keep(conn, ListenerId(key));
+                self.handle(Event::Accepted(Arrival { conn, listener: ListenerId(key), client }));
+            } else {
+                backlog.pending = false;
+                backlog.armed = true;
+                self.handle(Event::BacklogEmpty { listener: ListenerId(key) });
+            }
+            self.settle();
+        }
+        if let Some(backlog) = self.listeners.get_mut(&key) {
+            backlog.armed = true;
+            self.awake |= backlog.pending;
+        }
+    }
+
+    fn keep(&mut self, conn: Conn, listener: ListenerId) -> ConnId {
+        let key = self.free.pop().unwrap_or_else(|| {
+            self.conns.push(None);
+            u32::try_from(self.conns.len() - 1).unwrap()
+        });
+        self.conns[key as usize] = Some((conn, listener));
+        ConnId(key)
+    }
+
+    fn release(&mut self, conn: ConnId) -> (Conn, ListenerId) {
+        let held = self.conns.get_mut(conn.0 as usize).and_then(Option::take);
+        self.free.push(conn.0);
+        held.unwrap_or_else(|| panic!("{conn:?} is not held at {}", self.now))
+    }
+
+    #[expect(clippy::too_many_lines, reason = "one arm for each action")]
+    fn perform(&mut self, action: Action) {
+        match action {
+            Action::HandOff { conn, worker } => self.hand_off(conn, worker),
+            Action::Refuse { conn } => {
+                let (gone, _) = self.release(conn);
+                assert!(self.stopping || self.listeners.is_empty(), "refused at {}", self.now);
+                self.end_of(&gone, |story| &mut story.refused);
+                self.handle(Event::Refused { conn });
+            }
+            Action::Ring { worker, at_claim, on_close } => {
+                self.bells_set |= at_claim != 0 || on_close;
+                if let Some(player) = self.room.players.get_mut(&worker.0) {
+                    player.ring_at = at_claim;
+                    player.ring_on_close = on_close;
+                }
+            }
+            Action::TakeBack { worker, max, why } => self.take_back(worker, max, why),
+            Action::Probe { worker, listener } => {
+                self.connections += 1;
+                let serial = self.connections;
+                self.probe_serials.insert(serial);
+                self.story.probes.push((self.now, worker.0));
+                let probe = Conn { serial, client: Client::Local, listener, service: Some(US) };
+                let sent = self.room.players.get_mut(&worker.0).is_some_and(|player| {
+                    let listens = player.listens.contains(&listener.0);
+                    if listens {
+                        player.queue.push_back(probe);
+                        player.sent += 1;
+                    }
+                    listens
+                });
+                self.nudge(worker.0);
+                self.handle(if sent {
+                    Event::Probed { worker }
+                } else {
+                    Event::ProbeFailed { worker }
+                });
+            }
+            Action::TellDraining { worker, draining } => {
+                if let Some(player) = self.room.players.get_mut(&worker.0) {
+                    player.draining = draining;
+                }
+            }
+            Action::Signal { worker, signal } => {
+                self.story.signals.push((self.now, worker.0, signal));
+                if self.room.players.get(&worker.0).is_some_and(|player| !player.habit.stubborn) {
+                    self.schedule(self.now + MS, Due::Killed(worker.0));
+                }
+            }
+            Action::Spawn { slot, worker, .. } => self.spawn(slot, worker),
+            Action::KillFamily { worker } => {
+                self.story.kills.push((self.now, worker.0));
+                if let Some(player) = self.room.players.get_mut(&worker.0) {
+                    player.condemned = true;
+                    self.schedule(self.now + 100 * US, Due::Killed(worker.0));
+                    self.schedule(self.now + MS, Due::Buried(worker.0));
+                } else {
+                    self.handle(Event::FamilyGone { worker });
+                }
+            }
+            Action::Forget { worker } => {
+                let gone = self.room.players.remove(&worker.0);
+                let gone = gone.unwrap_or_else(|| panic!("{worker:?} was forgotten twice"));
+                assert!(!gone.is_running(), "{worker:?} is forgotten but runs");
+                assert!(
+                    self.stopping || gone.queue.is_empty(),
+                    "{worker:?} is forgotten with {} queued at {}",
+                    gone.queue.len(),
+                    self.now
+                );
+                for conn in &gone.queue {
+                    self.end_of(conn, |story| &mut story.refused);
+                }
+                self.forgotten.insert(worker.0);
+            }
+            Action::QuietListener { listener } => {
+                if let Some(backlog) = self.listeners.get_mut(&listener.0) {
+                    backlog.pending = true;
+                    self.awake = true;
+                }
+            }
+            Action::CloseListener { listener } => {
+                if let Some(backlog) = self.listeners.remove(&listener.0) {
+                    for conn in backlog.waiting {
+                        self.end_of(&conn, |story| &mut story.refused);
+                    }
+                    self.handle(Event::ListenerClosed { listener });
+                }
+            }
+            Action::AdoptSockets { slot, adopt } => {
+                self.story.adopted.push((self.now, slot, adopt))
+            }
+            Action::Finish(outcome) => {
+                assert!(self.story.outcome.is_none(), "finished twice");
+                self.story.outcome = Some((self.now, outcome));
+            }
+            Action::Report(report) => self.story.reports.push((self.now, report)),
+        }
+    }
+
+    fn hand_off(&mut self, conn: ConnId, worker: WorkerId) {
+        let (held, listener) = self.release(conn);
+        let full = self.dice.permille(self.full_permille);
+        let allowed = self.config.policy == Policy::Ip;
+        let limit = if allowed { 256 } else { usize::from(self.config.queue_limit) };
+        let (max_active, stopping, now) = (self.config.max_active, self.stopping, self.now);
+        let why = match self.room.players.get_mut(&worker.0) {
+            None => panic!("{conn:?} is handed to {worker:?}, which is forgotten, at {now}"),
+            Some(player) if !player.listens.contains(&listener.0) => SendFailure::Broken,
+            Some(_) if full => SendFailure::Full,
+            Some(player) => {
+                assert!(!player.condemned, "handed to {worker:?}, which is to die, at {now}");
+                assert!(player.was_ready, "handed to {worker:?} before it was ready, at {now}");
+                assert!(
+                    stopping || !player.draining,
+                    "handed to {worker:?}, which drains, at {now}"
+                );
+                assert!(
+                    player.queue.len() <= limit,
+                    "{worker:?} has {} queued",
+                    player.queue.len()
+                );
+                if let (Some(max), true) = (max_active, player.habit.honest()) {
+                    let load = player.queue.len() + player.active.len();
+                    assert!(load < max as usize, "{worker:?} has load {load} of {max} at {now}");
+                }
+                self.story.hand_offs.push((now, held.serial, worker.0));
+                player.queue.push_back(held);
+                player.sent += 1;
+                self.nudge(worker.0);
+                return self.handle(Event::HandedOff { conn, worker });
+            }
+        };
+        self.free.retain(|key| *key != conn.0);
+        self.conns[conn.0 as usize] = Some((held, listener));
+        self.handle(Event::HandOffFailed { conn, worker, why });
+    }
+
+    fn take_back(&mut self, worker: WorkerId, max: u32, why: TakeBackReason) {
+        let gone = Event::TakeBackDone { worker, removed: 0, lost: 0, empty: true };
+        let Some(player) = self.room.players.get_mut(&worker.0) else { return self.handle(gone) };
+        assert!(
+            !self.taking.contains_key(&worker.0),
+            "two take-backs of {worker:?} at {}",
+            self.now
+        );
+        assert!(max > 0 && max <= 256, "a take-back of {max}");
+        if why == TakeBackReason::Steal {
+            assert!(!player.queue.is_empty(), "a steal from an empty queue at {}", self.now);
+        }
+        player.taking = why;
+        self.order += 1;
+        let serial = self.order;
+        let holds_lock = player.habit.holds_lock && player.is_running();
+        self.taking.insert(worker.0, serial);
+        if holds_lock {
+            self.schedule(
+                self.now + RESCUE_DEADLINE,
+                Due::RescueOverdue { worker: worker.0, serial },
+            );
+        } else {
+            self.schedule(self.now + RESCUE, Due::Rescued { worker: worker.0, max, serial });
+        }
+    }
+
+    fn spawn(&mut self, slot: SlotId, worker: WorkerId) {
+        let occupied = self.room.players.values().filter(|p| p.slot == slot && p.is_running());
+        assert_eq!(occupied.count(), 0, "slot {} is started twice at {}", slot.0, self.now);
+        let habit = (self.habits)(slot, worker, &mut self.dice);
+        if habit.spawn_fails {
+            return self.handle(Event::SpawnFailed { worker });
+        }
+        let up_at = self.now + habit.start;
+        self.room.players.insert(worker.0, Player::new(worker, slot, habit));
+        self.schedule(up_at, Due::Player(worker.0));
+        self.handle(Event::Spawned { worker });
+    }
+
+    /// Something is new for a worker: it will look at its queue.
+    fn nudge(&mut self, worker: u32) {
+        let at = self.now;
+        if let Some(player) = self.room.players.get_mut(&worker)
+            && !player.nudged
+        {
+            player.nudged = true;
+            let after = player.habit.latency;
+            self.schedule(at + after, Due::Player(worker));
+        }
+    }
+
+    fn happen(&mut self, due: Due) {
+        match due {
+            Due::Player(worker) => self.play(worker),
+            Due::Served { worker, serial } => {
+                let Some(player) = self.room.players.get_mut(&worker) else { return };
+                if let Some(at) = player.active.iter().position(|conn| conn.serial == serial) {
+                    let conn = player.active.swap_remove(at);
+                    player.closed += 1;
+                    let rings = std::mem::take(&mut player.ring_on_close);
+                    self.awake |= rings && !player.habit.bell_lost;
+                    self.end_of(&conn, |story| &mut story.served);
+                    self.nudge(worker);
+                }
+            }
+            Due::Rescued { worker, max, serial } => self.rescued(worker, max, serial),
+            Due::RescueOverdue { worker, serial } => {
+                if self.taking.get(&worker) == Some(&serial) {
+                    self.taking.remove(&worker);
+                    self.tell(Event::TakeBackStuck { worker: WorkerId(worker) });
+                    // The results arrive all the same, when KILL has freed the lock.
+                    self.schedule(self.now + 5 * MS, Due::Rescued { worker, max: 1, serial });
+                }
+            }
+            Due::Killed(worker) => self.exit(worker, ExitStatus::Signal(9), false),
+            Due::Buried(worker) => {
+                if let Some(player) = self.room.players.get_mut(&worker) {
+                    player.process = Process::Gone;
+                    self.tell(Event::FamilyGone { worker: WorkerId(worker) });
+                }
+            }
+            Due::Strike => {}
+        }
+    }
+
+    fn rescued(&mut self, worker: u32, max: u32, serial: u64) {
+        let id = WorkerId(worker);
+        if self.taking.get(&worker) == Some(&serial) {
+            self.taking.remove(&worker);
+        }
+        let (mut conns, empty, why) = match self.room.players.get_mut(&worker) {
+            None => (VecDeque::new(), true, TakeBackReason::Death),
+            Some(player) => {
+                let count = player.queue.len().min(max as usize);
+                let conns: VecDeque<Conn> = player.queue.drain(..count).collect();
+                player.taken += u64::try_from(conns.len()).unwrap();
+                (conns, player.queue.is_empty(), player.taking)
+            }
+        };
+        let removed = u32::try_from(conns.len()).unwrap();
+        while let Some(conn) = conns.pop_front() {
+            self.story.taken_back.push((self.now, conn.serial, worker, why));
+            let (client, listener) = (conn.client, conn.listener);
+            let conn = self.keep(conn, listener);
+            self.tell(Event::TakenBack { worker: id, arrival: Arrival { conn, listener, client } });
+        }
+        self.tell(Event::TakeBackDone { worker: id, removed, lost: 0, empty });
+    }
+
+    /// The main process of a worker ends.
+    pub(crate) fn exit(&mut self, worker: u32, status: ExitStatus, orphans: bool) {
+        let Some(player) = self.room.players.get_mut(&worker) else { return };
+        if !player.is_running() {
+            return;
+        }
+        player.process = if orphans { Process::Orphans } else { Process::Zombie };
+        let in_hand: Vec<Conn> = player.active.drain(..).collect();
+        for conn in in_hand {
+            self.end_of(&conn, |story| &mut story.lost);
+        }
+        self.tell(Event::Exited { worker: WorkerId(worker), status, orphans });
+    }
+
+    /// Writes the end of a connection down; a second end is a bug of somebody's.
+    fn end_of(&mut self, conn: &Conn, place: impl FnOnce(&mut Story) -> &mut BTreeSet<u64>) {
+        if !self.probe_serials.contains(&conn.serial) {
+            let fresh = place(&mut self.story).insert(conn.serial);
+            assert!(fresh, "connection {} ended twice at {}", conn.serial, self.now);
+        }
+    }
+
+    /// What a worker's process does next.
+    fn play(&mut self, worker: u32) {
+        let now = self.now;
+        let Some(player) = self.room.players.get_mut(&worker) else { return };
+        player.nudged = false;
+        let mut events = Vec::new();
+        let mut wake = None;
+        let deeds = player.act(now);
+        for listener in deeds.listens {
+            player.listens.insert(listener);
+            let event =
+                Event::Listening { worker: WorkerId(worker), listener: ListenerId(listener) };
+            events.push(event);
+        }
+        player.was_ready |= player.listens.contains(&0) || self.config.ready != ReadyRule::Listen;
+        if deeds.says_ready {
+            player.was_ready = true;
+            events.push(Event::SaidReady { worker: WorkerId(worker) });
+        }
+        wake = deeds.wake_at.or(wake);
+        let rings = deeds.rings && !player.habit.bell_lost;
+        for (conn, service) in deeds.claimed {
+            if !self.probe_serials.contains(&conn.serial) {
+                self.story.claims.push((now, conn.serial, worker));
+            }
+            self.schedule(now + service, Due::Served { worker, serial: conn.serial });
+        }
+        self.awake |= rings;
+        if let Some(at) = wake {
+            self.schedule(at, Due::Player(worker));
+        }
+        if let Some((status, orphans)) = deeds.exits {
+            self.exit(worker, status, orphans);
+        }
+        for event in events {
+            self.tell(event);
+        }
+    }
+
+    /// What must hold after every turn.
+    fn check(&self) {
+        let mut seen = BTreeMap::new();
+        let mut place = |serial: u64, at: &'static str| {
+            if !self.probe_serials.contains(&serial)
+                && let Some(other) = seen.insert(serial, at)
+            {
+                panic!("connection {serial} is {other} and {at} at {}", self.now);
+            }
+        };
+        self.listeners.values().flat_map(|b| &b.waiting).for_each(|c| place(c.serial, "waiting"));
+        self.conns.iter().flatten().for_each(|(c, _)| place(c.serial, "held"));
+        for player in self.room.players.values() {
+            player.queue.iter().for_each(|c| place(c.serial, "queued"));
+            player.active.iter().for_each(|c| place(c.serial, "active"));
+        }
+        let ended = self.story.served.len() + self.story.refused.len() + self.story.lost.len();
+        let made = usize::try_from(self.connections).unwrap() - self.probe_serials.len();
+        assert_eq!(seen.len() + ended, made, "connections are missing at {}", self.now);
+        let totals = self.core.totals();
+        let in_hand = self.conns.iter().flatten().count() as u64;
+        let accepted: u64 = totals.accepted + self.story.taken_back.len() as u64;
+        assert!(
+            accepted >= totals.handed_off + totals.refused
+                && accepted - totals.handed_off - totals.refused <= in_hand + 300,
+            "{totals:?} with {in_hand} in hand"
+        );
+    }
+
+    /// The operator stops it.
+    pub(crate) fn stop(&mut self, now: bool) {
+        self.stopping = true;
+        self.tell(Event::StopAsked { now });
+    }
+
+    /// For messages.
+    pub(crate) fn picture(&self) -> String {
+        use std::fmt::Write as _;
+        let mut text = format!("\n  at {} ms, {:?}", self.now / MS, self.core.totals());
+        for slot in self.core.slots() {
+            write!(text, "\n  {slot:?}").unwrap();
+        }
+        for worker in self.core.workers() {
+            write!(text, "\n  {worker:?}").unwrap();
+        }
+        for player in self.room.players.values() {
+            let (queued, active) = (player.queue.len(), player.active.len());
+            write!(
+                text,
+                "\n  worker {} {:?}: {queued} queued, {active} active, {:?}, bell {} {}",
+                player.id.0, player.process, player.habit, player.ring_at, player.ring_on_close
+            )
+            .unwrap();
+        }
+        for (listener, backlog) in &self.listeners {
+            let (waiting, armed, pending) = (backlog.waiting.len(), backlog.armed, backlog.pending);
+            write!(
+                text,
+                "\n  listener {listener}: {waiting} wait, armed {armed}, pending {pending}"
+            )
+            .unwrap();
+        }
+        text
+    }
+}
