@@ -112,6 +112,9 @@ pub fn attach_drop_filter(listener: BorrowedFd<'_>) -> io::Result<()> {
     attach(listener, libc::SO_ATTACH_FILTER, &mut program)
 }
 
+/// Undoes [`steer_reuseport`] (asm-generic/socket.h; libc has no name for it).
+pub const SO_DETACH_REUSEPORT_BPF: c_int = 68;
+
 /// Chooses among the sockets of an `SO_REUSEPORT` group: `indices` lists the places (in order of
 /// bind) of those that shall get new connections, spread at random (socket(7),
 /// `SO_ATTACH_REUSEPORT_CBPF`).

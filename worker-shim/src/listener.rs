@@ -210,11 +210,11 @@ impl TcpListener {
         match (answer.verdict, fds) {
             (Verdict::Pass, _) => Ok(None),
             (Verdict::Refused, _) => Err(errno(answer.errno)),
-            (Verdict::Socket, [_, _, Some(socket)]) => {
+            (Verdict::Socket, [_, _, Some(socket), _]) => {
                 let source = Source::Given(Opened::here(answer.channel));
                 Ok(Some(Self { socket: socket.into(), source }))
             }
-            (Verdict::Dealt, [Some(page), Some(bell), Some(channel)]) => {
+            (Verdict::Dealt, [Some(page), Some(bell), Some(channel), _]) => {
                 let (socket, opened) =
                     (net::TcpListener::from(channel), Opened::here(answer.channel));
                 // The kernel's name for a channel is no IP address: if there is one, the preload library

@@ -82,7 +82,7 @@ impl Worker {
 /// Asks for the page. Without an answer the seat stays vacant, and the next question tries again.
 fn attach() {
     if let Some(contact) = Contact::from_environment()
-        && let Ok((_, [Some(page), Some(bell), _])) =
+        && let Ok((_, [Some(page), Some(bell), ..])) =
             contact.ask(&Request::new(Kind::Attach, contact.token))
     {
         // A page of another version is as good as none.

@@ -5,6 +5,7 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 
+use croupier_core::config::Policy;
 use croupier_core::event::{Arrival, ConnId, Event, ListenerId, SendFailure, SlotId, WorkerId};
 use croupier_core::time::Now;
 use croupier_wire::message::{Handoff, PEER_MAX, RawAddress};
@@ -51,7 +52,6 @@ impl Primary {
     }
 
     fn deals(&self, phase: Phase) -> bool {
-        use croupier_core::config::Policy;
         let by_hand = match self.config.core.policy {
             Policy::Least | Policy::Rr | Policy::Ip => true,
             Policy::Shared | Policy::Reuseport => false,
@@ -154,6 +154,9 @@ impl Primary {
                     listener.accept_flags = flags;
                 }
                 self.tell(Event::HandedOff { conn, worker });
+                if self.config.core.policy == Policy::Reuseport {
+                    self.wake_for_mail(held.listener, worker);
+                }
             }
             Err(error) => {
                 let why = match error.raw_os_error() {
@@ -309,31 +312,29 @@ impl Primary {
     }
 
     /// `reuseport`: new clients go only to slots that are served, wherever a slot is down.
-    fn steer(&mut self) {
+    fn steer(&self) {
         for (_, listener) in &self.listeners {
-            if !matches!(listener.address, ListenAddress::Tcp { .. }) {
-                continue;
-            }
             let served = |slot: SlotId| {
                 self.workers
                     .iter()
                     .any(|w| w.slot == slot && w.listens_on(listener.id) && w.is_running())
             };
-            let up: Vec<u32> = listener
-                .slots()
-                .enumerate()
-                .filter(|(_, (slot, _))| served(*slot))
-                .filter_map(|(place, _)| u32::try_from(place).ok())
-                .collect();
-            let member = listener.slots().next().map(|(_, socket)| socket);
-            if let (Some(member), false) = (member, up.is_empty())
-                && let Err(error) = sys::steer_reuseport(member, &up)
-            {
-                log::warn!(
-                    "cannot steer new clients of {listener} away from a slot that is down: {error}"
-                );
-            }
+            listener.steer(served);
         }
+    }
+
+    /// A worker under `reuseport` polls its own socket, not its channel: a connection to exactly that
+    /// socket makes it look. What it then accepts is half-closed, as a probe is.
+    fn wake_for_mail(&mut self, listener: ListenerId, worker: WorkerId) {
+        let Some(target) = self.workers.get_mut(worker) else { return };
+        target.page.announce_mail();
+        let Some(listener) = self.listeners.get(usize::from(listener.0)) else { return };
+        listener.steer(|slot| slot == target.slot);
+        match super::probe::knock(&listener.bound()) {
+            Ok(client) => target.keep_probe(client),
+            Err(error) => log::warn!("cannot wake worker {} at {listener}: {error}", worker.0),
+        }
+        self.steer();
     }
 }
 

@@ -22,7 +22,9 @@ const _: () = assert!(libc::AF_UNIX == 1 && libc::AF_INET == 2 && libc::AF_INET6
 pub(crate) fn parse<const N: usize>(raw: &RawAddress<N>, v6only: bool) -> Option<ListenAddress> {
     match raw.family() {
         FAMILY_V4 | FAMILY_V6 => {
-            let address = inet(raw)?;
+            // A bind of a mapped address with IPV6_V6ONLY is EINVAL; it means the IPv4 address.
+            let mut address = inet(raw)?;
+            address.set_ip(address.ip().to_canonical());
             let any6 = address.ip() == IpAddr::V6(Ipv6Addr::UNSPECIFIED);
             Some(ListenAddress::Tcp { address, dual_stack: any6 && !v6only })
         }
@@ -112,6 +114,14 @@ mod tests {
         }
         let unix = ListenAddress::Unix("/run/x.sock".into());
         assert_eq!(parse(&raw::<110>(&unix), false), Some(unix));
+    }
+
+    #[test]
+    fn a_mapped_address_is_the_ipv4_address() {
+        let mapped: SocketAddr = "[::ffff:127.0.0.1]:80".parse().unwrap();
+        let raw = raw::<110>(&ListenAddress::Tcp { address: mapped, dual_stack: false });
+        let address = "127.0.0.1:80".parse().unwrap();
+        assert_eq!(parse(&raw, true), Some(ListenAddress::Tcp { address, dual_stack: false }));
     }
 
     #[test]

@@ -266,19 +266,21 @@ impl Primary {
         let found = self.workers.get_mut(worker).ok_or_else(gone)?;
         let first = !found.listens_on(listener);
         let mut answer = Answer { address: request.address, ..verdict(Verdict::Socket) };
-        if socket.is_none() {
-            answer.verdict = Verdict::Dealt;
+        if self.config.core.policy != Policy::Shared {
             answer.channel = found.open_channel(listener, question.pid, depth, request.address)?;
-            found.page.attached = true;
-        } else {
+        }
+        if socket.is_some() {
             found.note_socket(listener);
+        } else {
+            answer.verdict = Verdict::Dealt;
+            found.page.attached = true;
         }
         let found = self.workers.get(worker).ok_or_else(gone)?;
         let channel = found.channel(answer.channel).map(|(channel, _)| channel.receive_end());
-        let third: BorrowedFd<'_> =
-            socket.as_ref().map(AsFd::as_fd).or(channel).ok_or_else(gone)?;
-        let [page, bell] = self.seat_of(worker).ok_or_else(gone)?;
-        question.answer(&answer, &[page, bell, third]);
+        let seat = self.seat_of(worker).ok_or_else(gone)?;
+        let rest = socket.as_ref().map(AsFd::as_fd).into_iter().chain(channel);
+        let descriptors: Vec<BorrowedFd<'_>> = seat.into_iter().chain(rest).collect();
+        question.answer(&answer, &descriptors);
         if first {
             self.tell(Event::Listening { worker, listener });
         }

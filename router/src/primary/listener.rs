@@ -172,6 +172,25 @@ impl Listener {
         self.slots.iter().map(|(slot, socket)| (*slot, socket.as_fd()))
     }
 
+    /// `reuseport`: spreads new clients over the slots that `wanted` says yes to, if there are any.
+    pub(crate) fn steer(&self, wanted: impl Fn(SlotId) -> bool) {
+        let places = self.slots.iter().enumerate().filter(|(_, (slot, _))| wanted(*slot));
+        let places: Vec<u32> = places.filter_map(|(place, _)| u32::try_from(place).ok()).collect();
+        let Some((_, member)) = self.slots.first().filter(|_| !places.is_empty()) else { return };
+        // With everybody wanted the kernel's own hash is as good, and what people expect.
+        let steered = if places.len() == self.slots.len() {
+            sys::set_option(member.as_fd(), libc::SOL_SOCKET, sys::SO_DETACH_REUSEPORT_BPF, &[0])
+        } else {
+            sys::steer_reuseport(member.as_fd(), &places)
+        };
+        match steered {
+            // Nothing was attached yet.
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
+            Err(error) => log::warn!("cannot choose who gets new clients of {self}: {error}"),
+            Ok(()) => {}
+        }
+    }
+
     /// Applies a worker's socket option to the listener, whose connections inherit it. Options that
     /// are not on the named list are ignored: a worker may not change what is the primary's.
     pub(crate) fn set_option(&mut self, option: SocketOption) {

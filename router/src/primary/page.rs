@@ -77,6 +77,11 @@ impl SharedPage {
         bell.ring_on_close.store(u32::from(on_close), Ordering::SeqCst);
     }
 
+    /// Tells a worker that accepts from its own socket to look into its channel.
+    pub(crate) fn announce_mail(&self) {
+        self.page().bell.mail.store(1, Ordering::SeqCst);
+    }
+
     pub(crate) fn tell_draining(&self, draining: bool) {
         let flags = if draining { HEAD_DRAINING } else { 0 };
         self.page().head.flags.store(flags, Ordering::Relaxed);

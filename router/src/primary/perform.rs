@@ -80,19 +80,17 @@ impl Primary {
             let worker = taken.worker;
             let removed =
                 u32::try_from(taken.rescued.len()).unwrap_or(u32::MAX).saturating_add(taken.lost);
+            let mut empty = taken.empty;
             if let Some(worker) = self.workers.get_mut(worker) {
                 worker.note_taken(removed);
+                // The thread stops at what was asked for; what is left the kernel knows.
+                empty |= worker.queued_exact() == Some(0);
             }
             for rescued in taken.rescued {
                 let arrival = self.hold(rescued);
                 self.tell(Event::TakenBack { worker, arrival });
             }
-            self.tell(Event::TakeBackDone {
-                worker,
-                removed,
-                lost: taken.lost,
-                empty: taken.empty,
-            });
+            self.tell(Event::TakeBackDone { worker, removed, lost: taken.lost, empty });
             self.settle();
         }
         while let Some((worker, ready)) = self.rescue.notified() {

@@ -5,8 +5,10 @@
 //! stays open until the probe is dropped (dealing.md 6: 15 of 15 programs take it well).
 
 use std::io;
-use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
+
+use crate::config::ListenAddress;
 
 /// Both ends of a probe.
 #[derive(Debug)]
@@ -40,6 +42,29 @@ pub(crate) fn make() -> io::Result<Probe> {
     }
     client.shutdown(Shutdown::Write)?;
     Ok(Probe { conn: conn.into(), peer, client })
+}
+
+/// A half-closed connection to a listener of our own, to wake whoever polls it.
+///
+/// # Errors
+/// EMFILE and the like; a full backlog, in which case somebody is awake anyway.
+pub(crate) fn knock(listener: &ListenAddress) -> io::Result<TcpStream> {
+    let ListenAddress::Tcp { address, .. } = listener else {
+        return Err(io::ErrorKind::Unsupported.into());
+    };
+    let mut to = *address;
+    if to.ip().is_unspecified() {
+        to.set_ip(if to.is_ipv4() {
+            Ipv4Addr::LOCALHOST.into()
+        } else {
+            Ipv6Addr::LOCALHOST.into()
+        });
+    }
+    // On loopback the handshake ends before connect returns; with a full backlog it never does.
+    let patience = std::time::Duration::from_millis(5);
+    let client = TcpStream::connect_timeout(&to, patience)?;
+    client.shutdown(Shutdown::Write)?;
+    Ok(client)
 }
 
 #[cfg(test)]

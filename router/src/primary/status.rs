@@ -185,7 +185,7 @@ impl Primary {
                     generation: Some(view.generation.0),
                     pid: shell.map(|shell| shell.pid),
                     state: state_named(view.state),
-                    handed_off: Some(view.handed_off),
+                    handed_off: Some(view.handed_off.saturating_sub(view.taken_back)),
                     claimed: load.filter(|_| attached).map(|load| load.claimed),
                     closed: shell.filter(|_| attached).map(|shell| shell.page.closed()),
                     queued: shell.and_then(Worker::queued_exact),

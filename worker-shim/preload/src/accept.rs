@@ -9,8 +9,8 @@ use crate::hooks::Outcome;
 use crate::identify::{What, look};
 use crate::place::{Place, PlaceId, Role};
 use crate::table::Entry;
-use crate::{SEAT, State, epoll, real};
-use croupier_wire::message::{Kind, Request};
+use crate::{SEAT, State, epoll, mail, real};
+use croupier_wire::message::{Kind, PEER_MAX, RawAddress, Request};
 use croupier_worker::claim::Claim;
 use libc::{c_int, c_void, socklen_t};
 use std::os::fd::{BorrowedFd, IntoRawFd};
@@ -68,7 +68,8 @@ impl Out {
 pub(crate) fn accept(state: &State, fd: c_int, out: Out, flags: c_int) -> Outcome {
     let id = match state.table.get(fd) {
         Entry::Place(id) => id,
-        Entry::Foreign | Entry::Connection => return accept_foreign(state, fd, &out, flags),
+        Entry::Foreign => return accept_own(state, fd, &out, flags),
+        Entry::Connection => return accept_foreign(state, fd, &out, flags),
         Entry::Unknown => match look(state, fd) {
             What::Channel(id) => id,
             What::Foreign | What::Reserved(_) => return accept_foreign(state, fd, &out, flags),
@@ -80,6 +81,22 @@ pub(crate) fn accept(state: &State, fd: c_int, out: Out, flags: c_int) -> Outcom
         Some(Role::Free | Role::Filling | Role::Reserved) | None => {
             accept_foreign(state, fd, &out, flags)
         }
+    }
+}
+
+/// A socket of the program's own may have mail.
+fn accept_own(state: &State, fd: c_int, out: &Out, flags: c_int) -> Outcome {
+    match mail::take(fd, flags) {
+        Some(Claim::Taken(connection, handoff)) => {
+            let number = connection.into_raw_fd();
+            arrived(state, number, Entry::Connection);
+            if let Ok(Some(room)) = out.room() {
+                let peer = handoff.peer.bytes();
+                out.put(peer, room, peer.len());
+            }
+            Outcome::Return(number)
+        }
+        Some(Claim::Empty(_) | Claim::Ended) | None => accept_foreign(state, fd, out, flags),
     }
 }
 
@@ -133,8 +150,9 @@ fn claim(state: &State, id: PlaceId, fd: c_int, out: &Out, flags: c_int) -> Outc
                 let number = connection.into_raw_fd();
                 arrived(state, number, Entry::Connection);
                 if let Some(room) = room {
-                    let peer = handoff.peer.bytes();
-                    out.put(peer, room, peer.len());
+                    let own = id.place().map_or(0, |place| place.address().family());
+                    let peer = in_family(&handoff.peer, own);
+                    out.put(peer.bytes(), room, peer.bytes().len());
                 }
                 return Outcome::Return(number);
             }
@@ -159,6 +177,31 @@ fn claim(state: &State, id: PlaceId, fd: c_int, out: &Out, flags: c_int) -> Outc
                 retired = true;
             }
         }
+    }
+}
+
+/// The peer in the family of the program's own socket, as accept(2) would give it: an IPv4 client is
+/// `::ffff:a.b.c.d` to an IPv6 socket, and the other way round (the primary may listen on both with one
+/// socket where the program asked for one).
+fn in_family(peer: &RawAddress<PEER_MAX>, own: u16) -> RawAddress<PEER_MAX> {
+    const V4: [u8; 2] = 2u16.to_ne_bytes();
+    const V6: [u8; 2] = 10u16.to_ne_bytes();
+    const MAPPED: [u8; 12] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff];
+    match (own.to_ne_bytes(), peer.bytes()) {
+        (V6, [2, 0, p, q, a, b, c, d, ..]) => {
+            let mut mapped = [0; PEER_MAX];
+            let head = V6.iter().chain([p, q]).chain(&[0; 4]).chain(&MAPPED).chain([a, b, c, d]);
+            mapped.iter_mut().zip(head).for_each(|(to, from)| *to = *from);
+            RawAddress::new(&mapped)
+        }
+        (V4, [10, 0, p, q, _, _, _, _, rest @ ..]) => match rest.split_first_chunk::<12>() {
+            Some((&MAPPED, [a, b, c, d, ..])) => {
+                let [f, g] = V4;
+                RawAddress::new(&[f, g, *p, *q, *a, *b, *c, *d, 0, 0, 0, 0, 0, 0, 0, 0])
+            }
+            Some(_) | None => *peer,
+        },
+        _ => *peer,
     }
 }
 

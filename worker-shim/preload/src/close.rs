@@ -9,7 +9,7 @@ use crate::hooks::Outcome;
 use crate::identify::{What, identify};
 use crate::place::{PLACES_MAX, Place, PlaceId, Role};
 use crate::table::Entry;
-use crate::{SEAT, State, fds, real};
+use crate::{SEAT, State, fds, mail, real};
 use croupier_wire::message::{Kind, Request};
 use libc::{FILE, c_int, c_uint};
 use std::ops::RangeInclusive;
@@ -25,7 +25,7 @@ enum Owed {
 }
 
 pub(crate) fn close(state: &State, fd: c_int, real: impl FnOnce() -> c_int) -> Outcome {
-    if SEAT.holds(fd) { Outcome::Return(0) } else { close_by(state, fd, real) }
+    if SEAT.holds(fd) || mail::holds(fd) { Outcome::Return(0) } else { close_by(state, fd, real) }
 }
 
 /// # Safety

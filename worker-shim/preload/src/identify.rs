@@ -81,7 +81,7 @@ fn find_channel(state: &State, channel: u32) -> Option<PlaceId> {
     }
     let mut request = Request::new(Kind::Attach, state.contact.token);
     request.channel = channel;
-    let (answer, [page, bell, surplus]) = state.contact.ask(&request).ok()?;
+    let (answer, [page, bell, surplus, _]) = state.contact.ask(&request).ok()?;
     drop(surplus);
     if answer.verdict != Verdict::Dealt || SEAT.take(&page?, bell?).is_err() {
         return None;

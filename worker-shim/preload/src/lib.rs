@@ -27,6 +27,7 @@ mod fds;
 pub mod hooks;
 mod identify;
 mod listen;
+mod mail;
 mod options;
 mod place;
 mod real;

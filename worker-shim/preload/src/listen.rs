@@ -10,7 +10,7 @@ use crate::hooks::Outcome;
 use crate::identify::{What, cookie, identify};
 use crate::place::{Place, PlaceId};
 use crate::table::Entry;
-use crate::{SEAT, State, epoll, options, real};
+use crate::{SEAT, State, epoll, mail, options, real};
 use croupier_wire::message::{ADDRESS_MAX, Answer, Kind, RawAddress, Request, Verdict};
 use libc::{SOL_SOCKET, c_int, c_void, sockaddr, socklen_t};
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -103,7 +103,7 @@ fn ask_to_listen(state: &State, fd: c_int, backlog: c_int, id: PlaceId, place: &
     };
     match (answer.verdict, fds) {
         (Verdict::Pass, _) => bind_for_real(state, fd, place),
-        (Verdict::Dealt, [Some(page), Some(bell), Some(channel)]) => {
+        (Verdict::Dealt, [Some(page), Some(bell), Some(channel), _]) => {
             if SEAT.take(&page, bell).is_err() {
                 return Outcome::Errno(libc::ENOBUFS);
             }
@@ -116,9 +116,15 @@ fn ask_to_listen(state: &State, fd: c_int, backlog: c_int, id: PlaceId, place: &
             }
             put
         }
-        (Verdict::Socket, [_, _, Some(socket)]) => {
+        (Verdict::Socket, [page, bell, Some(socket), channel]) => {
             let put = put_over(fd, &socket);
             if put == Outcome::Return(0) {
+                // Without page or channel the program has its own socket, and no mail.
+                if let (Some(page), Some(bell), Some(channel)) = (page, bell, channel)
+                    && SEAT.take(&page, bell).is_ok()
+                {
+                    mail::expect(fd, channel);
+                }
                 place.give_up();
                 state.table.set(fd, Entry::Foreign);
             }

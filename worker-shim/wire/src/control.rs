@@ -84,7 +84,7 @@ impl Contact {
         retry(|| check(unsafe { libc::connect(number, to.as_ptr().cast(), len) }))?;
         retry(|| fdpass::send(socket.as_fd(), &request.encode(), &[]))?;
         let mut bytes = [0; ANSWER_LEN];
-        let mut fds = [None, None, None];
+        let mut fds = [const { None }; ANSWER_FDS_MAX];
         let flags = libc::MSG_CMSG_CLOEXEC;
         match retry(|| fdpass::recv(socket.as_fd(), &mut bytes, &mut fds, flags))? {
             Received::Ended => Err(io::Error::from_raw_os_error(libc::ECONNRESET)),

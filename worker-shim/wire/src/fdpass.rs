@@ -10,7 +10,7 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 /// Descriptors that one message may carry, either way.
-pub const FDS_MAX: usize = 3;
+pub const FDS_MAX: usize = 4;
 
 /// `CMSG_LEN(fds * sizeof(int))`: with `CMSG_SPACE` the kernel would fill the padding with one more.
 const fn control_len(fds: usize) -> usize {

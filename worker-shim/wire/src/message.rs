@@ -26,7 +26,7 @@ pub const PEER_MAX: usize = 28;
 /// Socket options that one [`Request`] may carry.
 pub const OPTIONS_MAX: usize = 16;
 /// Descriptors that one [`Answer`] may carry.
-pub const ANSWER_FDS_MAX: usize = 3;
+pub const ANSWER_FDS_MAX: usize = 4;
 /// What the abstract name of every channel's receive end starts with, after the leading NUL:
 /// `croupier/<pid of the primary>/<worker id>/<channel>`.
 pub const CHANNEL_PREFIX: &[u8] = b"croupier/";
@@ -309,7 +309,8 @@ pub enum Verdict {
     /// channel's receive end.
     Dealt = 2,
     /// Listen: the worker accepts by itself (policies `shared` and `reuseport`). Descriptors: page,
-    /// doorbell, the listening socket.
+    /// doorbell, the listening socket; and with `reuseport` a channel, on which the primary deals what
+    /// waits at a slot that is down, announced by [`crate::page::BellWords::mail`].
     Socket = 3,
     /// Refused; `errno` says why.
     Refused = 4,

@@ -63,6 +63,8 @@ pub struct BellWords {
     pub ring_at: AtomicU64,
     /// Not 0: ring at the next close.
     pub ring_on_close: AtomicU32,
+    /// Not 0: a worker that accepts from its own socket (`reuseport`) finds more in its channel.
+    pub mail: AtomicU32,
 }
 
 /// The share of one process in the totals. When it dies, `claimed - closed` of its line was active
@@ -169,7 +171,11 @@ mod tests {
                 closed: AtomicU64::new(0),
                 nonblocking: AtomicU32::new(0),
             },
-            bell: BellWords { ring_at: AtomicU64::new(0), ring_on_close: AtomicU32::new(0) },
+            bell: BellWords {
+                ring_at: AtomicU64::new(0),
+                ring_on_close: AtomicU32::new(0),
+                mail: AtomicU32::new(0),
+            },
             waited: [const { AtomicU32::new(0) }; WAITED_BUCKETS],
             lines: std::array::from_fn(|_| line()),
         })

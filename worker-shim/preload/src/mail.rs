@@ -1,0 +1,73 @@
+//! Mail: connections for a worker that accepts from a socket of its own (`reuseport`).
+//!
+//! What waits at the socket of a slot that is down is accepted by the primary and sent to another
+//! worker's channel. That worker polls its own socket and not the channel, so it looks there whenever it
+//! accepts and the page says that there is mail; the primary wakes it with a connection of its own.
+//! **Owns** the channel's descriptor, one for each listener, kept at a high number. **Promises** that a
+//! worker without mail pays one read of memory per accept(2).
+
+use crate::SEAT;
+use croupier_worker::claim::Claim;
+use libc::c_int;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
+use std::sync::atomic::{AtomicI32, Ordering::SeqCst};
+
+/// Listeners of one process that can have mail; more accept from their own sockets only.
+const BOXES_MAX: usize = 16;
+/// Out of the way of programs that count on small numbers.
+const BOX_NUMBER: c_int = 900;
+
+/// A listening descriptor and the channel beside it; -1: free.
+struct Box {
+    listener: AtomicI32,
+    channel: AtomicI32,
+}
+
+static BOXES: [Box; BOXES_MAX] =
+    [const { Box { listener: AtomicI32::new(-1), channel: AtomicI32::new(-1) } }; BOXES_MAX];
+
+/// `listener` has become the worker's own socket; what is dealt to it beside comes on `channel`.
+pub(crate) fn expect(listener: c_int, channel: OwnedFd) {
+    let known = BOXES.iter().find(|one| one.listener.load(SeqCst) == listener);
+    let free = || BOXES.iter().find(|one| one.listener.load(SeqCst) == -1);
+    let Some(one) = known.or_else(free) else { return };
+    let number = channel.as_raw_fd();
+    // SAFETY: duplicates a descriptor of ours.
+    let high = unsafe { libc::fcntl(number, libc::F_DUPFD_CLOEXEC, BOX_NUMBER) };
+    let kept = if high < 0 { channel.into_raw_fd() } else { high };
+    let before = one.channel.swap(kept, SeqCst);
+    one.listener.store(listener, SeqCst);
+    if before >= 0 {
+        // SAFETY: it was this box's, and nobody else's.
+        drop(unsafe { OwnedFd::from_raw_fd(before) });
+    }
+}
+
+/// The next piece of mail for a listener.
+pub(crate) fn take(listener: c_int, flags: c_int) -> Option<Claim> {
+    let mail = &SEAT.page()?.bell.mail;
+    if mail.load(SeqCst) == 0 {
+        return None;
+    }
+    let one = BOXES.iter().find(|one| one.listener.load(SeqCst) == listener)?;
+    let number = one.channel.load(SeqCst);
+    // Cleared before the look: the primary sends first and announces then.
+    mail.store(0, SeqCst);
+    let mut ready = libc::pollfd { fd: number, events: libc::POLLIN, revents: 0 };
+    // SAFETY: one pollfd, no wait.
+    if number < 0
+        || unsafe { libc::poll(&raw mut ready, 1, 0) } != 1
+        || ready.revents != libc::POLLIN
+    {
+        return None;
+    }
+    // SAFETY: not -1; should it be another's descriptor by now, recvmsg says that it is no channel.
+    let claim = SEAT.claim(unsafe { BorrowedFd::borrow_raw(number) }, flags);
+    mail.store(1, SeqCst);
+    Some(claim)
+}
+
+/// Whether `number` is a channel of ours beside a listener: not the program's to close.
+pub(crate) fn holds(number: c_int) -> bool {
+    number >= BOX_NUMBER && BOXES.iter().any(|one| one.channel.load(SeqCst) == number)
+}
