@@ -80,8 +80,16 @@ impl Rules {
     }
 }
 
+/// Whether more will come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Round {
+    Open,
+    /// Everything stops: workers that finish may have what the primary still holds.
+    Last,
+}
+
 /// See the module.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Dealer {
     pub(crate) rules: Rules,
     pub(crate) seats: Vec<Seat>,
@@ -90,8 +98,7 @@ pub(crate) struct Dealer {
     pub(crate) epoch: u32,
     /// Some clients had to wait since the turn before this one: nobody had room.
     pub(crate) clients_waited: bool,
-    /// Everything stops: workers that finish may have what the primary still holds.
-    pub(crate) stopping: bool,
+    pub(crate) round: Round,
     /// Workers that are fresh.
     pub(crate) fresh: u32,
     /// Workers that must claim a probe before they get anything.
@@ -108,7 +115,7 @@ impl Dealer {
             now,
             epoch: 1,
             clients_waited: false,
-            stopping: false,
+            round: Round::Open,
             fresh: 0,
             doubtful: 0,
             notes: Vec::new(),
@@ -144,7 +151,7 @@ impl Dealer {
 
     /// Works out what dealing may do with a worker, after anything that bears on it has changed.
     pub(crate) fn restand(&mut self, i: usize) {
-        let stopping = self.stopping;
+        let last_round = self.round == Round::Last;
         let by_load = self.rules.by_load();
         let Some((seat, worker)) = self.both(i) else { return };
         let before = u32::from(seat.standing == Standing::Doubtful);
@@ -156,7 +163,7 @@ impl Dealer {
                 Lateness::Late | Lateness::No if worker.fresh.is_some() => Standing::Fresh,
                 Lateness::Late | Lateness::No => Standing::Regular,
             },
-            State::Finishing { .. } if stopping && worker.paused.is_none() => Standing::Finishing,
+            State::Finishing { .. } if last_round && worker.paused.is_none() => Standing::Finishing,
             State::Finishing { .. }
             | State::Starting { .. }
             | State::Parked { .. }

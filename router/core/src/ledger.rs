@@ -21,7 +21,7 @@ pub(crate) struct Flight {
 }
 
 /// See the module.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Ledger {
     pub(crate) held: VecDeque<Arrival>,
     pub(crate) in_flight: VecDeque<Flight>,
@@ -47,7 +47,9 @@ impl Ledger {
 
     /// How many more a take-back may bring.
     pub(crate) fn room(&self) -> u32 {
-        let spoken_for = self.held.len() + usize::try_from(self.expected).unwrap_or(HELD_MAX);
+        // What is in flight may come back.
+        let expected = usize::try_from(self.expected).unwrap_or(HELD_MAX);
+        let spoken_for = self.held.len() + self.in_flight.len() + expected;
         u32::try_from(HELD_MAX.saturating_sub(spoken_for)).unwrap_or(0)
     }
 

@@ -10,7 +10,7 @@ use crate::config::{Policy, ReadyRule};
 use crate::event::{
     Action, ExitStatus, Generation, ListenerId, Loads, Outcome, Report, SignalKind, WorkerId,
 };
-use crate::primary::Core;
+use crate::primary::{Core, NamedBy, Start};
 use crate::restart::Verdict;
 use crate::slot::{Slot, SlotInput, SlotState, Sockets};
 use crate::time::Now;
@@ -151,8 +151,8 @@ impl Core {
     fn recount(&mut self) {
         self.ready = u32::from(self.ready_count());
         let up = |slot: &Slot| matches!(slot.state, SlotState::Up { .. });
-        if !self.all_were_ready && self.slots.iter().all(up) {
-            self.all_were_ready = true;
+        if self.start != Start::Everybody && self.slots.iter().all(up) {
+            self.start = Start::Everybody;
             self.report(Report::AllReady);
         }
         if self.ready < 2 {
@@ -162,7 +162,7 @@ impl Core {
 
     fn became_ready(&mut self, i: usize, before: State) {
         let now = self.dealer.now;
-        self.ever_ready = true;
+        self.start = self.start.max(Start::Somebody);
         self.debts = true;
         let fresh = self.starts_slowly(i);
         let Some((seat, worker)) = self.dealer.both(i) else { return };
@@ -253,10 +253,10 @@ impl Core {
         let crashes = |slot: &Slot| slot.streak.crashes();
         let most = self.slots.iter().map(crashes).max().unwrap_or(0);
         let least = self.slots.iter().map(crashes).min().unwrap_or(0);
-        let hopeless =
-            !self.ever_ready && least > 0 && most >= self.config.restart.first_tries.max(1);
+        let never = self.start == Start::Nobody;
+        let hopeless = never && least > 0 && most >= self.config.restart.first_tries.max(1);
         let failed = self.slots.iter().all(|slot| slot.state == SlotState::Failed);
-        if hopeless || (failed && !self.ever_ready) {
+        if hopeless || (failed && never) {
             self.end(Outcome::NeverStarted);
         } else if failed {
             self.end(Outcome::AllFailed);
@@ -314,7 +314,10 @@ impl Core {
     fn listens_enough(&self, i: usize) -> bool {
         let Some(seat) = self.dealer.seats.get(i) else { return false };
         let mut declared = self.listeners.iter().zip(0..).filter_map(|(listener, number)| {
-            listener.as_ref().filter(|listener| listener.declared).map(|_| ListenerId(number))
+            listener
+                .as_ref()
+                .filter(|listener| listener.named_by == NamedBy::Operator)
+                .map(|_| ListenerId(number))
         });
         !seat.listens.is_empty() && declared.all(|listener| seat.listens.contains(listener))
     }

@@ -17,24 +17,53 @@ use crate::ledger::{Flight, HELD_MAX, Ledger};
 use crate::restart::Dice;
 use crate::scheduler::{Ask, Origin};
 use crate::seat::LISTENERS_MAX;
+#[cfg(debug_assertions)]
+use crate::seat::{Seat, Standing};
 use crate::slot::{Slot, SlotInput};
 use crate::sticky::Sticky;
 use crate::stop::{Closing, Stop};
 use crate::time::Now;
-use crate::worker::Lateness;
+#[cfg(debug_assertions)]
+use crate::worker::{State, Worker};
 
 /// A worker for which the kernel would not queue more is left alone for so long.
 const PAUSE: Duration = Duration::from_millis(20);
 
 /// A listener that the primary has.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Listener {
-    pub(crate) declared: bool,
+    pub(crate) named_by: NamedBy,
     /// Who had its last connection.
     pub(crate) last: WorkerId,
     /// Clients may wait in its backlog because nobody had room.
     pub(crate) waiting: bool,
     pub(crate) closing: Closing,
+}
+
+/// Who wants a listener.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum NamedBy {
+    /// `-l`: a worker must listen on it to be ready.
+    Operator,
+    /// A program.
+    Worker,
+}
+
+/// Who has been ready since the start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Start {
+    Nobody,
+    /// Some worker has been ready.
+    Somebody,
+    /// Every slot has been up at the same time.
+    Everybody,
+}
+
+/// Doorbells, and whether the loads were looked at since they were set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Bells {
+    LookedAfter,
+    Written,
 }
 
 /// What [`Core::wants_accept`] chose.
@@ -46,7 +75,7 @@ struct Pick {
 }
 
 /// See the crate.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Core {
     pub(crate) config: Config,
     pub(crate) dealer: Dealer,
@@ -59,8 +88,7 @@ pub struct Core {
     pub(crate) stop: Stop,
     pub(crate) started: Now,
     pub(crate) next_worker: u32,
-    pub(crate) ever_ready: bool,
-    pub(crate) all_were_ready: bool,
+    pub(crate) start: Start,
     /// Workers that are ready.
     pub(crate) ready: u32,
     /// When something queued may have become late.
@@ -70,8 +98,7 @@ pub struct Core {
     /// The earliest of the deadlines that are not `late_at`.
     pub(crate) deadline: Option<Now>,
     pick: Option<Pick>,
-    /// Bells were set since the loads were last looked at.
-    pub(crate) bells_written: bool,
+    pub(crate) bells: Bells,
     /// Queues of the dead, or connections in hand, wait for room.
     pub(crate) debts: bool,
 }
@@ -121,14 +148,13 @@ impl Core {
             stop: Stop::No,
             started: now,
             next_worker: 1,
-            ever_ready: false,
-            all_were_ready: false,
+            start: Start::Nobody,
             ready: 0,
             late_at: None,
             recheck: Recheck::default(),
             deadline: None,
             pick: None,
-            bells_written: false,
+            bells: Bells::LookedAfter,
             debts: false,
             config,
         };
@@ -204,7 +230,7 @@ impl Core {
         if !self.accepts() {
             return false;
         }
-        let again = core::mem::take(&mut self.bells_written);
+        let again = core::mem::replace(&mut self.bells, Bells::LookedAfter) == Bells::Written;
         if again {
             self.dealer.new_epoch();
         }
@@ -219,8 +245,9 @@ impl Core {
         } else {
             self.dealer.choose(ask, loads).map(Some)
         };
-        if !self.dealer.notes.is_empty() {
-            self.take_notes(loads);
+        if !self.dealer.notes.is_empty() && self.take_notes(loads) {
+            // Somebody was condemned for what was just read; it may be the very choice.
+            return self.wants_accept(listener, now, loads);
         }
         let Some(seat) = found else {
             self.nobody_has_room(ask);
@@ -271,7 +298,7 @@ impl Core {
 
     /// When clients are accepted at the latest, while they are not.
     pub(crate) fn gate_opens(&self) -> Option<Now> {
-        let shut = self.config.policy == Policy::Ip && !self.all_were_ready;
+        let shut = self.config.policy == Policy::Ip && self.start != Start::Everybody;
         shut.then(|| self.started.after(self.config.ready_timeout))
     }
 
@@ -299,7 +326,9 @@ impl Core {
             self.ledger.totals.waits += u64::from(begins);
         }
         self.dealer.clients_waited = true;
-        self.bells_written |= self.dealer.set_bells(ask, &mut self.actions);
+        if self.dealer.set_bells(ask, &mut self.actions) {
+            self.bells = Bells::Written;
+        }
     }
 
     fn accepted(&mut self, arrival: Arrival, loads: &impl Loads) {
@@ -409,7 +438,7 @@ impl Core {
             self.debts || self.listeners.iter().flatten().any(|listener| listener.waiting);
         if !wait_still {
             self.dealer.clear_bells(&mut self.actions);
-            self.bells_written = false;
+            self.bells = Bells::LookedAfter;
         }
     }
 
@@ -495,21 +524,22 @@ impl Core {
         if self.listeners.len() <= place {
             self.listeners.resize_with(place + 1, || None);
         }
+        let named_by = if declared { NamedBy::Operator } else { NamedBy::Worker };
         let Some(entry) = self.listeners.get_mut(place) else { return };
         if let Some(known) = entry {
-            known.declared = declared;
+            known.named_by = named_by;
             return;
         }
         *entry =
-            Some(Listener { declared, last: WorkerId(0), waiting: false, closing: Closing::Open });
+            Some(Listener { named_by, last: WorkerId(0), waiting: false, closing: Closing::Open });
         // The number is used again: nobody listens on this one yet.
         for seat in &mut self.dealer.seats {
             seat.listens.remove(listener);
         }
     }
 
-    /// Acts on what dealing noticed.
-    fn take_notes(&mut self, loads: &impl Loads) {
+    /// Acts on what dealing noticed. True: somebody was condemned.
+    fn take_notes(&mut self, loads: &impl Loads) -> bool {
         let mut unfit = false;
         for note in core::mem::take(&mut self.dealer.notes) {
             match note {
@@ -524,6 +554,7 @@ impl Core {
         if unfit {
             self.reconcile(loads);
         }
+        unfit
     }
 
     pub(crate) fn report(&mut self, report: Report) {
@@ -570,30 +601,26 @@ impl Core {
     #[cfg(debug_assertions)]
     fn check(&self) {
         debug_assert!(self.ledger.balances(), "a connection is lost or doubled: {:?}", self.ledger);
-        debug_assert!(self.ledger.held.len() <= HELD_MAX + self.ledger.in_flight.len() + 64);
+        debug_assert_eq!(self.dealer.seats.len(), self.dealer.workers.len());
         for (seat, worker) in self.dealer.seats.iter().zip(&self.dealer.workers) {
-            debug_assert_eq!(seat.id, worker.id, "seats and workers are in one order");
-            debug_assert_eq!(seat.sent, worker.sent(), "{worker:?}");
-            debug_assert!(seat.claimed <= seat.sent);
+            self.check_worker(seat, worker);
         }
-        let flights = |id| self.ledger.in_flight.iter().filter(|f| f.worker == id).count();
-        for worker in &self.dealer.workers {
-            debug_assert_eq!(usize::try_from(worker.in_flight), Ok(flights(worker.id)));
-            debug_assert!(
-                worker.lateness == Lateness::No
-                    || !matches!(worker.state, crate::worker::State::Starting { .. }),
-                "{worker:?}"
-            );
-        }
-        for (at, slot) in self.slots.iter().enumerate() {
-            let Some(worker) = slot.state.worker() else { continue };
-            debug_assert!(
-                self.dealer.find(worker).is_some(),
-                "slot {at} has a worker that is gone"
-            );
-            let others =
-                self.slots.iter().skip(at + 1).any(|other| other.state.worker() == Some(worker));
-            debug_assert!(!others, "two slots have worker {worker:?}");
-        }
+        let mut sitting: Vec<WorkerId> =
+            self.slots.iter().filter_map(|s| s.state.worker()).collect();
+        debug_assert!(sitting.iter().all(|worker| self.dealer.find(*worker).is_some()));
+        sitting.sort_unstable();
+        debug_assert!(sitting.is_sorted_by(|one, other| one < other), "one worker in two slots");
+    }
+
+    #[cfg(debug_assertions)]
+    fn check_worker(&self, seat: &Seat, worker: &Worker) {
+        debug_assert_eq!(seat.id, worker.id, "seats and workers are in one order");
+        debug_assert_eq!(seat.sent, worker.sent(), "{worker:?}");
+        debug_assert!(seat.claimed <= seat.sent, "{seat:?}");
+        let flights = self.ledger.in_flight.iter().filter(|flight| flight.worker == worker.id);
+        debug_assert_eq!(usize::try_from(worker.in_flight), Ok(flights.count()), "{worker:?}");
+        let ready = matches!(worker.state, State::Ready { .. });
+        let deals = !matches!(seat.standing, Standing::Away | Standing::Finishing);
+        debug_assert_eq!(ready, deals, "{seat:?} of {worker:?}");
     }
 }

@@ -41,10 +41,11 @@ impl Core {
     fn tend_finishing(&mut self, i: usize, deadline: Now, loads: &impl Loads) {
         let Some(worker) = self.dealer.workers.get(i) else { return };
         let (id, busy) = (worker.id, worker.taking.is_some() || worker.in_flight > 0);
+        let now = self.dealer.now;
         let active = loads.load(id).active;
-        if deadline <= self.dealer.now {
+        if deadline <= now {
             self.report(Report::DrainCut { worker: id, active });
-            return self.tell_to_end(i);
+            return self.tell_to_end(i, now);
         }
         self.dealer.look(i, loads);
         let Some(seat) = self.dealer.seats.get(i) else { return };
@@ -63,20 +64,32 @@ impl Core {
             return;
         }
         // While everything stops, this worker may be the one that gets what others leave behind.
-        if self.stop.is_under_way() && self.owes() {
+        if self.stop.is_under_way() && (self.owes() || self.others_have_queues()) {
             return;
         }
+        // A program that accepts by itself goes on doing so until it is told to end.
+        let drains_itself = self.config.stop_signal_first || !self.dealer.rules.by_hand();
         match active {
-            Some(1..) if !self.config.stop_signal_first => {
+            Some(0) => self.tell_to_end(i, now),
+            Some(_) if !drains_itself => {
                 self.dealer.ring_one(i, 0, true, &mut self.actions);
             }
-            Some(_) | None => self.tell_to_end(i),
+            // It finishes what it has after the signal, in the time that it has for that.
+            Some(_) | None => self.tell_to_end(i, deadline),
         }
     }
 
-    fn tell_to_end(&mut self, i: usize) {
-        let kill_at = self.dealer.now.after(self.config.kill_after);
-        self.enter(i, Input::Signalled { kill_at });
+    /// Sends the stop-signal; KILL comes `kill_after` later than `from`.
+    fn tell_to_end(&mut self, i: usize, from: Now) {
+        let kill_at = from.after(self.config.kill_after);
+        self.enter(i, Input::Told { kill_at });
+    }
+
+    /// Whether a worker that finishes has connections that it did not claim yet: should it die, they
+    /// are for those that still live.
+    fn others_have_queues(&self) -> bool {
+        let finishes = |seat: &crate::seat::Seat| seat.standing == Standing::Finishing;
+        self.dealer.seats.iter().any(|seat| finishes(seat) && seat.queued() > 0)
     }
 
     /// Whether a worker that does not drain serves one of these listeners.

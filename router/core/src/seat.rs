@@ -77,7 +77,7 @@ pub(crate) enum Standing {
 pub(crate) const ACTIVE_UNKNOWN: u32 = u32::MAX;
 
 /// One worker in the eyes of dealing.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 #[repr(C, align(64))]
 pub(crate) struct Seat {
     pub(crate) listens: Listens,

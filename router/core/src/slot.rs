@@ -124,7 +124,7 @@ pub(crate) enum Sockets {
 }
 
 /// One slot.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Slot {
     pub(crate) id: SlotId,
     pub(crate) state: SlotState,

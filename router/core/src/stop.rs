@@ -14,6 +14,7 @@
 
 use core::time::Duration;
 
+use crate::dealer::Round;
 use crate::event::{Action, ListenerId, Outcome};
 use crate::primary::Core;
 use crate::slot::SlotInput;
@@ -242,7 +243,7 @@ impl Core {
     fn drain_all(&mut self, deadline: Now) {
         let deadline = deadline.max(self.dealer.now);
         self.stop = Stop::Draining { deadline };
-        self.dealer.stopping = true;
+        self.dealer.round = Round::Last;
         for i in 0..self.dealer.workers.len() {
             self.enter(i, Input::Drain { deadline });
         }

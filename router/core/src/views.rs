@@ -1,7 +1,7 @@
 //! What the status shows: read-only pictures of the core's state.
 
 use crate::event::{Generation, SlotId, WorkerId};
-use crate::primary::Core;
+use crate::primary::{Core, Start};
 use crate::slot::SlotState;
 use crate::time::Now;
 use crate::worker::{Lateness, State};
@@ -110,7 +110,7 @@ impl Core {
     /// Whether every slot has been ready at the same time, at least once.
     #[must_use]
     pub fn all_were_ready(&self) -> bool {
-        self.all_were_ready
+        self.start == Start::Everybody
     }
 
     /// Connections that the primary holds because nobody has room for them.

@@ -31,7 +31,7 @@ pub(crate) const UNUSED: Duration = Duration::from_millis(100);
 pub(crate) const CEILING: Duration = Duration::from_secs(5);
 
 /// When each of the last hand-offs to a worker happened.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Times {
     ring: Box<[Now]>,
 }

@@ -1,7 +1,7 @@
 //! A worker: its state, and what the core counts about it.
 //!
 //! ```text
-//!             BecameReady          Drain              Signalled
+//!             BecameReady          Drain               Told
 //!   Starting ────────────▶ Ready ─────────▶ Finishing ──────────▶ Signalled
 //!      │                  Park│▲Unpark  ▲        │                    │
 //!      │                      ▼│        │Drain   │                    │
@@ -45,12 +45,15 @@ pub(crate) enum State {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Input {
     BecameReady,
+    #[cfg_attr(not(test), expect(dead_code, reason = "reload is what parks"))]
     Park,
+    #[cfg_attr(not(test), expect(dead_code, reason = "a reload that fails is what unparks"))]
     Unpark,
     Drain {
         deadline: Now,
     },
-    Signalled {
+    /// The stop-signal was sent.
+    Told {
         kill_at: Now,
     },
     /// It is to be killed: not ready in time, broken, lying, too slow to end.
@@ -64,77 +67,45 @@ impl State {
     /// The state after `input`, at `now`.
     #[must_use]
     pub(crate) fn next(self, input: Input, now: Now) -> Self {
+        use Input::{BecameReady, Condemned, Drain, Ended, FamilyGone, Park, Told, Unpark};
         use State::{Dead, Finishing, Killing, Parked, Ready, Signalled, Starting};
         match (self, input) {
-            (Starting { .. }, Input::BecameReady) | (Parked { .. }, Input::Unpark) => {
-                Ready { since: now }
-            }
-            (Ready { .. }, Input::Park) => Parked { since: now },
-            (Ready { .. } | Parked { .. }, Input::Drain { deadline }) => Finishing { deadline },
-            (Finishing { .. }, Input::Signalled { kill_at }) => Signalled { kill_at },
+            (Starting { .. }, BecameReady) | (Parked { .. }, Unpark) => Ready { since: now },
+            (Ready { .. }, Park) => Parked { since: now },
+            (Ready { .. } | Parked { .. }, Drain { deadline }) => Finishing { deadline },
+            (Finishing { .. }, Told { kill_at }) => Signalled { kill_at },
             (
                 Starting { .. }
                 | Ready { .. }
                 | Parked { .. }
                 | Finishing { .. }
                 | Signalled { .. },
-                Input::Condemned | Input::Ended,
+                Condemned | Ended,
             ) => Killing { since: now },
-            (Killing { .. }, Input::FamilyGone) => Dead,
+            (Killing { .. }, FamilyGone) => Dead,
             // Stale, or already so; each was considered:
-            (
-                Starting { .. },
-                Input::Park
-                | Input::Unpark
-                | Input::Drain { .. }
-                | Input::Signalled { .. }
-                | Input::FamilyGone,
-            )
-            | (
-                Ready { .. },
-                Input::BecameReady | Input::Unpark | Input::Signalled { .. } | Input::FamilyGone,
-            )
-            | (
-                Parked { .. },
-                Input::BecameReady | Input::Park | Input::Signalled { .. } | Input::FamilyGone,
-            )
-            | (
-                Finishing { .. },
-                Input::BecameReady
-                | Input::Park
-                | Input::Unpark
-                | Input::Drain { .. }
-                | Input::FamilyGone,
-            )
+            (Starting { .. }, Park | Unpark | Drain { .. } | Told { .. } | FamilyGone)
+            | (Ready { .. }, BecameReady | Unpark | Told { .. } | FamilyGone)
+            | (Parked { .. }, BecameReady | Park | Told { .. } | FamilyGone)
+            | (Finishing { .. }, BecameReady | Park | Unpark | Drain { .. } | FamilyGone)
             | (
                 Signalled { .. },
-                Input::BecameReady
-                | Input::Park
-                | Input::Unpark
-                | Input::Drain { .. }
-                | Input::Signalled { .. }
-                | Input::FamilyGone,
+                BecameReady | Park | Unpark | Drain { .. } | Told { .. } | FamilyGone,
             )
             | (
                 Killing { .. },
-                Input::BecameReady
-                | Input::Park
-                | Input::Unpark
-                | Input::Drain { .. }
-                | Input::Signalled { .. }
-                | Input::Condemned
-                | Input::Ended,
+                BecameReady | Park | Unpark | Drain { .. } | Told { .. } | Condemned | Ended,
             )
             | (
                 Dead,
-                Input::BecameReady
-                | Input::Park
-                | Input::Unpark
-                | Input::Drain { .. }
-                | Input::Signalled { .. }
-                | Input::Condemned
-                | Input::Ended
-                | Input::FamilyGone,
+                BecameReady
+                | Park
+                | Unpark
+                | Drain { .. }
+                | Told { .. }
+                | Condemned
+                | Ended
+                | FamilyGone,
             ) => self,
         }
     }
@@ -258,7 +229,7 @@ impl Bell {
 }
 
 /// One worker, as far as it is not in its [`Seat`](crate::seat::Seat).
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Worker {
     pub(crate) id: WorkerId,
     pub(crate) slot: SlotId,
@@ -374,13 +345,14 @@ mod tests {
     use super::*;
 
     #[test]
+    #[expect(clippy::too_many_lines, reason = "a table")]
     fn every_state_and_input() {
         use Input::{BecameReady, Condemned, Drain, Ended, FamilyGone, Park, Unpark};
         use State::{Dead, Finishing, Killing, Parked, Ready, Signalled, Starting};
         let now = Now(7);
         let (d, k) = (Now(20), Now(30));
         let drain = Drain { deadline: d };
-        let told = Input::Signalled { kill_at: k };
+        let told = Input::Told { kill_at: k };
         let starting = Starting { deadline: Now(9) };
         let ready = Ready { since: Now(1) };
         let parked = Parked { since: Now(2) };

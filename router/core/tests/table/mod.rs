@@ -33,7 +33,7 @@ pub(crate) const SEC: u64 = 1_000_000_000;
 /// worker may get a few words.
 const ACTIONS_MAX: usize = 1200;
 /// Turns of the loop in which the clock does not move.
-const TURNS_AT_ONCE_MAX: u32 = 64;
+const TURNS_AT_ONCE_MAX: u32 = 1000;
 /// Connections accepted from one listener in a turn, as in the shell.
 const ACCEPTS_PER_TURN_MAX: usize = 64;
 /// Cost of a rescue, and how long it may take at most.
@@ -362,7 +362,10 @@ impl Table {
         self.settle();
         let clients_wait = self.bells_set && self.listeners.values().any(|b| b.pending && !b.armed);
         self.bell_at = clients_wait.then(|| self.now + 20 * MS);
-        self.check();
+        // It looks at every connection; a lost one stays lost, so some turns are enough.
+        if self.story.turns % 8 == 0 || self.is_quiet() {
+            self.check();
+        }
     }
 
     /// Tells the core; counts what it wants done.
@@ -652,6 +655,10 @@ impl Table {
             Due::Buried(worker) => {
                 if let Some(player) = self.room.players.get_mut(&worker) {
                     player.process = Process::Gone;
+                    // What the dead master's children had in hand.
+                    for conn in std::mem::take(&mut player.active) {
+                        self.end_of(&conn, |story| &mut story.lost);
+                    }
                     self.tell(Event::FamilyGone { worker: WorkerId(worker) });
                 }
             }

@@ -1,0 +1,468 @@
+//! Every sequence of a few inputs on two slots.
+//!
+//! The core checks itself after each event (`Core::check`, in debug builds); this checks, from
+//! outside, that each connection is in exactly one place and that nothing is asked of a worker that
+//! cannot do it.
+
+#[path = "table/dice.rs"]
+#[expect(dead_code, reason = "shared with the other tests")]
+mod dice;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+use croupier_core::Core;
+use croupier_core::config::{Config, Policy, ReadyRule, RestartPolicy};
+use croupier_core::event::{
+    Action, Arrival, Client, ConnId, Event, ExitStatus, ListenerId, Load, Loads, SlotId, WorkerId,
+};
+use croupier_core::time::Now;
+
+/// Inputs in a sequence.
+const DEPTH: u32 = 6;
+const ON: ListenerId = ListenerId(0);
+
+/// What can happen next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Input {
+    Client,
+    /// The worker of this slot does its next thing: listens, claims, or closes.
+    Works(u16),
+    /// Its process ends.
+    Ends(u16),
+    /// Everything that was asked of others is done: kills, take-backs.
+    Answers,
+    /// The core's next deadline comes.
+    Time,
+    Stop,
+    /// Messages that came too late, about workers and connections of the past.
+    Stale,
+}
+
+const ALL: [Input; 9] = [
+    Input::Client,
+    Input::Works(0),
+    Input::Works(1),
+    Input::Ends(0),
+    Input::Ends(1),
+    Input::Answers,
+    Input::Time,
+    Input::Stop,
+    Input::Stale,
+];
+
+#[derive(Debug, Clone, Default)]
+struct Worker {
+    slot: u16,
+    listens: bool,
+    ended: bool,
+    condemned: bool,
+    queue: VecDeque<u32>,
+    claimed: u64,
+    active: u32,
+}
+
+#[derive(Debug, Clone, Default)]
+struct Workers(BTreeMap<u32, Worker>);
+
+impl Loads for Workers {
+    fn load(&self, worker: WorkerId) -> Load {
+        let worker = self.0.get(&worker.0);
+        worker.map_or(Load::default(), |w| Load { claimed: w.claimed, active: Some(w.active) })
+    }
+
+    fn queued_exact(&self, worker: WorkerId) -> Option<u32> {
+        self.0.get(&worker.0).map(|worker| u32::try_from(worker.queue.len()).unwrap())
+    }
+}
+
+#[derive(Debug, Clone)]
+struct Puppet {
+    core: Core,
+    now: u64,
+    workers: Workers,
+    /// Connections in the shell's hands.
+    held: Vec<u32>,
+    next_conn: u32,
+    answers: Vec<Action>,
+    finished: bool,
+}
+
+impl Puppet {
+    fn new(policy: Policy) -> Self {
+        let config = Config {
+            slots: 2,
+            policy,
+            queue_limit: 4,
+            max_active: None,
+            stall_after: Duration::from_millis(100),
+            slow_start: Duration::from_secs(10),
+            ready: ReadyRule::Listen,
+            ready_timeout: Duration::from_secs(5),
+            drain_timeout: Duration::from_secs(1),
+            kill_after: Duration::from_secs(1),
+            stop_signal_first: false,
+            sticky_bound: None,
+            sticky_key: [3, 4],
+            restart: RestartPolicy {
+                base: Duration::from_millis(100),
+                max: Duration::from_secs(1),
+                budget: 3,
+                min_uptime: Duration::from_secs(1),
+                first_tries: 2,
+                stay: false,
+            },
+            seed: 1,
+        };
+        let mut puppet = Self {
+            core: Core::new(config, Now(1)),
+            now: 1,
+            workers: Workers::default(),
+            held: Vec::new(),
+            next_conn: 0,
+            answers: Vec::new(),
+            finished: false,
+        };
+        puppet.settle();
+        puppet.tell(Event::ListenerOpened { listener: ON, declared: true });
+        puppet
+    }
+
+    fn tell(&mut self, event: Event) {
+        self.core.handle(event, Now(self.now), &self.workers);
+        self.settle();
+    }
+
+    fn settle(&mut self) {
+        let mut count = 0;
+        while let Some(action) = self.core.poll_action() {
+            count += 1;
+            assert!(count < 100, "no end of actions");
+            self.perform(action);
+        }
+    }
+
+    fn perform(&mut self, action: Action) {
+        match action {
+            Action::Spawn { slot, worker, .. } => {
+                // One that even KILL does not end is waited for, but not for ever.
+                let sits = |w: &&Worker| w.slot == slot.0 && !w.ended && !w.condemned;
+                assert_eq!(
+                    self.workers.0.values().filter(sits).count(),
+                    0,
+                    "{slot:?} has a worker"
+                );
+                self.workers.0.insert(worker.0, Worker { slot: slot.0, ..Worker::default() });
+                self.tell(Event::Spawned { worker });
+            }
+            Action::HandOff { conn, worker } => {
+                self.release(conn.0);
+                let worker = self.workers.0.get_mut(&worker.0).expect("it is not forgotten");
+                assert!(worker.listens && !worker.condemned && worker.queue.len() < 256);
+                worker.queue.push_back(conn.0);
+                let worker = self.id_of(conn);
+                self.tell(Event::HandedOff { conn, worker });
+            }
+            Action::Refuse { conn } => {
+                self.release(conn.0);
+                self.tell(Event::Refused { conn });
+            }
+            Action::KillFamily { worker } => {
+                if let Some(worker) = self.workers.0.get_mut(&worker.0) {
+                    worker.condemned = true;
+                }
+                self.answers.push(action);
+            }
+            Action::TakeBack { .. } => self.answers.push(action),
+            Action::Forget { worker } => {
+                let gone = self.workers.0.remove(&worker.0).expect("forgotten once");
+                assert!(gone.ended);
+            }
+            Action::QuietListener { listener } => self.tell(Event::BacklogEmpty { listener }),
+            Action::CloseListener { listener } => self.tell(Event::ListenerClosed { listener }),
+            Action::Probe { worker, .. } => self.tell(Event::ProbeFailed { worker }),
+            Action::Finish(_) => {
+                assert!(!self.finished, "finished twice");
+                self.finished = true;
+            }
+            Action::Ring { .. }
+            | Action::TellDraining { .. }
+            | Action::Signal { .. }
+            | Action::AdoptSockets { .. }
+            | Action::Report(_) => {}
+        }
+    }
+
+    fn id_of(&self, conn: ConnId) -> WorkerId {
+        let owner = self.workers.0.iter().find(|(_, worker)| worker.queue.contains(&conn.0));
+        WorkerId(*owner.expect("it was just queued").0)
+    }
+
+    fn release(&mut self, conn: u32) {
+        let at = self.held.iter().position(|held| *held == conn);
+        self.held.swap_remove(at.unwrap_or_else(|| panic!("{conn} is not held")));
+    }
+
+    fn in_slot(&mut self, slot: u16) -> Option<(u32, &mut Worker)> {
+        let mut in_slot = self.workers.0.iter_mut().filter(|(_, w)| w.slot == slot && !w.ended);
+        in_slot.next_back().map(|(id, worker)| (*id, worker))
+    }
+
+    fn step(&mut self, input: Input) {
+        self.now += 1_000_000;
+        self.tell(Event::Woke);
+        match input {
+            Input::Client => self.client(),
+            Input::Works(slot) => self.works(slot),
+            Input::Ends(slot) => self.ends(slot),
+            Input::Answers => {
+                for action in std::mem::take(&mut self.answers) {
+                    self.answer(action);
+                }
+            }
+            Input::Time => {
+                let next = self.core.poll_timeout().map_or(self.now + 1_000_000_000, |Now(at)| at);
+                self.now = self.now.max(next);
+                self.tell(Event::Woke);
+            }
+            Input::Stop => self.tell(Event::StopAsked { now: false }),
+            Input::Stale => self.stale(),
+        }
+    }
+
+    fn client(&mut self) {
+        if !self.core.wants_accept(ON, Now(self.now), &self.workers) {
+            self.settle();
+            if !self.core.wants_accept(ON, Now(self.now), &self.workers) {
+                return;
+            }
+        }
+        let conn = self.next_conn;
+        self.next_conn += 1;
+        self.held.push(conn);
+        let client = Client::V4([10, 0, 0, u8::try_from(conn).unwrap()]);
+        self.tell(Event::Accepted(Arrival { conn: ConnId(conn), listener: ON, client }));
+        assert!(self.held.is_empty() || !self.answers.is_empty(), "accepted, but not dealt");
+    }
+
+    fn works(&mut self, slot: u16) {
+        let Some((id, worker)) = self.in_slot(slot) else { return };
+        if !worker.listens {
+            worker.listens = true;
+            return self.tell(Event::Listening { worker: WorkerId(id), listener: ON });
+        }
+        if worker.queue.pop_front().is_some() {
+            worker.claimed += 1;
+            worker.active += 1;
+        } else {
+            worker.active = worker.active.saturating_sub(1);
+        }
+        self.tell(Event::Woke);
+    }
+
+    fn ends(&mut self, slot: u16) {
+        let Some((id, worker)) = self.in_slot(slot) else { return };
+        worker.ended = true;
+        let status = ExitStatus::Signal(9);
+        self.tell(Event::Exited { worker: WorkerId(id), status, orphans: false });
+    }
+
+    fn answer(&mut self, action: Action) {
+        match action {
+            Action::KillFamily { worker } => {
+                if let Some(gone) = self.workers.0.get_mut(&worker.0)
+                    && !std::mem::replace(&mut gone.ended, true)
+                {
+                    let status = ExitStatus::Signal(9);
+                    self.tell(Event::Exited { worker, status, orphans: false });
+                }
+                self.tell(Event::FamilyGone { worker });
+            }
+            Action::TakeBack { worker, max, .. } => {
+                let from = self.workers.0.get_mut(&worker.0).expect("not forgotten meanwhile");
+                let count = from.queue.len().min(max as usize);
+                let taken: Vec<u32> = from.queue.drain(..count).collect();
+                let empty = from.queue.is_empty();
+                for conn in &taken {
+                    self.held.push(*conn);
+                    let arrival =
+                        Arrival { conn: ConnId(*conn), listener: ON, client: Client::Local };
+                    self.core.handle(
+                        Event::TakenBack { worker, arrival },
+                        Now(self.now),
+                        &self.workers,
+                    );
+                }
+                let removed = u32::try_from(taken.len()).unwrap();
+                self.tell(Event::TakeBackDone { worker, removed, lost: 0, empty });
+            }
+            other => panic!("{other:?} needs no answer"),
+        }
+    }
+
+    /// Nothing of this is true (any more), and nothing of it may change anything.
+    fn stale(&mut self) {
+        let before: Vec<_> = self.core.workers().collect();
+        for worker in [WorkerId(0), WorkerId(999)] {
+            let status = ExitStatus::Code(0);
+            for event in [
+                Event::Spawned { worker },
+                Event::SpawnFailed { worker },
+                Event::Listening { worker, listener: ON },
+                Event::Unlistened { worker, listener: ON },
+                Event::SaidReady { worker },
+                Event::Probed { worker },
+                Event::ProbeFailed { worker },
+                Event::TakeBackDone { worker, removed: 1, lost: 1, empty: true },
+                Event::TakeBackStuck { worker },
+                Event::Exited { worker, status, orphans: true },
+                Event::FamilyGone { worker },
+                Event::Misbehaved { worker },
+                Event::HandedOff { conn: ConnId(7777), worker },
+                Event::HandOffFailed {
+                    conn: ConnId(7777),
+                    worker,
+                    why: croupier_core::event::SendFailure::Broken,
+                },
+                Event::Refused { conn: ConnId(7777) },
+                Event::BacklogEmpty { listener: ListenerId(99) },
+                Event::ListenerClosed { listener: ListenerId(99) },
+            ] {
+                self.tell(event);
+            }
+        }
+        assert_eq!(before, self.core.workers().collect::<Vec<_>>());
+    }
+
+    fn explore(&self, depth: u32, path: &mut Vec<Input>, count: &mut u64) {
+        for input in ALL {
+            let mut next = self.clone();
+            path.push(input);
+            let told = std::panic::AssertUnwindSafe(|| next.step(input));
+            if std::panic::catch_unwind(told).is_err() {
+                panic!("after {path:?}");
+            }
+            *count += 1;
+            if depth > 1 && !next.finished {
+                next.explore(depth - 1, path, count);
+            }
+            path.pop();
+        }
+    }
+}
+
+fn every_sequence(policy: Policy) {
+    let mut count = 0;
+    Puppet::new(policy).explore(DEPTH, &mut Vec::new(), &mut count);
+    assert!(count > 300_000, "{count} steps");
+}
+
+#[test]
+fn all_short_sequences_on_two_slots_under_least() {
+    every_sequence(Policy::Least);
+}
+
+/// The same, from two workers that are ready and have a queue.
+#[test]
+fn all_short_sequences_from_a_busy_table() {
+    let mut puppet = Puppet::new(Policy::Rr);
+    for input in [Input::Works(0), Input::Works(1), Input::Client, Input::Client, Input::Client] {
+        puppet.step(input);
+    }
+    let mut count = 0;
+    puppet.explore(DEPTH - 1, &mut Vec::new(), &mut count);
+    assert!(count > 40_000, "{count} steps");
+}
+
+#[test]
+fn random_long_sequences_under_every_policy() {
+    let mut dice = dice::Dice::new(11);
+    for policy in [Policy::Least, Policy::Rr, Policy::Ip, Policy::Shared, Policy::Reuseport] {
+        for _ in 0..300 {
+            let mut puppet = Puppet::new(policy);
+            for _ in 0..60 {
+                let pick = ALL[usize::try_from(dice.below(9)).unwrap()];
+                // A stop ends the game soon; most games go on.
+                if !puppet.finished && (pick != Input::Stop || dice.permille(100)) {
+                    puppet.step(pick);
+                }
+            }
+        }
+    }
+}
+
+/// Whatever it is told, in whatever order, it does not panic and does not ask without end.
+#[test]
+fn arbitrary_events_do_no_harm() {
+    let mut dice = dice::Dice::new(5);
+    for round in 0..400 {
+        let policy = [Policy::Least, Policy::Rr, Policy::Ip, Policy::Shared][round % 4];
+        let mut core = Puppet::new(policy).core;
+        let mut now = 0;
+        for _ in 0..200 {
+            now += dice.below(200_000_000);
+            let event = any_event(&mut dice);
+            let loads = Lies(dice.next());
+            core.handle(event, Now(now), &loads);
+            let mut count = 0;
+            while core.poll_action().is_some() {
+                count += 1;
+                assert!(count < 2000);
+            }
+            if dice.permille(500) {
+                core.wants_accept(ListenerId(0), Now(now), &loads);
+            }
+        }
+        assert!(core.slots().all(|slot| slot.slot < SlotId(2)));
+    }
+}
+
+/// Pages full of anything.
+struct Lies(u64);
+
+impl Loads for Lies {
+    fn load(&self, worker: WorkerId) -> Load {
+        let mut dice = dice::Dice::new(self.0 ^ u64::from(worker.0));
+        let claimed = if dice.permille(300) { dice.next() } else { dice.below(4) };
+        Load { claimed, active: dice.permille(700).then(|| u32::try_from(dice.below(5)).unwrap()) }
+    }
+
+    fn queued_exact(&self, worker: WorkerId) -> Option<u32> {
+        let mut dice = dice::Dice::new(self.0.wrapping_add(u64::from(worker.0)));
+        dice.permille(800).then(|| u32::try_from(dice.below(3)).unwrap())
+    }
+}
+
+fn any_event(dice: &mut dice::Dice) -> Event {
+    let worker = WorkerId(u32::try_from(dice.below(5)).unwrap());
+    let conn = ConnId(u32::try_from(dice.below(4)).unwrap());
+    let listener = ListenerId(u16::try_from(dice.below(300)).unwrap() % 3 * 100);
+    let arrival = Arrival { conn, listener, client: Client::V4([1, 2, 3, 4]) };
+    let status = ExitStatus::Code(0);
+    let orphans = dice.permille(500);
+    let count = u32::try_from(dice.below(3)).unwrap();
+    match dice.below(26) {
+        0 | 1 => Event::Woke,
+        2..=4 => Event::Accepted(arrival),
+        5 => Event::HandedOff { conn, worker },
+        6 => Event::HandOffFailed { conn, worker, why: croupier_core::event::SendFailure::Full },
+        7 => Event::HandOffFailed { conn, worker, why: croupier_core::event::SendFailure::Broken },
+        8 => Event::Refused { conn },
+        9 => Event::BacklogEmpty { listener },
+        10 => Event::ListenerOpened { listener, declared: orphans },
+        11 => Event::ListenerClosed { listener },
+        12 => Event::Spawned { worker },
+        13 => Event::SpawnFailed { worker },
+        14..=16 => Event::Listening { worker, listener },
+        17 => Event::Unlistened { worker, listener },
+        18 => Event::SaidReady { worker },
+        19 => Event::Probed { worker },
+        20 => Event::TakenBack { worker, arrival },
+        21 => Event::TakeBackDone { worker, removed: count, lost: count, empty: orphans },
+        22 => Event::TakeBackStuck { worker },
+        23 => Event::Exited { worker, status, orphans },
+        24 => Event::FamilyGone { worker },
+        _ if dice.permille(100) => Event::StopAsked { now: orphans },
+        _ => Event::Misbehaved { worker },
+    }
+}
