@@ -107,12 +107,14 @@ def index():
     return f"pid={os.getpid()}\n"
 "#;
 
-/// A program of the virtual environment, in the folder of the Flask application.
+/// A program of the virtual environment, in the folder of the Flask application. These listen before
+/// they have loaded it, so they are ready only when they accept.
 fn venv(guard: &Guard, program: &str, args: &[&str]) -> Result<Program, String> {
     guard.write("app.py", FLASK);
     let mut command = vec![needs_dep("venv/bin")?.join(program).into_os_string()];
     command.extend(args.iter().map(OsString::from));
-    Ok(Program::new(command).env("PYTHONDONTWRITEBYTECODE", "1"))
+    let ready = ["--ready", "accept"];
+    Ok(Program::new(command).env("PYTHONDONTWRITEBYTECODE", "1").flags(&ready))
 }
 
 pub(crate) fn flask_debug(guard: &Guard, port: u16) -> Result<Program, String> {
