@@ -8,6 +8,12 @@
 //!
 //! `SIM_SEED=7` replays one seed; `SIM_SEEDS` (default 200) and `SIM_STEPS` (default 250) set the size.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "a game fails by panicking, and says how to replay it"
+)]
+
 // One table for the simulator and for the tests beside the core.
 #[path = "../../router/core/tests/table/mod.rs"]
 mod table;
@@ -41,9 +47,16 @@ fn everything_goes_wrong_and_then_right() {
         let mut game = Game::new(seed);
         let played = std::panic::catch_unwind(AssertUnwindSafe(|| game.play(steps)));
         if let Err(panic) = played {
-            println!("\nseed {seed}, step {}, {} ms: {:?}", game.step, game.table.now / MS, game.doing);
+            println!(
+                "\nseed {seed}, step {}, {} ms: {:?}",
+                game.step,
+                game.table.now / MS,
+                game.doing
+            );
             println!("{}", game.table.picture());
-            println!("replay: SIM_SEED={seed} SIM_STEPS={steps} cargo test -p croupier-tests --test sim");
+            println!(
+                "replay: SIM_SEED={seed} SIM_STEPS={steps} cargo test -p croupier-tests --test sim"
+            );
             std::panic::resume_unwind(panic);
         }
         sum.add(&game);
@@ -206,7 +219,9 @@ impl Game {
                     player.habit.stuck_until = until;
                 }
             }
-            Move::FullKernel => self.table.full_permille = self.dice.below(2) * self.dice.below(1000),
+            Move::FullKernel => {
+                self.table.full_permille = self.dice.below(2) * self.dice.below(1000)
+            }
             Move::Oversleep => {
                 self.table.asleep_until = self.table.now + self.dice.between(10, 400) * MS;
             }

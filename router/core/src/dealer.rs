@@ -11,6 +11,7 @@ use core::time::Duration;
 use crate::config::{Config, Policy};
 use crate::event::{ListenerId, Loads, WorkerId};
 use crate::seat::{ACTIVE_UNKNOWN, Seat, Standing};
+use crate::sticky;
 use crate::time::Now;
 use crate::window::Seen;
 use crate::worker::{Lateness, State, Worker};
@@ -94,6 +95,8 @@ pub(crate) struct Dealer {
     pub(crate) rules: Rules,
     pub(crate) seats: Vec<Seat>,
     pub(crate) workers: Vec<Worker>,
+    /// What each seat's slot adds to a sticky client's score, in the order of the seats.
+    pub(crate) salts: Vec<u64>,
     pub(crate) now: Now,
     pub(crate) epoch: u32,
     /// Some clients had to wait since the turn before this one: nobody had room.
@@ -104,6 +107,9 @@ pub(crate) struct Dealer {
     /// Workers that must claim a probe before they get anything.
     pub(crate) doubtful: u32,
     pub(crate) notes: Vec<Note>,
+    /// The least load of those that have room on a listener. In an epoch loads only grow, so the
+    /// first seat that is this low is one of the lowest.
+    pub(crate) floor: Option<(ListenerId, u64)>,
 }
 
 impl Dealer {
@@ -112,6 +118,7 @@ impl Dealer {
             rules,
             seats: Vec::new(),
             workers: Vec::new(),
+            salts: Vec::new(),
             now,
             epoch: 1,
             clients_waited: false,
@@ -119,11 +126,13 @@ impl Dealer {
             fresh: 0,
             doubtful: 0,
             notes: Vec::new(),
+            floor: None,
         }
     }
 
     /// Ids only grow, so pushing keeps the order.
     pub(crate) fn seat(&mut self, worker: Worker) {
+        self.salts.push(sticky::salt(worker.slot));
         self.seats.push(Seat::new(worker.id, self.rules.first_window()));
         self.workers.push(worker);
     }
@@ -133,6 +142,8 @@ impl Dealer {
             debug_assert!(self.seats.get(i).is_some_and(|seat| seat.standing == Standing::Away));
             self.seats.remove(i);
             self.workers.remove(i);
+            self.salts.remove(i);
+            self.floor = None;
         }
     }
 
@@ -147,10 +158,12 @@ impl Dealer {
     /// A new snapshot: every page may be read once more.
     pub(crate) fn new_epoch(&mut self) {
         self.epoch = self.epoch.wrapping_add(1);
+        self.floor = None;
     }
 
     /// Works out what dealing may do with a worker, after anything that bears on it has changed.
     pub(crate) fn restand(&mut self, i: usize) {
+        self.floor = None;
         let last_round = self.round == Round::Last;
         let by_load = self.rules.by_load();
         let Some((seat, worker)) = self.both(i) else { return };
@@ -158,7 +171,7 @@ impl Dealer {
         seat.standing = match worker.state {
             State::Ready { .. } if worker.paused.is_some() => Standing::Paused,
             State::Ready { .. } => match worker.lateness {
-                Lateness::Emptied | Lateness::Probed { .. } => Standing::Doubtful,
+                Lateness::Emptied | Lateness::Probed => Standing::Doubtful,
                 Lateness::Late if by_load => Standing::Late,
                 Lateness::Late | Lateness::No if worker.fresh.is_some() => Standing::Fresh,
                 Lateness::Late | Lateness::No => Standing::Regular,
@@ -300,8 +313,16 @@ impl Dealer {
 
     /// A hand-off that was on its way to a seat did not happen.
     pub(crate) fn undealt(&mut self, i: usize) {
-        if let Some((seat, worker)) = self.both(i) {
+        if let Some((_, worker)) = self.both(i) {
             worker.in_flight = worker.in_flight.saturating_sub(1);
+        }
+        self.resent(i);
+    }
+
+    /// What was sent to a worker has changed, other than by dealing.
+    pub(crate) fn resent(&mut self, i: usize) {
+        self.floor = None;
+        if let Some((seat, worker)) = self.both(i) {
             seat.recount(worker.sent());
         }
     }

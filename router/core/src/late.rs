@@ -92,7 +92,7 @@ impl Core {
                 };
             }
             // Its bell is set to the probe.
-            Lateness::Probed { .. } => return None,
+            Lateness::Probed => return None,
         }
         let Some(oldest) = worker.oldest(seat.claimed) else {
             worker.unclaimed = None;

@@ -59,6 +59,7 @@ impl Ledger {
     }
 
     /// Whether every connection is accounted for.
+    #[cfg(debug_assertions)]
     pub(crate) fn balances(&self) -> bool {
         let here = self.held.len() + self.in_flight.len() + self.refusing.len();
         self.totals.accepted + self.taken_back

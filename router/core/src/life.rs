@@ -294,6 +294,7 @@ impl Core {
 
     pub(crate) fn listening(&mut self, worker: WorkerId, listener: ListenerId, listens: bool) {
         let Some(i) = self.dealer.find(worker) else { return };
+        self.dealer.floor = None;
         if let Some(seat) = self.dealer.seats.get_mut(i) {
             if listens {
                 seat.listens.insert(listener);
@@ -364,15 +365,14 @@ impl Core {
     pub(crate) fn probed(&mut self, worker: WorkerId) {
         let now = self.dealer.now;
         let Some(i) = self.dealer.find(worker) else { return };
-        let Some((seat, worker)) = self.dealer.both(i) else { return };
-        let number = worker.handed_off;
+        let Some(worker) = self.dealer.workers.get_mut(i) else { return };
         worker.count_hand_off(now);
-        seat.recount(worker.sent());
         worker.probe = ReadyProbe::Queued;
         if worker.lateness == Lateness::Emptied {
-            worker.lateness = Lateness::Probed { number };
+            worker.lateness = Lateness::Probed;
         }
-        let next_claim = seat.claimed + 1;
+        self.dealer.resent(i);
+        let next_claim = self.dealer.seats.get(i).map_or(1, |seat| seat.claimed + 1);
         self.dealer.ring_one(i, next_claim, false, &mut self.actions);
     }
 

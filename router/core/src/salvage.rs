@@ -258,9 +258,11 @@ impl Core {
             self.ledger.totals.salvaged += 1;
             return;
         };
-        let Some((seat, worker)) = self.dealer.both(i) else { return };
-        worker.taken_back += 1;
-        seat.recount(worker.sent());
+        if let Some(worker) = self.dealer.workers.get_mut(i) {
+            worker.taken_back += 1;
+        }
+        self.dealer.resent(i);
+        let Some(worker) = self.dealer.workers.get_mut(i) else { return };
         let why = match &mut worker.taking {
             Some(taking) => {
                 if taking.got < taking.max {
@@ -282,9 +284,11 @@ impl Core {
     pub(crate) fn take_back_done(&mut self, worker: WorkerId, lost: u32, empty: bool) {
         let again = self.dealer.now.after(TAKE_AGAIN);
         let Some(i) = self.dealer.find(worker) else { return };
-        let Some((seat, who)) = self.dealer.both(i) else { return };
-        who.taken_back += u64::from(lost);
-        seat.recount(who.sent());
+        if let Some(who) = self.dealer.workers.get_mut(i) {
+            who.taken_back += u64::from(lost);
+        }
+        self.dealer.resent(i);
+        let Some(who) = self.dealer.workers.get_mut(i) else { return };
         let Some(taking) = who.taking.take() else { return };
         self.ledger.expected = self.ledger.expected.saturating_sub(taking.max - taking.got);
         if taking.got == 0 && lost == 0 && !empty {

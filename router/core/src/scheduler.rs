@@ -91,24 +91,35 @@ impl Dealer {
         let count = self.seats.len();
         let mut scan = Scan::default();
         let mut i = self.behind(ask.last);
+        // A fresh worker may be below the floor without its turn having come.
+        let floor = match self.floor {
+            Some((listener, floor)) if listener == ask.listener && self.fresh == 0 => floor,
+            Some(_) | None => 0,
+        };
         for _ in 0..count {
             if i >= count {
                 i = 0;
             }
             let standing = self.standing(i, ask, loads);
-            if standing != Standing::Away && self.offer(&mut scan, standing, i) {
-                break;
+            if standing != Standing::Away && self.offer(&mut scan, standing, i, floor) {
+                return self.chosen(&scan, ask.listener);
             }
             i += 1;
         }
+        // All were looked at.
+        self.floor = scan.best.map(|(load, _)| (ask.listener, load));
+        self.chosen(&scan, ask.listener)
+    }
+
+    fn chosen(&mut self, scan: &Scan, listener: ListenerId) -> Option<usize> {
         if self.fresh > 0 {
-            self.settle_in_fresh(&scan, ask.listener);
+            self.settle_in_fresh(scan, listener);
         }
         scan.choice()
     }
 
-    /// Adds a seat to a scan. True: nothing better can come.
-    fn offer(&self, scan: &mut Scan, standing: Standing, i: usize) -> bool {
+    /// Adds a seat to a scan. True: with a load of `floor` or less, nothing better can come.
+    fn offer(&self, scan: &mut Scan, standing: Standing, i: usize, floor: u64) -> bool {
         let Some(seat) = self.seats.get(i) else { return false };
         let load = seat.load();
         let has_room = seat.room(self.rules.max_active) > 0;
@@ -119,7 +130,7 @@ impl Dealer {
                 if has_room {
                     Scan::offer(&mut scan.best, load, i);
                 }
-                has_room && load == 0
+                has_room && load <= floor
             }
             Standing::Fresh => {
                 scan.well = true;
@@ -165,7 +176,7 @@ impl Dealer {
             }
             let standing = self.standing(i, ask, loads);
             if standing != Standing::Away {
-                self.offer(&mut scan, standing, i);
+                self.offer(&mut scan, standing, i, 0);
                 if scan.best.is_some() {
                     break;
                 }
@@ -217,7 +228,7 @@ impl Dealer {
     /// The seat with the highest score under `below`.
     fn highest(&self, ask: Ask, client: Sticky, below: Option<u64>) -> Option<(u64, usize)> {
         let mut best: Option<(u64, usize)> = None;
-        for (i, (seat, worker)) in self.seats.iter().zip(&self.workers).enumerate() {
+        for (i, (seat, salt)) in self.seats.iter().zip(&self.salts).enumerate() {
             let sits = match seat.standing {
                 Standing::Late | Standing::Fresh | Standing::Regular => true,
                 Standing::Finishing => ask.origin == Origin::Held,
@@ -226,7 +237,7 @@ impl Dealer {
             if !sits || !seat.listens.contains(ask.listener) {
                 continue;
             }
-            let score = client.score(worker.slot);
+            let score = client.score(*salt);
             if below.is_none_or(|below| score < below) && best.is_none_or(|(top, _)| score > top) {
                 best = Some((score, i));
             }

@@ -26,12 +26,16 @@ impl Sticky {
         }
     }
 
-    /// The client's score for a slot. The address was hashed with the key once; spreading that over
-    /// the slots needs no key of its own.
-    pub(crate) fn score(self, slot: SlotId) -> u64 {
-        let step = (u64::from(slot.0) + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        mix(self.0 ^ mix(step))
+    /// The client's score for the slot with this salt. The address was hashed with the key once;
+    /// spreading that over the slots needs no key of its own.
+    pub(crate) fn score(self, salt: u64) -> u64 {
+        mix(self.0 ^ salt)
     }
+}
+
+/// A slot's part in the scores.
+pub(crate) fn salt(slot: SlotId) -> u64 {
+    mix((u64::from(slot.0) + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15))
 }
 
 /// The finalizer of splitmix64: a bijection in which every bit in changes half of the bits out.
@@ -136,7 +140,7 @@ mod tests {
         for last in 0..=255 {
             for third in 0..16 {
                 let sticky = Sticky::of(Client::V4([10, 0, third, last]), KEY).unwrap();
-                let best = (0..8).max_by_key(|slot| sticky.score(SlotId(*slot))).unwrap();
+                let best = (0..8).max_by_key(|slot| sticky.score(salt(SlotId(*slot)))).unwrap();
                 counts[usize::from(best)] += 1;
             }
         }

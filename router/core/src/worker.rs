@@ -162,10 +162,8 @@ pub(crate) enum Lateness {
     Late,
     /// Its queue was emptied by stealing; it gets a probe.
     Emptied,
-    /// A probe is in its queue: hand-off number `number`. Claiming it proves the worker well.
-    Probed {
-        number: u64,
-    },
+    /// A probe is in its queue. Claiming it proves the worker well.
+    Probed,
 }
 
 /// A take-back that is under way.

@@ -1,5 +1,7 @@
 //! What supervision promises: start, ready, death, drain, stop, each on a table of its own.
 
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test fails by panicking")]
+
 mod table;
 
 use std::time::Duration;
@@ -219,9 +221,8 @@ fn crashes_wait_ever_longer_and_a_long_life_forgives() {
         .story
         .reports
         .iter()
-        .filter_map(|(_, report)| match report {
-            Report::BackingOff { wait, .. } => Some(wait.as_millis()),
-            _ => None,
+        .filter_map(|(_, report)| {
+            if let Report::BackingOff { wait, .. } = report { Some(wait.as_millis()) } else { None }
         })
         .collect();
     // The first restart is at once, and is not worth a word.

@@ -6,6 +6,14 @@
 //! a panic that says when it happened.
 
 #![allow(dead_code, reason = "each test binary uses a part")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a table fails its test by panicking"
+)]
+#![allow(clippy::struct_excessive_bools, reason = "habits are independent of each other")]
 
 pub(crate) mod dice;
 pub(crate) mod players;
@@ -363,7 +371,7 @@ impl Table {
         let clients_wait = self.bells_set && self.listeners.values().any(|b| b.pending && !b.armed);
         self.bell_at = clients_wait.then(|| self.now + 20 * MS);
         // It looks at every connection; a lost one stays lost, so some turns are enough.
-        if self.story.turns % 8 == 0 || self.is_quiet() {
+        if self.story.turns.is_multiple_of(8) || self.is_quiet() {
             self.check();
         }
     }
