@@ -184,6 +184,7 @@ impl Game {
         let mut dice = Dice::new(seed);
         let config = any_config(&mut dice);
         let mut table = Table::new(config, dice.next());
+        table.race_permille = dice.below(3) * 100;
         let wild = dice.permille(800);
         table.habits = Box::new(move |_, _, dice| any_habit(dice, !wild));
         Self { table, dice, step: 0, doing: Move::Wait }

@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::os::unix::fs::PermissionsExt;
+use std::process::Command;
 
 use croupier_tests::{Client, Guard, PATIENCE, wait_until};
 
@@ -75,14 +76,19 @@ fn workers_learn_who_they_are() {
         "slot-{slot}",
         "id-{id}",
     ];
+    let preloaded = Command::new("cc").arg("-print-file-name=libm.so.6").output().unwrap().stdout;
+    let preloaded = String::from_utf8(preloaded).unwrap().trim().to_owned();
     let croupier = guard.run_with(words, |command| {
-        command.env("LD_PRELOAD", "");
+        command.env("LD_PRELOAD", &preloaded);
     });
     for (slot, id) in [(0, 1), (1, 2)] {
         let line = croupier.wait_for_line(&format!("shown zero slot-{slot} id-{id}"));
         assert!(line.starts_with(&format!("[w{slot}] ")), "{line}");
         assert!(line.contains(&format!("port={port} ")), "{line}");
         assert!(line.contains(&format!("tag=s{slot}i{id} ")), "{line}");
+        let libraries = line.rsplit("pre=").next().unwrap();
+        assert!(libraries.contains("libcroupier_preload.so"), "{line}");
+        assert!(libraries.contains(&preloaded), "what was preloaded before is kept: {line}");
     }
     croupier.ready().stop_well();
 }
@@ -209,4 +215,38 @@ fn the_control_socket_is_its_owners_alone() {
     croupier.signal(nix::sys::signal::Signal::SIGTERM);
     croupier.finished(PATIENCE).expect_code(0);
     assert!(!control.exists(), "removed at the end");
+}
+
+/// sd_notify(3): the program says when it is ready.
+#[test]
+fn notify_is_ready_when_the_program_says_so() {
+    const SOURCE: &str = r#"
+import os, socket, sys
+server = socket.create_server(("127.0.0.1", int(sys.argv[1])))
+print("listens", flush=True)
+open(sys.argv[2]).read()
+notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+path = os.environ["NOTIFY_SOCKET"]
+notify.connect("\0" + path[1:] if path[0] == "@" else path)
+notify.send(b"READY=1")
+while True:
+    client, _ = server.accept()
+    client.recv(4096)
+    client.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+    client.close()
+"#;
+    let guard = Guard::new("cli-notify");
+    let port = guard.port();
+    let go = guard.fifo("go");
+    let script = guard.write("notify.py", SOURCE);
+    let (port_text, script, go_text) =
+        (port.to_string(), script.to_str().unwrap(), go.to_str().unwrap());
+    let flags = ["-w", "1", "--ready", "notify", "python3", script, &port_text, go_text];
+    let croupier = guard.run(flags);
+    croupier.wait_for_line("listens");
+    croupier.ask(&["wait", "ready", "--timeout", "100ms"]).expect_code(1);
+    std::fs::write(&go, "").unwrap();
+    let croupier = croupier.ready();
+    assert_eq!(Client::port(port).get("/").unwrap().body, "ok");
+    croupier.stop_well();
 }

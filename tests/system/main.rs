@@ -8,6 +8,7 @@ mod blocked;
 mod capacity;
 mod cli;
 mod harness;
+mod hostile;
 mod idle;
 mod kill;
 mod output;

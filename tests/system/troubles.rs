@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 
-use croupier_tests::{Finished, Guard, find_program, fixture, preload, skip};
+use croupier_tests::{Finished, Guard, fixture, preload, skip};
 
 use crate::programs::one_at_a_time;
 
@@ -179,22 +179,35 @@ fn a_setuid_program_is_refused_with_the_reason() {
         .expect_error(&["setuid", "--adapter listen-fds"]);
 }
 
+/// Go makes its system calls itself: nothing that is preloaded sees them. Its linker leaves a section
+/// of this name, by which everybody tells it.
 #[test]
 fn a_go_program_is_refused_with_the_reason() {
     let guard = Guard::new("trouble-go");
-    let Some(go) = find_program("go") else {
-        skip!("a_go_program_is_refused_with_the_reason", "go is not installed")
-    };
-    let source =
-        "package main\nimport \"net/http\"\nfunc main() { http.ListenAndServe(\":0\", nil) }\n";
-    let file = guard.write("main.go", source);
-    let mut command = guard.command(go);
-    command.args(["build", "-o"]).arg(guard.path("goserver")).arg(file);
-    command.env("HOME", guard.path("home")).env("GOFLAGS", "-mod=mod");
-    guard.finish(command).expect_code(0);
-    run_to_end(&guard, &["-w", "1", guard.path("goserver").to_str().unwrap()])
+    let marked = format!(
+        "__attribute__((section(\".go.buildinfo\"), used)) static const char info[32] = \"Go\";\n{STATIC}"
+    );
+    let program = fixture(&guard.write("go.c", &marked), &guard.path("goserver"), &[]);
+    run_to_end(&guard, &["-w", "1", program.to_str().unwrap(), "1"])
         .expect_code(1)
         .expect_error(&["Go", "--adapter listen-fds"]);
+}
+
+#[test]
+fn a_programs_own_address_in_use_names_its_holder_too() {
+    let guard = Guard::new("trouble-program-in-use");
+    let holder = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = holder.local_addr().unwrap().port();
+    let server = one_at_a_time(port);
+    let mut words = vec!["-w", "1", "--"];
+    words.extend(server.iter().map(|word| word.to_str().unwrap()));
+    let own_pid = std::process::id().to_string();
+    run_to_end(&guard, &words).expect_code(1).expect_error(&[
+        &format!("127.0.0.1:{port}"),
+        "in use",
+        &own_pid,
+    ]);
+    drop(holder);
 }
 
 #[test]
