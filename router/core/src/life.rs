@@ -373,7 +373,7 @@ impl Core {
         }
         self.dealer.resent(i);
         let next_claim = self.dealer.seats.get(i).map_or(1, |seat| seat.claimed + 1);
-        self.dealer.ring_one(i, next_claim, false, &mut self.actions);
+        self.ring_one(i, next_claim, false);
     }
 
     pub(crate) fn probe_failed(&mut self, worker: WorkerId) {

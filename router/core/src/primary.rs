@@ -99,6 +99,9 @@ pub struct Core {
     pub(crate) deadline: Option<Now>,
     pick: Option<Pick>,
     pub(crate) bells: Bells,
+    /// A bell was set for one worker: what it announces may have happened just before, so everything
+    /// is to be looked at once more.
+    look_again: Option<Now>,
     /// Queues of the dead, or connections in hand, wait for room.
     pub(crate) debts: bool,
 }
@@ -155,6 +158,7 @@ impl Core {
             deadline: None,
             pick: None,
             bells: Bells::LookedAfter,
+            look_again: None,
             debts: false,
             config,
         };
@@ -421,8 +425,15 @@ impl Core {
         if self.late_at.is_some_and(|at| at <= self.dealer.now) {
             self.look_for_late(loads);
         }
-        if self.debts {
+        if self.look_again.take().is_some() || self.debts {
             self.reconcile(loads);
+        }
+    }
+
+    /// Sets one worker's bell for a reason of its own.
+    pub(crate) fn ring_one(&mut self, i: usize, at_claim: u64, on_close: bool) {
+        if self.dealer.ring_one(i, at_claim, on_close, &mut self.actions) {
+            self.look_again = Some(self.dealer.now.after(Duration::from_nanos(1)));
         }
     }
 
@@ -592,7 +603,7 @@ impl Core {
         let listeners =
             self.listeners.iter().flatten().filter_map(|listener| listener.closing.deadline());
         let gate = self.gate_opens().filter(|at| *at > self.dealer.now);
-        let others = [self.recheck.at, self.stop.deadline(), gate];
+        let others = [self.recheck.at, self.look_again, self.stop.deadline(), gate];
         self.deadline =
             workers.chain(slots).chain(listeners).chain(others.into_iter().flatten()).min();
     }

@@ -60,7 +60,7 @@ impl Core {
         }
         // The page may lag behind the kernel: what was claimed a moment ago is not counted yet.
         if queued > 0 || said > 0 {
-            self.dealer.ring_one(i, sent.max(1), false, &mut self.actions);
+            self.ring_one(i, sent.max(1), false);
             return;
         }
         // While everything stops, this worker may be the one that gets what others leave behind.
@@ -72,7 +72,7 @@ impl Core {
         match active {
             Some(0) => self.tell_to_end(i, now),
             Some(_) if !drains_itself => {
-                self.dealer.ring_one(i, 0, true, &mut self.actions);
+                self.ring_one(i, 0, true);
             }
             // It finishes what it has after the signal, in the time that it has for that.
             Some(_) | None => self.tell_to_end(i, deadline),

@@ -208,6 +208,19 @@ fn a_lost_doorbell_is_replaced_by_a_timer() {
     assert!(table.run_until(2 * SEC, Table::is_quiet), "{}", table.picture());
 }
 
+/// A claim in the moment in which the bell is set is seen by one side or the other: the table checks
+/// before every sleep that nobody has passed his mark unheard.
+#[test]
+fn no_wake_up_is_lost_between_the_last_look_and_the_bell() {
+    for habit in [Habit::blocking(300 * US), Habit::event_loop(2 * MS)] {
+        let mut table = Table::of(config(3, Policy::Least), habit);
+        table.start();
+        table.race_permille = 500;
+        let served = saturate(&mut table, 40, SEC);
+        assert!(served > 1000);
+    }
+}
+
 #[test]
 fn max_active_holds_and_the_bell_rings_at_a_close() {
     for (style, policy) in [

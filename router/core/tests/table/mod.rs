@@ -153,6 +153,10 @@ pub(crate) struct Table {
     pub(crate) habits: Habits,
     /// Chance, in thousandths, that a send finds no room in the kernel.
     pub(crate) full_permille: u64,
+    /// When a send last found no room.
+    full_at: u64,
+    /// Chance, in thousandths, that a worker runs just before its doorbell is set.
+    pub(crate) race_permille: u64,
     /// The process does not run: nothing happens in it until then.
     pub(crate) asleep_until: u64,
     pub(crate) connections: u64,
@@ -185,6 +189,8 @@ impl Table {
             dice: Dice::new(seed),
             habits: Box::new(|_, _, _| Habit::default()),
             full_permille: 0,
+            full_at: 0,
+            race_permille: 0,
             asleep_until: 0,
             connections: 0,
             conns: Vec::new(),
@@ -368,6 +374,7 @@ impl Table {
             self.accept_some(key);
         }
         self.settle();
+        self.check_bells();
         let clients_wait = self.bells_set && self.listeners.values().any(|b| b.pending && !b.armed);
         self.bell_at = clients_wait.then(|| self.now + 20 * MS);
         // It looks at every connection; a lost one stays lost, so some turns are enough.
@@ -457,6 +464,10 @@ impl Table {
             }
             Action::Ring { worker, at_claim, on_close } => {
                 self.bells_set |= at_claim != 0 || on_close;
+                // The race that the doorbell's rule is about: a claim just before the word is there.
+                if self.dice.permille(self.race_permille) {
+                    self.play(worker.0);
+                }
                 if let Some(player) = self.room.players.get_mut(&worker.0) {
                     player.ring_at = at_claim;
                     player.ring_on_close = on_close;
@@ -549,6 +560,9 @@ impl Table {
     fn hand_off(&mut self, conn: ConnId, worker: WorkerId) {
         let (held, listener) = self.release(conn);
         let full = self.dice.permille(self.full_permille);
+        if full {
+            self.full_at = self.now;
+        }
         let allowed = self.config.policy == Policy::Ip;
         let limit = if allowed { 256 } else { usize::from(self.config.queue_limit) };
         let (max_active, stopping, now) = (self.config.max_active, self.stopping, self.now);
@@ -756,6 +770,31 @@ impl Table {
         }
         for event in events {
             self.tell(event);
+        }
+    }
+
+    /// Before it sleeps with clients in the backlog: no worker may have passed its mark unheard.
+    fn check_bells(&self) {
+        // What a full kernel or a rescue holds back goes on by a timer or by the rescue's end.
+        let shut = self.config.policy == Policy::Ip && !self.core.all_were_ready();
+        let other_reasons = shut || self.now < self.full_at + 50 * MS || !self.taking.is_empty();
+        let looks_again = self.core.poll_timeout().is_some_and(|Now(at)| at <= self.now + US);
+        if self.awake
+            || looks_again
+            || other_reasons
+            || self.listeners.values().all(|backlog| backlog.armed)
+        {
+            return;
+        }
+        let alive = |player: &&Player| player.is_running() && !player.condemned;
+        for player in self.room.players.values().filter(alive).filter(|p| p.habit.honest()) {
+            assert!(
+                player.ring_at == 0 || player.claimed < player.ring_at,
+                "worker {} has passed its mark at {} and will not ring: {}",
+                player.id.0,
+                self.now,
+                self.picture()
+            );
         }
     }
 
