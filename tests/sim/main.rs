@@ -18,6 +18,8 @@
 #[path = "../../router/core/tests/table/mod.rs"]
 mod table;
 
+mod hot_path;
+
 use std::panic::AssertUnwindSafe;
 use std::time::Duration;
 

@@ -616,11 +616,11 @@ impl Core {
         for (seat, worker) in self.dealer.seats.iter().zip(&self.dealer.workers) {
             self.check_worker(seat, worker);
         }
-        let mut sitting: Vec<WorkerId> =
-            self.slots.iter().filter_map(|s| s.state.worker()).collect();
-        debug_assert!(sitting.iter().all(|worker| self.dealer.find(*worker).is_some()));
-        sitting.sort_unstable();
-        debug_assert!(sitting.is_sorted_by(|one, other| one < other), "one worker in two slots");
+        let mut sitting = self.slots.iter().filter_map(|slot| slot.state.worker());
+        while let Some(worker) = sitting.next() {
+            debug_assert!(self.dealer.find(worker).is_some(), "{worker:?} is gone");
+            debug_assert!(sitting.clone().all(|other| other != worker), "{worker:?} has two slots");
+        }
     }
 
     #[cfg(debug_assertions)]
