@@ -12,7 +12,7 @@ use croupier_wire::message::{Handoff, PEER_MAX, RawAddress};
 
 use super::address;
 use super::listener::{Accepted, Listener, Phase, Watch};
-use super::run::{EXHAUSTED_WAIT, Held, Primary};
+use super::run::{BELL_WAIT, EXHAUSTED_WAIT, Held, Primary};
 use super::tokens::Source;
 use crate::config::ListenAddress;
 use crate::sys;
@@ -115,6 +115,7 @@ impl Primary {
         let now = Now(self.now);
         if self.core.wants_accept(listener, now, &self.workers) {
             self.bells_set = false;
+            self.bell_wait = BELL_WAIT;
             return true;
         }
         self.settle();
@@ -327,6 +328,8 @@ impl Primary {
     /// socket makes it look. What it then accepts is half-closed, as a probe is.
     fn wake_for_mail(&mut self, listener: ListenerId, worker: WorkerId) {
         let Some(target) = self.workers.get_mut(worker) else { return };
+        // It rings when it takes this: then the next can be sent.
+        target.page.ring(target.page.load().claimed + 1, false);
         target.page.announce_mail();
         let Some(listener) = self.listeners.get(usize::from(listener.0)) else { return };
         listener.steer(|slot| slot == target.slot);

@@ -15,6 +15,7 @@
 
 mod accept;
 mod address;
+mod alarm;
 mod announce;
 mod answers;
 mod channel;

@@ -130,7 +130,7 @@ mod tests {
     #[test]
     fn a_worker_cannot_cut_the_page() {
         let page = SharedPage::new(WorkerId(3)).unwrap();
-        for len in [0, PAGE_LEN as libc::off_t * 2] {
+        for len in [0, libc::off_t::try_from(PAGE_LEN).unwrap() * 2] {
             assert_eq!(nix::unistd::ftruncate(page.memfd(), len), Err(nix::errno::Errno::EPERM));
         }
         assert!(page.memfd().as_raw_fd() >= 0);

@@ -17,6 +17,7 @@ use mio::{Events, Interest, Poll};
 use signal_hook_mio::v1_0::Signals;
 use slab::Slab;
 
+use super::alarm::Alarm;
 use super::announce::Announcer;
 use super::commands::Commands;
 use super::listener::{Listener, Watch};
@@ -36,7 +37,7 @@ const EVENTS_MAX: usize = 256;
 pub(super) const EXHAUSTED_WAIT: Duration = Duration::from_millis(50);
 /// First wait for a doorbell that may have been lost (a program that closes every descriptor); it
 /// doubles up to [`BELL_WAIT_MAX`] while nothing changes.
-const BELL_WAIT: Duration = Duration::from_millis(20);
+pub(super) const BELL_WAIT: Duration = Duration::from_millis(20);
 const BELL_WAIT_MAX: Duration = Duration::from_millis(320);
 /// How often what a killed family left behind is looked for, when no SIGCHLD says so.
 const BURIAL_WAIT: Duration = Duration::from_millis(50);
@@ -57,6 +58,7 @@ pub(super) struct Primary {
     pub(super) config: RunConfig,
     pub(super) core: Core,
     pub(super) poll: Poll,
+    pub(super) alarm: Alarm,
     /// `CLOCK_MONOTONIC` at the start of this turn, nanoseconds.
     pub(super) now: u64,
     pub(super) listeners: Slab<Listener>,
@@ -74,6 +76,8 @@ pub(super) struct Primary {
     pub(super) announcer: Announcer,
     pub(super) meters: Meters,
     pub(super) outcome: Option<Outcome>,
+    /// Workers whose families are being buried.
+    pub(super) burials: usize,
     /// Doorbells are set, because nobody had room when it was last asked.
     pub(super) bells_set: bool,
     pub(super) bell_wait: Duration,
@@ -122,6 +126,7 @@ impl Primary {
             }
             Source::Adopted(key) => self.note_adopted(key),
             Source::Bell => {}
+            Source::Alarm => self.alarm.rang(),
             Source::Notify(worker) => self.take_notification(worker),
             Source::Control(token) => self.take_commands(token),
         }
@@ -139,7 +144,8 @@ impl Primary {
         }
     }
 
-    /// How long the loop may sleep: the earliest of all deadlines, or for ever.
+    /// How long the loop may sleep: not at all, or until something happens; a deadline happens by the
+    /// alarm.
     fn timeout(&mut self) -> Option<Duration> {
         if self.more_to_accept() {
             return Some(Duration::ZERO);
@@ -147,16 +153,12 @@ impl Primary {
         let core = self.core.poll_timeout().map(|Now(at)| at);
         let retries = self.listeners.iter().filter_map(|(_, listener)| listener.retry_at).min();
         let bell = self.clients_wait().then(|| self.later(self.bell_wait));
-        let burial = self.workers.iter().any(|worker| worker.burying);
-        let burial = burial.then(|| self.later(BURIAL_WAIT));
+        let burial = (self.burials > 0).then(|| self.later(BURIAL_WAIT));
         let all = [core, retries, bell, burial, self.rescue.deadline(), self.announcer.deadline()];
-        let earliest = all.into_iter().flatten().min()?;
-        // Rounded up to what epoll_wait(2) can wait: rounding down would wake too early, twice.
-        let wait =
-            Duration::from_nanos(earliest.saturating_sub(self.now)).max(Duration::from_nanos(1));
-        Some(Duration::from_millis(
-            u64::try_from(wait.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX),
-        ))
+        if let Some(earliest) = all.into_iter().flatten().min() {
+            self.alarm.ring_by(earliest);
+        }
+        None
     }
 
     fn look_at_deadlines(&mut self) {
@@ -171,14 +173,17 @@ impl Primary {
             }
         }
         self.look_at_burials();
-        self.bell_wait =
-            if self.clients_wait() { (self.bell_wait * 2).min(BELL_WAIT_MAX) } else { BELL_WAIT };
+        if self.clients_wait() {
+            self.bell_wait = (self.bell_wait * 2).min(BELL_WAIT_MAX);
+        }
     }
 
-    /// Nobody had room: listeners are disarmed though clients may wait, and a doorbell is due.
+    /// Nobody had room: clients wait in the backlog of a disarmed listener, or in the primary's hands,
+    /// and a doorbell is due.
     fn clients_wait(&self) -> bool {
-        self.bells_set
-            && self.listeners.iter().any(|(_, l)| l.pending && l.watch == Watch::Disarmed)
+        let backlog = |listener: &Listener| listener.pending && listener.watch == Watch::Disarmed;
+        !self.conns.is_empty()
+            || self.bells_set && self.listeners.iter().any(|(_, listener)| backlog(listener))
     }
 
     /// This turn's time plus `wait`.

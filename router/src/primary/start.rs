@@ -21,13 +21,14 @@ use signal_hook::consts::signal::{SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 use signal_hook_mio::v1_0::Signals;
 use slab::Slab;
 
+use super::alarm::Alarm;
 use super::announce::Announcer;
 use super::commands::Commands;
 use super::listener::{Listener, Origin};
 use super::process::{self, Started, hex};
 use super::questions::Questions;
 use super::rescue::Rescue;
-use super::run::Primary;
+use super::run::{BELL_WAIT, Primary};
 use super::status::Meters;
 use super::tokens::{CONTROL_BASE, Source};
 use super::worker::{Worker, Workers};
@@ -147,10 +148,15 @@ fn assemble(
         meters: Meters::new(now),
         outcome: None,
         bells_set: false,
-        bell_wait: std::time::Duration::from_millis(20),
+        burials: 0,
+        bell_wait: BELL_WAIT,
+        alarm: Alarm::new().map_err(cannot("make a timer"))?,
         poll,
         config,
     };
+    primary
+        .watch(&primary.alarm.timer().as_raw_fd(), Source::Alarm)
+        .map_err(cannot("watch the timer"))?;
     primary
         .watch(&primary.questions.socket().as_raw_fd(), Source::Questions)
         .map_err(cannot("watch the workers' control socket"))?;

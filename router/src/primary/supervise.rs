@@ -107,6 +107,7 @@ impl Primary {
         let Some(found) = self.workers.get_mut(worker) else {
             return self.tell(Event::FamilyGone { worker });
         };
+        self.burials += usize::from(!found.burying);
         found.burying = true;
         process::kill_family(found, &mains);
         self.look_at_burials();
@@ -114,7 +115,7 @@ impl Primary {
 
     /// Families whose last process may have gone.
     pub(super) fn look_at_burials(&mut self) {
-        if !self.workers.iter().any(|worker| worker.burying) {
+        if self.burials == 0 {
             return;
         }
         let mains = self.mains();
@@ -129,6 +130,7 @@ impl Primary {
                 Process::Running | Process::Zombie(_) | Process::Reaped(_) => {}
             }
         }
+        self.burials = self.burials.saturating_sub(gone.len());
         for worker in gone {
             self.tell(Event::FamilyGone { worker });
         }

@@ -19,6 +19,8 @@ pub(crate) enum Source {
     Bell,
     /// A worker's sd_notify(3) message; the worker id.
     Notify(u32),
+    /// A deadline has come.
+    Alarm,
     /// A socket of a slot that is down (`reuseport`) has clients; the adoption's key.
     Adopted(usize),
     /// The control socket, or one of its clients; the token is the server's own.
@@ -42,6 +44,7 @@ impl Source {
             Self::Bell => (6, 0),
             Self::Notify(worker) => (7, worker as usize),
             Self::Adopted(key) => (8, key),
+            Self::Alarm => (10, 0),
             Self::Control(token) => return token,
         };
         Token((kind << KIND_SHIFT) | (index & INDEX))
@@ -59,6 +62,7 @@ impl Source {
             6 => Self::Bell,
             7 => Self::Notify(u32::try_from(index).unwrap_or(0)),
             8 => Self::Adopted(index),
+            10 => Self::Alarm,
             _ => Self::Control(token),
         }
     }
@@ -79,6 +83,7 @@ mod tests {
             Source::Bell,
             Source::Notify(u32::MAX),
             Source::Adopted(4),
+            Source::Alarm,
             Source::Control(Token(CONTROL_BASE + 64)),
         ] {
             assert_eq!(Source::from(source.token()), source);
