@@ -81,18 +81,8 @@ impl Core {
         let (seat, worker) = self.dealer.both(i)?;
         match worker.lateness {
             Lateness::No | Lateness::Late => {}
-            Lateness::Emptied => {
-                return match worker.probe {
-                    ReadyProbe::Due { after } if after <= now => {
-                        self.ask_probe(i);
-                        None
-                    }
-                    ReadyProbe::Due { after } => Some(after),
-                    ReadyProbe::Asked | ReadyProbe::Queued => None,
-                };
-            }
-            // Its bell is set to the probe.
-            Lateness::Probed => return None,
+            // A probe decides, and its bell wakes the primary.
+            Lateness::Emptied | Lateness::Probed => return None,
         }
         let Some(oldest) = worker.oldest(seat.claimed) else {
             worker.unclaimed = None;

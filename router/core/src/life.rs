@@ -98,20 +98,11 @@ impl Core {
 
     /// Everything about one worker that has a time.
     pub(crate) fn deadlines_of(&self, worker: &Worker) -> impl Iterator<Item = Now> + use<> {
-        let probe = match (worker.state, worker.probe) {
-            (State::Starting { .. }, ReadyProbe::Due { after }) if after > self.dealer.now => {
+        let probe = match worker.probe {
+            ReadyProbe::Due { after } if worker.needs_probe() && after > self.dealer.now => {
                 Some(after)
             }
-            (
-                State::Starting { .. }
-                | State::Ready { .. }
-                | State::Parked { .. }
-                | State::Finishing { .. }
-                | State::Signalled { .. }
-                | State::Killing { .. }
-                | State::Dead,
-                ReadyProbe::Due { .. } | ReadyProbe::Asked | ReadyProbe::Queued,
-            ) => None,
+            ReadyProbe::Due { .. } | ReadyProbe::Asked | ReadyProbe::Queued => None,
         };
         let take = Some(worker.take_after).filter(|after| *after > self.dealer.now);
         [worker.state.deadline(), worker.paused, probe, take].into_iter().flatten()
@@ -327,7 +318,7 @@ impl Core {
     pub(crate) fn tend_starting(&mut self, i: usize, deadline: Now, loads: &impl Loads) {
         let now = self.dealer.now;
         let Some(worker) = self.dealer.workers.get(i) else { return };
-        let (id, probe) = (worker.id, worker.probe);
+        let id = worker.id;
         let listens = self.listens_enough(i);
         let is_ready = match self.config.ready {
             ReadyRule::Listen => listens,
@@ -346,8 +337,13 @@ impl Core {
         if self.config.ready != ReadyRule::Accept || !listens {
             return;
         }
-        match probe {
-            ReadyProbe::Due { after } if after <= now => self.ask_probe(i),
+        self.probe_if_due(i);
+    }
+
+    pub(crate) fn probe_if_due(&mut self, i: usize) {
+        let Some(worker) = self.dealer.workers.get(i) else { return };
+        match worker.probe {
+            ReadyProbe::Due { after } if after <= self.dealer.now => self.ask_probe(i),
             ReadyProbe::Due { .. } | ReadyProbe::Asked | ReadyProbe::Queued => {}
         }
     }

@@ -27,6 +27,7 @@ impl Core {
                 State::Signalled { kill_at } if kill_at <= self.dealer.now => {
                     self.enter(i, Input::Condemned);
                 }
+                State::Ready { .. } if worker.needs_probe() => self.probe_if_due(i),
                 State::Ready { .. }
                 | State::Parked { .. }
                 | State::Signalled { .. }

@@ -259,3 +259,169 @@ impl Dealer {
         Some((bound * total).div_ceil(1000 * u64::max(count, 1)))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use alloc::vec::Vec;
+    use core::time::Duration;
+
+    use super::*;
+    use crate::dealer::{Round, Rules};
+    use crate::event::{Generation, Load, SlotId};
+    use crate::time::Now;
+    use crate::worker::{Fresh, Lateness, State, Worker};
+
+    const ON: ListenerId = ListenerId(0);
+
+    /// What a worker is, what it has, and how much it may have queued.
+    type Row = (Is, u64, u16);
+    /// Who is asked for what, after whom, of which table, and who gets it.
+    type Case<'a> = (Policy, Origin, u32, &'a [Row], Option<u32>);
+
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    enum Is {
+        Well,
+        Late,
+        Doubtful,
+        Fresh,
+        Paused,
+        Parked,
+        Finishing,
+        Killing,
+    }
+
+    struct Empty;
+
+    impl Loads for Empty {
+        fn load(&self, _: WorkerId) -> Load {
+            Load { claimed: 0, active: Some(0) }
+        }
+
+        fn queued_exact(&self, _: WorkerId) -> Option<u32> {
+            None
+        }
+    }
+
+    /// A table in the last round, so that those that finish have a standing.
+    fn dealer(policy: Policy, rows: &[Row]) -> Dealer {
+        let rules = Rules {
+            policy,
+            max_active: None,
+            queue_limit: 64,
+            stall_after: Duration::from_millis(100),
+            slow_start: Duration::from_secs(10),
+            sticky_bound: None,
+        };
+        let now = Now(1);
+        let mut dealer = Dealer::new(rules, now);
+        dealer.round = Round::Last;
+        for ((is, load, window), number) in rows.iter().zip(1_u16..) {
+            let (id, slot) = (WorkerId(u32::from(number)), SlotId(number - 1));
+            let mut worker = Worker::new(id, slot, Generation(1), now, 64, now);
+            worker.handed_off = *load;
+            worker.state = match is {
+                Is::Parked => State::Parked { since: now },
+                Is::Finishing => State::Finishing { deadline: now },
+                Is::Killing => State::Killing { since: now },
+                Is::Well | Is::Late | Is::Doubtful | Is::Fresh | Is::Paused => {
+                    State::Ready { since: now }
+                }
+            };
+            match is {
+                Is::Late => worker.lateness = Lateness::Late,
+                Is::Doubtful => worker.lateness = Lateness::Probed,
+                Is::Paused => worker.paused = Some(now),
+                Is::Fresh => {
+                    worker.fresh = Some(Fresh::new(now));
+                    dealer.fresh += 1;
+                }
+                Is::Well | Is::Parked | Is::Finishing | Is::Killing => {}
+            }
+            dealer.seat(worker);
+            let i = dealer.seats.len() - 1;
+            dealer.seats[i].listens.insert(ON);
+            dealer.seats[i].window = *window;
+            dealer.resent(i);
+            dealer.restand(i);
+        }
+        dealer
+    }
+
+    fn chosen(policy: Policy, origin: Origin, last: u32, rows: &[Row]) -> Option<u32> {
+        let ask = Ask { listener: ON, last: WorkerId(last), origin };
+        let mut dealer = dealer(policy, rows);
+        let i = dealer.choose(ask, &Empty)?;
+        Some(dealer.seats[i].id.0)
+    }
+
+    #[test]
+    fn who_gets_it() {
+        use Is::{Doubtful, Finishing, Fresh, Killing, Late, Parked, Paused, Well};
+        use Origin::{Backlog, Held};
+        use Policy::{Least, Rr};
+        #[rustfmt::skip]
+        let table: [Case<'_>; 22] = [
+            // The least load; among equals the next in turn.
+            (Least, Backlog, 0, &[(Well, 2, 8), (Well, 1, 8), (Well, 3, 8)],          Some(2)),
+            (Least, Backlog, 0, &[(Well, 1, 8), (Well, 1, 8), (Well, 1, 8)],          Some(1)),
+            (Least, Backlog, 1, &[(Well, 1, 8), (Well, 1, 8), (Well, 1, 8)],          Some(2)),
+            (Least, Backlog, 3, &[(Well, 1, 8), (Well, 1, 8), (Well, 1, 8)],          Some(1)),
+            (Least, Backlog, 2, &[(Well, 0, 8), (Well, 0, 8), (Well, 4, 8)],          Some(1)),
+            // The next in turn, whatever it has.
+            (Rr,    Backlog, 1, &[(Well, 0, 8), (Well, 5, 8), (Well, 0, 8)],          Some(2)),
+            (Rr,    Held,    1, &[(Well, 1, 8), (Well, 5, 8), (Well, 0, 8)],          Some(3)),
+            // Only with room.
+            (Least, Backlog, 0, &[(Well, 1, 1), (Well, 2, 8)],                        Some(2)),
+            (Rr,    Backlog, 0, &[(Well, 1, 1), (Well, 2, 8)],                        Some(2)),
+            (Least, Backlog, 0, &[(Well, 1, 1), (Well, 2, 2)],                        None),
+            // Late ones only if all are late.
+            (Least, Backlog, 0, &[(Late, 0, 8), (Well, 5, 8)],                        Some(2)),
+            (Rr,    Backlog, 0, &[(Late, 0, 8), (Well, 5, 8)],                        Some(2)),
+            (Least, Backlog, 0, &[(Late, 0, 8), (Well, 5, 5)],                        None),
+            (Least, Backlog, 0, &[(Late, 2, 8), (Late, 1, 8)],                        Some(2)),
+            // Doubtful, paused, parked, dying ones never.
+            (Least, Backlog, 0, &[(Doubtful, 0, 8), (Paused, 0, 8)],                  None),
+            (Least, Backlog, 0, &[(Parked, 0, 8), (Killing, 0, 8)],                   None),
+            (Least, Held,    0, &[(Parked, 0, 8), (Killing, 0, 8), (Doubtful, 0, 8)], None),
+            // Those that finish only what the primary holds.
+            (Least, Backlog, 0, &[(Finishing, 0, 8)],                                 None),
+            (Least, Held,    0, &[(Finishing, 1, 8), (Finishing, 0, 8)],              Some(2)),
+            // Fresh ones beyond their share only if nobody else can take it.
+            (Least, Backlog, 0, &[(Fresh, 0, 8), (Well, 5, 8)],                       Some(2)),
+            (Least, Backlog, 0, &[(Fresh, 0, 8), (Well, 5, 5)],                       Some(1)),
+            (Least, Backlog, 0, &[],                                                  None),
+        ];
+        for (policy, origin, last, rows, expected) in table {
+            assert_eq!(
+                chosen(policy, origin, last, rows),
+                expected,
+                "{policy:?} {origin:?} {last} {rows:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn room_counts_late_ones_only_if_all_are_late() {
+        let ask = Ask { listener: ON, last: WorkerId(0), origin: Origin::Backlog };
+        let room = |rows: &[Row]| dealer(Policy::Least, rows).room(ask, &Empty);
+        assert_eq!(room(&[(Is::Well, 2, 8), (Is::Late, 0, 8), (Is::Well, 1, 4)]), 9);
+        assert_eq!(room(&[(Is::Late, 1, 8), (Is::Late, 0, 8)]), 15);
+        assert_eq!(room(&[(Is::Well, 8, 8), (Is::Late, 0, 8)]), 0);
+    }
+
+    #[test]
+    fn a_sticky_client_goes_down_the_order_of_its_scores() {
+        let ask = Ask { listener: ON, last: WorkerId(0), origin: Origin::Backlog };
+        let client = Sticky::of(crate::event::Client::V4([10, 1, 2, 3]), [1, 2]).unwrap();
+        let mut rows = [(Is::Well, 0, 4); 6];
+        let mut order = Vec::new();
+        for _ in 0..6 {
+            let i = dealer(Policy::Ip, &rows).sticky(ask, client, &Empty).unwrap();
+            order.push(i);
+            rows[i].1 = 4;
+        }
+        assert_eq!(dealer(Policy::Ip, &rows).sticky(ask, client, &Empty), None);
+        order.sort_unstable();
+        assert_eq!(order, [0, 1, 2, 3, 4, 5]);
+    }
+}

@@ -126,6 +126,8 @@ mod tests {
             Sticky::of(Client::V6(octets), KEY)
         };
         assert_eq!(v6([1; 8]), v6([2; 8]), "one /64");
+        let next_net = [0x20, 1, 0xd, 0xb8, 0, 0, 0, 8, 1, 1, 1, 1, 1, 1, 1, 1];
+        assert_ne!(Sticky::of(Client::V6(next_net), KEY), v6([1; 8]), "the next /64");
         let mapped = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 10, 1, 2, 3];
         let v4 = Sticky::of(Client::V4([10, 1, 2, 3]), KEY);
         assert_eq!(Sticky::of(Client::V6(mapped), KEY), v4, "IPv4-mapped");

@@ -311,6 +311,19 @@ impl Worker {
         (number < self.handed_off).then(|| self.times.get(number))
     }
 
+    /// A probe is what shows whether it is well.
+    pub(crate) fn needs_probe(&self) -> bool {
+        match self.state {
+            State::Starting { .. } => true,
+            State::Ready { .. } => self.lateness == Lateness::Emptied,
+            State::Parked { .. }
+            | State::Finishing { .. }
+            | State::Signalled { .. }
+            | State::Killing { .. }
+            | State::Dead => false,
+        }
+    }
+
     /// Handed off or on the way, less what was taken back.
     pub(crate) fn sent(&self) -> u64 {
         (self.handed_off + u64::from(self.in_flight)).saturating_sub(self.taken_back)

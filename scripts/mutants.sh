@@ -1,0 +1,118 @@
+#!/bin/sh
+# Plants known bugs in a copy of the core, one at a time, and requires that its tests catch each.
+#
+#   scripts/mutants.sh          all of them (about three minutes)
+#   scripts/mutants.sh NAME...  some
+#
+# A bug is a sed script for one file. A script that changes nothing is an error: the code has moved on
+# and the bug must be planted anew.
+set -eu
+
+here=$(cd "$(dirname "$0")/.." && pwd)
+copy=$(mktemp -d)
+trap 'rm -rf "$copy"' EXIT
+target=${CARGO_TARGET_DIR:-$here/target}/mutants
+
+# The core alone, with the simulator as one more of its tests.
+mkdir -p "$copy/router"
+cp -r "$here/router/core" "$copy/router/core"
+sed -e 's/^members = .*/members = ["router\/core"]/' -e '/^default-members/d' "$here/Cargo.toml" >"$copy/Cargo.toml"
+sed -e 's|"../../router/core/tests/table/mod.rs"|"table/mod.rs"|' -e '/^mod hot_path;/d' \
+    "$here/tests/sim/main.rs" >"$copy/router/core/tests/sim.rs"
+cp -r "$copy/router/core/src" "$copy/whole"
+
+play() {
+    (cd "$copy" && CARGO_TARGET_DIR="$target" SIM_SEEDS=100 RUST_BACKTRACE=0 \
+        timeout 120 cargo test --offline -q -p croupier-core >"$copy/log" 2>&1)
+}
+
+planted=0 survived=''
+# plant NAME FILE SED-SCRIPT
+plant() {
+    case " $wanted " in *" all "* | *" $1 "*) ;; *) return 0 ;; esac
+    planted=$((planted + 1))
+    rm -rf "$copy/router/core/src" && cp -r "$copy/whole" "$copy/router/core/src"
+    sed -i -e "$3" "$copy/router/core/src/$2"
+    if cmp -s "$copy/whole/$2" "$copy/router/core/src/$2"; then
+        echo "mutants: $1 changes nothing in $2; plant it anew" >&2
+        exit 1
+    fi
+    if play; then
+        survived="$survived $1"
+        echo "SURVIVED  $1"
+    elif grep -q '^error' "$copy/log" && ! grep -q 'test result: FAILED\|panicked' "$copy/log"; then
+        echo "mutants: $1 does not compile:" >&2
+        grep -A5 '^error' "$copy/log" >&2
+        exit 1
+    else
+        echo "caught    $1 ($(grep -c -- '--- FAILED' "$copy/log") tests)"
+    fi
+}
+
+wanted=${*:-all}
+if ! play; then
+    echo "mutants: the tests fail without any planted bug" >&2
+    tail -20 "$copy/log" >&2
+    exit 1
+fi
+
+# Dealing
+plant cursor-stands-still primary.rs 's/listener.last = worker;/let _ = \&listener.last;/'
+plant least-takes-the-most scheduler.rs 's/|(best, _)| load < best)/|(best, _)| load > best)/'
+plant stops-at-any-load scheduler.rs 's/has_room \&\& load <= floor/has_room/'
+plant floor-outlives-the-epoch dealer.rs '/self.epoch = self.epoch.wrapping_add(1);/{n;d}'
+plant late-ones-get-clients scheduler.rs 's/let late = if self.well { None } else { self.late };/let late = self.late.or(self.best);if late.is_some() { return late.map(|(_, i)| i); }/'
+plant the-dead-get-clients dealer.rs 's/| State::Killing { .. }$/\n/;s/| State::Dead => Standing::Away,/| State::Dead => Standing::Away,\n State::Killing { .. } => Standing::Regular,/'
+plant the-draining-get-clients scheduler.rs 's/Standing::Finishing if ask.origin == Origin::Held => Standing::Regular,/Standing::Finishing => Standing::Regular,/'
+plant max-active-is-ignored seat.rs 's/window.min(active)/window.max(window.min(active))/'
+plant windows-never-grow window.rs 's/size.saturating_mul(2).min(most).max(size)/most.min(size)/'
+plant windows-never-shrink window.rs 's/return size \/ 2;/return size;/'
+plant one-proof-is-enough window.rs 's/^const PROOFS: u8 = 2;/const PROOFS: u8 = 1;/'
+plant no-second-look primary.rs 's/if self.dealer.set_bells(ask, \&mut self.actions) {/if self.dealer.set_bells(ask, \&mut self.actions) \&\& false {/'
+plant bells-are-never-set bells.rs 's/    if same \&\& !has_rung(seat, worker.bell) {/    if same || seat.id.0 > 0 {/'
+plant a-mark-of-zero bells.rs 's/bell(seat, mark.max(1), false)/bell(seat, 0 * mark, false)/'
+plant no-slow-start life.rs 's/\&\& !self.config.slow_start.is_zero()/\&\& self.config.slow_start.is_zero()/'
+plant sticky-by-worker dealer.rs 's/sticky::salt(worker.slot)/sticky::salt(crate::event::SlotId(u16::try_from(worker.id.0).unwrap_or(0)))/'
+plant the-gate-is-open primary.rs 's/self.config.policy == Policy::Ip \&\& self.start != Start::Everybody/self.config.policy == Policy::Ip \&\& self.start > Start::Everybody/'
+plant a-128-is-a-client sticky.rs 's/siphash(key, \&\[a, b, c, d, e, f, g, h\])/siphash(key, \&[a, b, c, d, e, f, g])/'
+plant any-numbers-fit dealer.rs 's/seat.misfits < MISFITS_MAX/seat.misfits < u8::MAX/'
+
+# Connections in hand
+plant a-full-kernel-loses-one primary.rs 's/self.ledger.held.push_front(arrival);/let _ = arrival;/'
+plant no-pause primary.rs 's/who.paused = Some(until);/let _ = until;/'
+plant a-pause-never-ends primary.rs 's/until <= now)/until < Now(0))/'
+plant unknown-givers-are-robbed salvage.rs 's/        self.ledger.held.push_back(arrival);\n/&/;0,/self.ledger.taken_back += 1;/s//self.ledger.taken_back += 1; if self.dealer.find(worker).is_none() { return; }/'
+plant held-without-bound ledger.rs 's/HELD_MAX.saturating_sub(spoken_for)/usize::MAX.saturating_sub(spoken_for)/'
+plant forgotten-with-a-queue salvage.rs 's/loads.queued_exact(id) == Some(0)/loads.queued_exact(id) < Some(2)/'
+plant salvage-of-the-living salvage.rs 's/if matches!(worker.state, State::Dead) {/if matches!(worker.state, State::Dead | State::Killing { .. }) {/'
+
+# Late workers
+plant steals-when-all-are-late late.rs 's/^                0 => true,/                _ if true => true,\n                0 => true,/'
+plant never-steals late.rs 's/        self.steal(loads);/        let _ = loads;/'
+plant no-probe life.rs 's/self.actions.push_back(Action::Probe { worker, listener });/let _ = (worker, listener);/'
+plant oversleeps-and-blames late.rs 's/        if overslept {/        if overslept \&\& now == Now(0) {/'
+plant looks-for-ever late.rs 's/        self.late_at = next;/        self.late_at = next.or(Some(now.after(WATCH)));/'
+
+# Supervision
+plant a-slow-starter-lives life.rs 's/        if now >= deadline {/        if now >= deadline \&\& listens {/'
+plant ready-without-listening life.rs 's/!seat.listens.is_empty() \&\& declared.all/!seat.listens.is_empty() || declared.all/'
+plant no-backoff restart.rs 's/policy.base.saturating_mul(factor).min(policy.max)/Duration::ZERO/'
+plant no-budget restart.rs 's/if self.crashes < policy.budget.max(1) {/if self.crashes < u32::MAX {/'
+plant hopeless-goes-on life.rs 's/        if hopeless || /        if hopeless \&\& /'
+plant drains-for-ever salvage.rs 's/        if deadline <= now {/        if deadline < Now(0) {/'
+plant no-kill-after salvage.rs 's/State::Signalled { kill_at } if kill_at <= self.dealer.now/State::Signalled { kill_at } if kill_at < Now(0)/'
+plant cuts-what-is-active salvage.rs 's/Some(_) if !drains_itself => {/Some(_) if !drains_itself \&\& now == deadline => {/'
+plant closes-without-a-second-look stop.rs 's/Closing::Quiet => known.closing = Closing::Resting { until },/Closing::Quiet | Closing::Again if until > Now(0) => { known.closing = Closing::Told; self.actions.push_back(Action::CloseListener { listener }); }\nClosing::Quiet => {}/'
+plant stop-takes-no-clients stop.rs 's/Self::No | Self::Closing { .. } => true,/Self::No => true, Self::Closing { .. } => false,/'
+plant the-second-request-waits stop.rs 's/Stop::No | Stop::Closing { .. } | Stop::Draining { .. } => self.end(Outcome::Killed),/Stop::No => self.end(Outcome::Killed), Stop::Closing { .. } | Stop::Draining { .. } => {}/'
+plant sockets-stay-adopted life.rs 's/if slot.sockets == Sockets::Adopted {/if slot.sockets == Sockets::Own {/'
+
+if [ "$planted" -eq 0 ]; then
+    echo "mutants: no bug of that name" >&2
+    exit 2
+fi
+if [ -n "$survived" ]; then
+    echo "$planted planted; not caught:$survived" >&2
+    exit 1
+fi
+echo "$planted planted, $planted caught"
