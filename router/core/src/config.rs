@@ -72,6 +72,14 @@ pub struct Config {
     pub kill_after: Duration,
     /// Send the stop-signal first: the program drains itself.
     pub stop_signal_first: bool,
+    /// A reload starts at most this many new workers at a time. At least 1.
+    pub max_surge: u16,
+    /// How long the first new workers of a reload, and at its end all of them, are watched before the
+    /// reload goes on. Zero: not at all.
+    pub soak: Duration,
+    /// Replaced workers that may finish their connections at the same time; beyond it the oldest is
+    /// told to end. At least 1.
+    pub max_draining: u16,
     /// `ip`: a slot takes at most this many thousandths of the average load (1250 = 1.25 ×).
     pub sticky_bound: Option<u32>,
     /// `ip`: the key of the hash, the same over restarts of the primary.

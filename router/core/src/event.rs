@@ -194,6 +194,11 @@ pub enum Event {
         /// The worker.
         worker: WorkerId,
     },
+    /// The operator wants a new generation of workers. One reload at a time; another one queues.
+    ReloadAsked {
+        /// Drain the old workers as they are replaced, instead of parking them until all are.
+        rolling: bool,
+    },
     /// The operator wants everything to end. `now`: without waiting (a second Ctrl-C).
     StopAsked {
         /// Kill at once.
@@ -215,7 +220,7 @@ pub enum SignalKind {
 pub enum TakeBackReason {
     /// The worker is dead: salvage.
     Death,
-    /// The worker drains.
+    /// The worker drains, or is parked.
     Drain,
     /// The worker is late and another is idle: steal.
     Steal,
@@ -420,6 +425,97 @@ pub enum Report {
         /// Which.
         worker: WorkerId,
     },
+    /// A worker begins to drain while others go on.
+    Drains {
+        /// Which.
+        worker: WorkerId,
+        /// Its slot.
+        slot: SlotId,
+    },
+    /// A reload begins.
+    ReloadBegan {
+        /// Of the workers that it starts.
+        generation: Generation,
+        /// It drains as it goes.
+        rolling: bool,
+    },
+    /// A reload was asked for while one is under way: it comes next.
+    ReloadQueued,
+    /// A reload was asked for while everything stops: it will not come.
+    ReloadRefused,
+    /// A new worker has taken over its slot; the old one is parked.
+    Parked {
+        /// The old one.
+        worker: WorkerId,
+        /// The new one.
+        by: WorkerId,
+        /// Their slot.
+        slot: SlotId,
+    },
+    /// A reload failed: a parked worker serves again.
+    Unparked {
+        /// Which.
+        worker: WorkerId,
+        /// In which slot.
+        slot: SlotId,
+    },
+    /// The new workers that are ready are being watched.
+    Soaking {
+        /// How many are ready.
+        ready: u16,
+        /// For how long.
+        wait: Duration,
+    },
+    /// Every slot has a worker of this generation; the old ones drain.
+    ReloadDone {
+        /// Which.
+        generation: Generation,
+    },
+    /// A reload failed.
+    ReloadFailed {
+        /// The generation that did not come to be.
+        generation: Generation,
+        /// Why.
+        why: ReloadFault,
+        /// Slots that keep a worker of the new generation: their old one is gone.
+        kept: u16,
+    },
+    /// Nobody of the reloads up to this generation is leaving any more.
+    ReloadOver {
+        /// Which.
+        generation: Generation,
+    },
+}
+
+/// Why a reload failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ReloadFault {
+    /// A new worker did not hold.
+    Worker {
+        /// Which.
+        worker: WorkerId,
+        /// In which slot.
+        slot: SlotId,
+        /// It was ready already: it failed while it was watched.
+        was_ready: bool,
+        /// What happened to it.
+        fault: Fault,
+    },
+    /// Everything stops.
+    Stopped,
+}
+
+/// What is wrong with a worker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// There is no process: it could not be started.
+    NotStarted,
+    /// Not ready within `--ready-timeout`.
+    NotReady,
+    /// It ended.
+    Ended(ExitStatus),
+    /// It broke the protocol, its channel or its numbers.
+    Broken,
 }
 
 /// What a page says right now.

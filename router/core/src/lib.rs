@@ -53,6 +53,7 @@ mod late;
 mod ledger;
 mod life;
 mod primary;
+mod reload;
 mod restart;
 mod salvage;
 mod scheduler;

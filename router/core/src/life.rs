@@ -8,13 +8,13 @@ use core::time::Duration;
 
 use crate::config::{Policy, ReadyRule};
 use crate::event::{
-    Action, ExitStatus, Generation, ListenerId, Loads, Outcome, Report, SignalKind, WorkerId,
+    Action, ExitStatus, Fault, Generation, ListenerId, Loads, Outcome, Report, SignalKind, WorkerId,
 };
 use crate::primary::{Core, NamedBy, Start};
 use crate::restart::Verdict;
-use crate::slot::{Slot, SlotInput, SlotState, Sockets};
+use crate::slot::{Beside, Slot, SlotInput, SlotState, Sockets};
 use crate::time::Now;
-use crate::worker::{Fresh, Input, Lateness, ReadyProbe, State, Worker};
+use crate::worker::{Fresh, Input, Lateness, ReadyProbe, State, Word, Worker};
 
 /// A slot's next worker waits for the family of the last to be gone, but no longer than this: a
 /// process that even KILL cannot end must not keep the slot down.
@@ -33,7 +33,9 @@ impl Core {
         let now = self.dealer.now;
         for at in 0..self.slots.len() {
             let due = self.slots.get(at).is_some_and(|slot| match slot.state {
-                SlotState::Backoff { until } => until <= now && self.family_wait(slot).is_none(),
+                SlotState::Backoff { until } => {
+                    until <= now && self.family_wait(slot).is_none() && !awaits_next(slot)
+                }
                 SlotState::Down
                 | SlotState::Starting { .. }
                 | SlotState::Up { .. }
@@ -46,17 +48,24 @@ impl Core {
     }
 
     fn start_worker(&mut self, at: usize) {
-        let id = WorkerId(self.next_worker);
-        let now = self.dealer.now;
-        let generation = Generation(1);
-        let Some(slot) = self.slots.get_mut(at) else { return };
+        let Some(generation) = self.slots.get(at).map(|slot| slot.generation) else { return };
+        let Some(worker) = self.spawn(at, generation) else { return };
+        if let Some(slot) = self.slots.get_mut(at) {
+            slot.starts = slot.starts.saturating_add(1);
+            slot.take(SlotInput::Start { worker });
+        }
+    }
+
+    /// Asks for a process for a slot.
+    pub(crate) fn spawn(&mut self, at: usize, generation: Generation) -> Option<WorkerId> {
+        let (id, now) = (WorkerId(self.next_worker), self.dealer.now);
+        let slot = self.slots.get(at)?.id;
         self.next_worker = self.next_worker.saturating_add(1);
-        slot.starts = slot.starts.saturating_add(1);
-        slot.take(SlotInput::Start { worker: id });
         let deadline = now.after(self.config.ready_timeout);
         let room = self.dealer.rules.largest_window();
-        self.dealer.seat(Worker::new(id, slot.id, generation, deadline, room, now));
-        self.actions.push_back(Action::Spawn { slot: slot.id, worker: id, generation });
+        self.dealer.seat(Worker::new(id, slot, generation, deadline, room, now));
+        self.actions.push_back(Action::Spawn { slot, worker: id, generation });
+        Some(id)
     }
 
     /// Until when a slot waits for the family of its last worker.
@@ -81,7 +90,7 @@ impl Core {
             Sockets::Own | Sockets::Adopted => None,
         };
         let start = match slot.state {
-            SlotState::Backoff { until } if self.stop.starts_workers() => {
+            SlotState::Backoff { until } if self.stop.starts_workers() && !awaits_next(slot) => {
                 Some(self.family_wait(slot).map_or(until, |wait| wait.max(until)))
             }
             SlotState::Backoff { .. }
@@ -155,7 +164,8 @@ impl Core {
         let now = self.dealer.now;
         self.start = self.start.max(Start::Somebody);
         self.debts = true;
-        let fresh = self.starts_slowly(i);
+        // One that was parked has warm caches.
+        let fresh = matches!(before, State::Starting { .. }) && self.starts_slowly(i);
         let Some((seat, worker)) = self.dealer.both(i) else { return };
         // A probe of `--ready accept` and its claim are no hand-off and no lateness.
         worker.lateness = Lateness::No;
@@ -167,8 +177,11 @@ impl Core {
         if !matches!(before, State::Starting { .. }) {
             return;
         }
+        let took_over = self.takes_over(i);
         if let Some(slot) = self.slots.get_mut(usize::from(slot.0)) {
-            slot.take(SlotInput::Ready { worker: id });
+            if !took_over {
+                slot.take(SlotInput::Ready { worker: id });
+            }
             if slot.sockets == Sockets::Adopted {
                 self.actions.push_back(Action::AdoptSockets { slot: slot.id, adopt: false });
             }
@@ -192,6 +205,7 @@ impl Core {
     /// The slot of a worker that is over: when does the next one start?
     fn leave_slot(&mut self, i: usize, before: State, blame: Blame) {
         let now = self.dealer.now;
+        self.reload_loses(i, !matches!(before, State::Starting { .. }));
         let Some(worker) = self.dealer.workers.get(i) else { return };
         let (id, at) = (worker.id, usize::from(worker.slot.0));
         let policy = self.config.restart;
@@ -240,7 +254,10 @@ impl Core {
 
     /// Whether starting is hopeless: nobody was ever ready and it was tried often enough, or every
     /// slot is given up.
-    fn look_for_the_end(&mut self) {
+    pub(crate) fn look_for_the_end(&mut self) {
+        if self.reload.is_under_way() {
+            return;
+        }
         let crashes = |slot: &Slot| slot.streak.crashes();
         let most = self.slots.iter().map(crashes).max().unwrap_or(0);
         let least = self.slots.iter().map(crashes).min().unwrap_or(0);
@@ -271,7 +288,10 @@ impl Core {
         let Some(i) = self.dealer.find(worker) else { return };
         let Some(before) = self.dealer.workers.get(i).map(|worker| worker.state) else { return };
         match before {
-            State::Starting { .. } => self.leave_slot(i, before, Blame::ByAge),
+            State::Starting { .. } => {
+                self.blame(i, Fault::NotStarted);
+                self.leave_slot(i, before, Blame::ByAge);
+            }
             // It was to be killed before it was started.
             State::Killing { .. } => {}
             State::Ready { .. }
@@ -297,8 +317,16 @@ impl Core {
     }
 
     pub(crate) fn said_ready(&mut self, worker: WorkerId) {
-        if let Some(i) = self.dealer.find(worker) {
-            self.enter(i, Input::BecameReady);
+        if let Some(worker) = self.dealer.find(worker).and_then(|i| self.dealer.workers.get_mut(i))
+        {
+            worker.word = Word::Given;
+        }
+    }
+
+    /// Notes what is wrong with a worker that will be over at once.
+    fn blame(&mut self, i: usize, fault: Fault) {
+        if let Some(worker) = self.dealer.workers.get_mut(i) {
+            worker.fault = fault;
         }
     }
 
@@ -314,23 +342,31 @@ impl Core {
         !seat.listens.is_empty() && declared.all(|listener| seat.listens.contains(listener))
     }
 
+    /// Whether a worker listens on all that the one listens on that it is to replace.
+    fn replaces_all(&self, i: usize) -> bool {
+        let needed = self.must_listen(i);
+        self.dealer.seats.get(i).is_some_and(|seat| seat.listens.covers(&needed))
+    }
+
     /// A starting worker: ready, or too late?
     pub(crate) fn tend_starting(&mut self, i: usize, deadline: Now, loads: &impl Loads) {
         let now = self.dealer.now;
         let Some(worker) = self.dealer.workers.get(i) else { return };
-        let id = worker.id;
+        let (id, said_ready) = (worker.id, worker.word == Word::Given);
         let listens = self.listens_enough(i);
-        let is_ready = match self.config.ready {
-            ReadyRule::Listen => listens,
-            ReadyRule::Accept if !self.dealer.rules.by_hand() => listens,
-            ReadyRule::Accept => listens && loads.load(id).claimed > 0,
-            // It says so, or it runs: both are events.
-            ReadyRule::Notify | ReadyRule::Start => false,
-        };
-        if is_ready {
+        let is_ready = said_ready
+            || match self.config.ready {
+                ReadyRule::Listen => listens,
+                ReadyRule::Accept if !self.dealer.rules.by_hand() => listens,
+                ReadyRule::Accept => listens && loads.load(id).claimed > 0,
+                // It says so, or it runs: both are events.
+                ReadyRule::Notify | ReadyRule::Start => false,
+            };
+        if is_ready && self.replaces_all(i) {
             return self.enter(i, Input::BecameReady);
         }
         if now >= deadline {
+            self.blame(i, Fault::NotReady);
             self.report(Report::NotReadyInTime { worker: id });
             return self.enter(i, Input::Condemned);
         }
@@ -385,6 +421,7 @@ impl Core {
         let Some((seat, who)) = self.dealer.both(i) else { return };
         let queued = u32::try_from(seat.queued()).unwrap_or(u32::MAX);
         let before = who.state;
+        who.fault = Fault::Ended(status);
         match before {
             State::Starting { .. } | State::Ready { .. } | State::Parked { .. } => {
                 if status == ExitStatus::Code(0) && orphans {
@@ -431,6 +468,11 @@ impl Core {
             }
         }
     }
+}
+
+/// A reload is starting the slot's next worker: that one is waited for.
+fn awaits_next(slot: &Slot) -> bool {
+    matches!(slot.beside, Beside::Next { .. })
 }
 
 /// Whether an end counts as a crash.

@@ -2,7 +2,7 @@
 //!
 //! Owns everything that is known. The parts: [`Dealer`] (who has what, who is next), [`Ledger`]
 //! (connections in hand), slots (who shall be there), and beside this file `life` (workers come and
-//! go), `salvage` (queues of the dead and the leaving), `late` (steal, probe), `stop`.
+//! go), `reload`, `salvage` (queues of the dead and the leaving), `late` (steal, probe), `stop`.
 
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
@@ -14,11 +14,14 @@ use crate::event::{
     Action, Arrival, ConnId, Event, ListenerId, Loads, Report, SendFailure, SlotId, WorkerId,
 };
 use crate::ledger::{Flight, HELD_MAX, Ledger};
+use crate::reload::Reload;
 use crate::restart::Dice;
 use crate::scheduler::{Ask, Origin};
 use crate::seat::LISTENERS_MAX;
 #[cfg(debug_assertions)]
 use crate::seat::{Seat, Standing};
+#[cfg(debug_assertions)]
+use crate::slot::Beside;
 use crate::slot::{Slot, SlotInput};
 use crate::sticky::Sticky;
 use crate::stop::{Closing, Stop};
@@ -86,6 +89,7 @@ pub struct Core {
     pub(crate) actions: VecDeque<Action>,
     pub(crate) dice: Dice,
     pub(crate) stop: Stop,
+    pub(crate) reload: Reload,
     pub(crate) started: Now,
     pub(crate) next_worker: u32,
     pub(crate) start: Start,
@@ -149,6 +153,7 @@ impl Core {
             actions: VecDeque::with_capacity(16),
             dice: Dice::new(config.seed),
             stop: Stop::No,
+            reload: Reload::default(),
             started: now,
             next_worker: 1,
             start: Start::Nobody,
@@ -195,6 +200,7 @@ impl Core {
             | Event::Exited { .. }
             | Event::FamilyGone { .. }
             | Event::Misbehaved { .. }
+            | Event::ReloadAsked { .. }
             | Event::StopAsked { .. } => {
                 self.rare(event);
                 self.reconcile(loads);
@@ -481,6 +487,7 @@ impl Core {
             Event::Exited { worker, status, orphans } => self.exited(worker, status, orphans),
             Event::FamilyGone { worker } => self.family_gone(worker),
             Event::Misbehaved { worker } => self.condemn(worker),
+            Event::ReloadAsked { rolling } => self.reload_asked(rolling),
             Event::StopAsked { now } => self.stop_asked(now),
             Event::Accepted(_)
             | Event::HandedOff { .. }
@@ -576,6 +583,10 @@ impl Core {
     pub(crate) fn reconcile(&mut self, loads: &impl Loads) {
         self.unpause();
         self.tend_workers(loads);
+        if self.go_on_reloading(loads) {
+            // Who was parked, or drains, gives back what waits for it at once.
+            self.tend_workers(loads);
+        }
         self.settle_debts(loads);
         self.go_on_stopping();
         self.start_due();
@@ -603,7 +614,8 @@ impl Core {
         let listeners =
             self.listeners.iter().flatten().filter_map(|listener| listener.closing.deadline());
         let gate = self.gate_opens().filter(|at| *at > self.dealer.now);
-        let others = [self.recheck.at, self.look_again, self.stop.deadline(), gate];
+        let reload = self.reload.deadline();
+        let others = [self.recheck.at, self.look_again, self.stop.deadline(), gate, reload];
         self.deadline =
             workers.chain(slots).chain(listeners).chain(others.into_iter().flatten()).min();
     }
@@ -615,8 +627,20 @@ impl Core {
         debug_assert_eq!(self.dealer.seats.len(), self.dealer.workers.len());
         for (seat, worker) in self.dealer.seats.iter().zip(&self.dealer.workers) {
             self.check_worker(seat, worker);
+            let parked = matches!(worker.state, State::Parked { .. });
+            debug_assert!(!parked || self.reload.is_under_way() || self.stop.is_under_way());
         }
-        let mut sitting = self.slots.iter().filter_map(|slot| slot.state.worker());
+        let mut sitting = self.slots.iter().flat_map(|slot| {
+            let beside = match slot.beside {
+                Beside::Nobody => None,
+                Beside::Next { worker } | Beside::Last { worker } => Some(worker),
+            };
+            debug_assert!(
+                beside.is_none() || self.reload.is_under_way(),
+                "{slot:?} without a reload"
+            );
+            slot.state.worker().into_iter().chain(beside)
+        });
         while let Some(worker) = sitting.next() {
             debug_assert!(self.dealer.find(worker).is_some(), "{worker:?} is gone");
             debug_assert!(sitting.clone().all(|other| other != worker), "{worker:?} has two slots");

@@ -28,12 +28,28 @@ impl Core {
                     self.enter(i, Input::Condemned);
                 }
                 State::Ready { .. } if worker.needs_probe() => self.probe_if_due(i),
+                State::Parked { .. } => self.tend_parked(i, loads),
                 State::Ready { .. }
-                | State::Parked { .. }
                 | State::Signalled { .. }
                 | State::Killing { .. }
                 | State::Dead => {}
             }
+        }
+    }
+
+    /// A parked worker: gives its queue back if others can have it. What it has claimed it serves.
+    fn tend_parked(&mut self, i: usize, loads: &impl Loads) {
+        self.dealer.look(i, loads);
+        let (Some(seat), Some(worker)) = (self.dealer.seats.get(i), self.dealer.workers.get(i))
+        else {
+            return;
+        };
+        let (said, listens) = (seat.queued(), seat.listens);
+        let busy = worker.taking.is_some() || worker.in_flight > 0;
+        let queued = loads.queued_exact(seat.id).map_or(said, u64::from);
+        if !busy && queued > 0 && self.others_serve(&listens) {
+            let most = self.ledger.room();
+            self.take_back(i, most, TakeBackReason::Drain);
         }
     }
 
@@ -43,11 +59,10 @@ impl Core {
         let Some(worker) = self.dealer.workers.get(i) else { return };
         let (id, busy) = (worker.id, worker.taking.is_some() || worker.in_flight > 0);
         let now = self.dealer.now;
-        let active = loads.load(id).active;
         if deadline <= now {
-            self.report(Report::DrainCut { worker: id, active });
-            return self.tell_to_end(i, now);
+            return self.cut(i, loads);
         }
+        let active = loads.load(id).active;
         self.dealer.look(i, loads);
         let Some(seat) = self.dealer.seats.get(i) else { return };
         let (said, sent, listens) = (seat.queued(), seat.sent, seat.listens);
@@ -78,6 +93,14 @@ impl Core {
             // It finishes what it has after the signal, in the time that it has for that.
             Some(_) | None => self.tell_to_end(i, deadline),
         }
+    }
+
+    /// A draining worker has no more time for what it serves.
+    pub(crate) fn cut(&mut self, i: usize, loads: &impl Loads) {
+        let Some(worker) = self.dealer.workers.get(i).map(|worker| worker.id) else { return };
+        let active = loads.load(worker).active;
+        self.report(Report::DrainCut { worker, active });
+        self.tell_to_end(i, self.dealer.now);
     }
 
     /// Sends the stop-signal; KILL comes `kill_after` later than `from`.
@@ -145,11 +168,18 @@ impl Core {
         let moves_by_itself = |worker: &Worker| match worker.state {
             State::Killing { .. } | State::Dead | State::Finishing { .. } => true,
             State::Starting { .. } => worker.probe == ReadyProbe::Queued,
-            State::Ready { .. } | State::Parked { .. } | State::Signalled { .. } => false,
+            State::Parked { .. } => self.gives_back(worker),
+            State::Ready { .. } | State::Signalled { .. } => false,
         };
         self.debts = !self.ledger.held.is_empty()
             || self.ledger.expected > 0
             || self.dealer.workers.iter().any(moves_by_itself);
+    }
+
+    /// Whether something may still be in a parked worker's queue, as far as was looked.
+    fn gives_back(&self, worker: &Worker) -> bool {
+        let queued = self.dealer.find(worker.id).and_then(|i| self.dealer.seats.get(i));
+        queued.is_some_and(|seat| seat.queued() > 0)
     }
 
     fn place_held(&mut self, loads: &impl Loads) {
@@ -337,10 +367,8 @@ impl Core {
             State::Finishing { .. } => true,
             State::Starting { .. } => worker.probe == ReadyProbe::Queued,
             State::Dead => servers,
-            State::Ready { .. }
-            | State::Parked { .. }
-            | State::Signalled { .. }
-            | State::Killing { .. } => false,
+            State::Parked { .. } => self.gives_back(worker),
+            State::Ready { .. } | State::Signalled { .. } | State::Killing { .. } => false,
         });
         waits || (servers && !self.ledger.held.is_empty())
     }

@@ -43,6 +43,10 @@ impl Listens {
         self.bits == [0; 4]
     }
 
+    pub(crate) fn covers(&self, other: &Self) -> bool {
+        self.bits.iter().zip(&other.bits).all(|(ours, theirs)| theirs & !ours == 0)
+    }
+
     pub(crate) fn meets(&self, other: &Self) -> bool {
         self.bits.iter().zip(&other.bits).any(|(ours, theirs)| ours & theirs != 0)
     }
@@ -161,6 +165,8 @@ mod tests {
         assert!(!set.meets(&other));
         other.insert(ListenerId(255));
         assert!(set.meets(&other));
+        assert!(set.covers(&other) && !other.covers(&set));
+        assert!(other.covers(&Listens::default()), "nothing is asked for");
     }
 
     #[test]

@@ -10,11 +10,16 @@
 //!    │ Withdraw         │    └───── Lost{w} ──────┴─────── Lost{w} ────┤
 //!    │ (from anywhere)  │ Raise                                        │
 //!    └───────────────  Failed  ◀──────────── UsedUp{w} ◀───────────────┘
+//!
+//!   A reload:  Replace{v} from anywhere but Down ───▶ Up{v}
 //! ```
+//!
+//! Beside the worker that sits here a reload has at most one other ([`Beside`]): first the next one,
+//! that is not ready yet; then, parked, the last one.
 //!
 //! An input that names another worker than the one that sits here is stale and changes nothing.
 
-use crate::event::{SlotId, WorkerId};
+use crate::event::{Generation, SlotId, WorkerId};
 use crate::restart::Streak;
 use crate::time::Now;
 
@@ -62,14 +67,21 @@ pub(crate) enum SlotInput {
     UsedUp {
         worker: WorkerId,
     },
+    /// A worker that is ready takes over, from whoever sits here.
+    Replace {
+        worker: WorkerId,
+    },
 }
 
 impl SlotState {
     #[must_use]
     pub(crate) fn next(self, input: SlotInput) -> Self {
-        use SlotInput::{Lost, Raise, Ready, Start, UsedUp, Withdraw};
+        use SlotInput::{Lost, Raise, Ready, Replace, Start, UsedUp, Withdraw};
         use SlotState::{Backoff, Down, Failed, Starting, Up};
         match (self, input) {
+            (Backoff { .. } | Starting { .. } | Up { .. } | Failed, Replace { worker }) => {
+                Up { worker }
+            }
             (Down | Failed, Raise { at }) => Backoff { until: at },
             (Down | Backoff { .. } | Starting { .. } | Up { .. } | Failed, Withdraw) => Down,
             (Backoff { .. }, Start { worker }) => Starting { worker },
@@ -83,7 +95,8 @@ impl SlotState {
                 Failed
             }
             // Stale, or already so; each was considered:
-            (Backoff { .. } | Starting { .. } | Up { .. }, Raise { .. })
+            (Down, Replace { .. })
+            | (Backoff { .. } | Starting { .. } | Up { .. }, Raise { .. })
             | (Down | Starting { .. } | Up { .. } | Failed, Start { .. })
             | (Down | Backoff { .. } | Starting { .. } | Up { .. } | Failed, Ready { .. })
             | (
@@ -112,6 +125,20 @@ impl SlotState {
     }
 }
 
+/// Who else a slot has while a reload is under way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Beside {
+    Nobody,
+    /// The next worker, not ready yet.
+    Next {
+        worker: WorkerId,
+    },
+    /// The last worker, parked: it comes back if the reload fails.
+    Last {
+        worker: WorkerId,
+    },
+}
+
 /// Whether the primary empties this slot's `reuseport` sockets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Sockets {
@@ -128,8 +155,11 @@ pub(crate) enum Sockets {
 pub(crate) struct Slot {
     pub(crate) id: SlotId,
     pub(crate) state: SlotState,
+    pub(crate) beside: Beside,
+    /// Of the workers that are started here after crashes.
+    pub(crate) generation: Generation,
     pub(crate) streak: Streak,
-    /// Workers started here.
+    /// Workers started here, those of reloads not counted.
     pub(crate) starts: u32,
     pub(crate) sockets: Sockets,
 }
@@ -139,6 +169,8 @@ impl Slot {
         Self {
             id,
             state: SlotState::Down,
+            beside: Beside::Nobody,
+            generation: Generation(1),
             streak: Streak::default(),
             starts: 0,
             sockets: Sockets::Own,
@@ -156,7 +188,7 @@ mod tests {
 
     #[test]
     fn every_state_and_input() {
-        use SlotInput::{Lost, Raise, Ready, Start, UsedUp, Withdraw};
+        use SlotInput::{Lost, Raise, Ready, Replace, Start, UsedUp, Withdraw};
         use SlotState::{Backoff, Down, Failed, Starting, Up};
         let (a, b) = (WorkerId(1), WorkerId(2));
         let (t, u) = (Now(5), Now(9));
@@ -200,6 +232,11 @@ mod tests {
             (Failed,   Ready { worker: a },           Failed),
             (Failed,   Lost { worker: a, until: u },  Failed),
             (Failed,   UsedUp { worker: a },          Failed),
+            (Down,     Replace { worker: b },         Down),
+            (back,     Replace { worker: b },         Up { worker: b }),
+            (starting, Replace { worker: b },         Up { worker: b }),
+            (up,       Replace { worker: b },         Up { worker: b }),
+            (Failed,   Replace { worker: b },         Up { worker: b }),
         ];
         for (state, input, expected) in table {
             assert_eq!(state.next(input), expected, "{state:?} with {input:?}");

@@ -18,7 +18,7 @@
 
 use core::time::Duration;
 
-use crate::event::{Generation, SlotId, TakeBackReason, WorkerId};
+use crate::event::{Fault, Generation, SlotId, TakeBackReason, WorkerId};
 use crate::time::Now;
 use crate::window::{Times, Window};
 
@@ -45,9 +45,7 @@ pub(crate) enum State {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Input {
     BecameReady,
-    #[cfg_attr(not(test), expect(dead_code, reason = "reload is what parks"))]
     Park,
-    #[cfg_attr(not(test), expect(dead_code, reason = "a reload that fails is what unparks"))]
     Unpark,
     Drain {
         deadline: Now,
@@ -259,6 +257,9 @@ pub(crate) struct Worker {
     pub(crate) unclaimed: Option<Now>,
     /// The probe that shows whether it accepts (`--ready accept`).
     pub(crate) probe: ReadyProbe,
+    pub(crate) word: Word,
+    /// What is known to be wrong with it, should it be over soon.
+    pub(crate) fault: Fault,
 }
 
 /// How far `--ready accept` is with a starting worker.
@@ -270,6 +271,13 @@ pub(crate) enum ReadyProbe {
     Asked,
     /// In its queue.
     Queued,
+}
+
+/// Whether a worker said that it is ready, or need not say so.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Word {
+    NotYet,
+    Given,
 }
 
 impl Worker {
@@ -302,6 +310,8 @@ impl Worker {
             serves_several: false,
             unclaimed: None,
             probe: ReadyProbe::Due { after: now },
+            word: Word::NotYet,
+            fault: Fault::Broken,
         }
     }
 

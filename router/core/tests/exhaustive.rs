@@ -118,6 +118,9 @@ impl Puppet {
             drain_timeout: Duration::from_secs(1),
             kill_after: Duration::from_secs(1),
             stop_signal_first: false,
+            max_surge: 1,
+            soak: Duration::from_secs(1),
+            max_draining: 16,
             sticky_bound: None,
             sticky_key: [3, 4],
             restart: RestartPolicy {

@@ -61,6 +61,9 @@ pub(crate) fn config(slots: u16, policy: Policy) -> Config {
         drain_timeout: Duration::from_secs(8),
         kill_after: Duration::from_secs(2),
         stop_signal_first: false,
+        max_surge: 1,
+        soak: Duration::from_secs(1),
+        max_draining: 16,
         sticky_bound: None,
         sticky_key: [1, 2],
         restart: RestartPolicy {

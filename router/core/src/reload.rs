@@ -1,0 +1,418 @@
+//! Reload: a new generation of workers beside the old, and the old one back if it does not hold.
+//!
+//! ```text
+//!   ReloadAsked       first ready      soaked        all ready        soaked
+//!  ────────────▶ Fill{1} ────────▶ Soak ──────▶ Fill{rest} ──────▶ Soak ──────▶ done: the old drain
+//!                   │               │               │               │
+//!                   └───────────────┴── a new worker fails ─────────┘
+//!                                       the old are unparked, the new drain
+//! ```
+//!
+//! The first new worker is the canary. When a new worker is ready it takes over its slot, and the
+//! old one is parked: no hand-offs, its queue is taken back, what it serves it goes on serving.
+//! Nothing of the old generation ends before all of the new one is ready and has been watched, so
+//! a program that does not hold costs nobody a connection. With `rolling` each batch is a small
+//! reload of its own: its old workers drain, and have gone, before the next batch starts.
+//!
+//! What happens in between, decided once:
+//!
+//! | meanwhile | then |
+//! |---|---|
+//! | a new worker ends, breaks a rule, or is not ready in time | the reload fails. A time-out is never success |
+//! | an old worker that was not replaced yet crashes | it is restarted as ever, under the old number, unless its next one is being started: the slot waits for that one |
+//! | a parked worker ends | nothing: its slot is served. If the reload then fails, the slot keeps its new worker, as a restart would run the same files |
+//! | a new worker ends after the reload failed | nothing: it was draining |
+//! | a slot is in backoff or failed | its turn comes first, as it has nothing to lose; a new worker that gets ready is a fresh record |
+//! | all slots fail | the primary ends only when the reload has failed too |
+//! | another reload is asked for | it queues; two that queue are one |
+//! | a stop | it wins: the reload fails, new workers that are not ready are killed, everybody else drains |
+
+use crate::event::{Generation, Loads, ReloadFault, Report, WorkerId};
+use crate::primary::Core;
+use crate::seat::Listens;
+use crate::slot::{Beside, SlotInput, SlotState, Sockets};
+use crate::time::Now;
+use crate::worker::{Input, State, Worker};
+
+/// Reloads: at most one under way, at most one queued.
+#[derive(Debug, Clone)]
+pub(crate) struct Reload {
+    pub(crate) way: Way,
+    /// The next one, and whether it drains as it goes.
+    next: Option<bool>,
+    /// The last number that was given to a generation, whether it held or not.
+    last: Generation,
+    /// The last reload that was decided, while somebody of it may still be leaving.
+    decided: Option<Generation>,
+}
+
+/// What is under way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Way {
+    Nothing,
+    Fill {
+        generation: Generation,
+        rolling: bool,
+        /// Workers that may still be started in this batch.
+        left: u16,
+    },
+    Soak {
+        generation: Generation,
+        rolling: bool,
+        until: Now,
+    },
+}
+
+impl Default for Reload {
+    fn default() -> Self {
+        Self { way: Way::Nothing, next: None, last: Generation(1), decided: None }
+    }
+}
+
+impl Reload {
+    /// The generation that is being started.
+    pub(crate) fn generation(&self) -> Option<Generation> {
+        match self.way {
+            Way::Nothing => None,
+            Way::Fill { generation, .. } | Way::Soak { generation, .. } => Some(generation),
+        }
+    }
+
+    pub(crate) fn is_under_way(&self) -> bool {
+        self.generation().is_some()
+    }
+
+    /// Whether this worker was started by the reload that is under way.
+    pub(crate) fn started(&self, worker: &Worker) -> bool {
+        self.generation() == Some(worker.generation)
+    }
+
+    pub(crate) fn deadline(&self) -> Option<Now> {
+        match self.way {
+            Way::Soak { until, .. } => Some(until),
+            Way::Nothing | Way::Fill { .. } => None,
+        }
+    }
+}
+
+impl Core {
+    pub(crate) fn reload_asked(&mut self, rolling: bool) {
+        if self.stop.is_under_way() {
+            return self.report(Report::ReloadRefused);
+        }
+        if self.reload.is_under_way() {
+            // Two that queue are one; it is as gentle as the gentler of them.
+            self.reload.next = Some(rolling && self.reload.next.unwrap_or(true));
+            return self.report(Report::ReloadQueued);
+        }
+        self.begin_to_reload(rolling);
+    }
+
+    fn begin_to_reload(&mut self, rolling: bool) {
+        let generation = Generation(self.reload.last.0.saturating_add(1));
+        self.reload.last = generation;
+        self.reload.way = Way::Fill { generation, rolling, left: 1 };
+        self.report(Report::ReloadBegan { generation, rolling });
+    }
+
+    /// As many steps further with the reload as can be done now. True: something was done.
+    pub(crate) fn go_on_reloading(&mut self, loads: &impl Loads) -> bool {
+        let mut moved = false;
+        // Each step starts a worker or enters another state, and neither goes on for ever.
+        while self.reload_step() {
+            moved = true;
+        }
+        self.limit_draining(loads);
+        if let Some(generation) = self.reload.decided
+            && self.leaving().next().is_none()
+        {
+            self.reload.decided = None;
+            self.report(Report::ReloadOver { generation });
+        }
+        moved
+    }
+
+    fn reload_step(&mut self) -> bool {
+        if self.stop.is_under_way() {
+            return false;
+        }
+        match self.reload.way {
+            Way::Nothing => {
+                let Some(rolling) = self.reload.next.take() else { return false };
+                self.begin_to_reload(rolling);
+                true
+            }
+            Way::Fill { generation, rolling, left } => self.fill(generation, rolling, left),
+            Way::Soak { generation, rolling, until } if until <= self.dealer.now => {
+                self.soaked(generation, rolling);
+                true
+            }
+            Way::Soak { .. } => false,
+        }
+    }
+
+    /// Starts the next worker of a batch, or ends the batch.
+    fn fill(&mut self, generation: Generation, rolling: bool, left: u16) -> bool {
+        let starting =
+            self.slots.iter().filter(|slot| matches!(slot.beside, Beside::Next { .. })).count();
+        let next = self.next_to_replace(generation).filter(|_| left > 0);
+        let Some(at) = next else {
+            if starting == 0 {
+                self.begin_to_soak(generation, rolling);
+            }
+            return starting == 0;
+        };
+        // A host without the memory for two generations: the last batch's old ones go first.
+        let memory = !rolling || self.leaving().next().is_none();
+        if starting >= usize::from(self.config.max_surge.max(1)) || !memory {
+            return false;
+        }
+        self.reload.way = Way::Fill { generation, rolling, left: left - 1 };
+        self.start_next(at, generation);
+        true
+    }
+
+    /// The slot whose turn it is: first those that nobody serves, then by number.
+    fn next_to_replace(&self, generation: Generation) -> Option<usize> {
+        let waits = |at: &usize| {
+            self.slots.get(*at).is_some_and(|slot| {
+                slot.beside == Beside::Nobody
+                    && slot.state != SlotState::Down
+                    && !self.is_of(slot.state.worker(), generation)
+            })
+        };
+        let lost = |at: &usize| {
+            self.slots.get(*at).is_some_and(|slot| match slot.state {
+                SlotState::Backoff { .. } | SlotState::Failed => true,
+                SlotState::Down | SlotState::Starting { .. } | SlotState::Up { .. } => false,
+            })
+        };
+        let mut waiting = (0..self.slots.len()).filter(waits);
+        let first = waiting.next()?;
+        if lost(&first) { Some(first) } else { waiting.find(lost).or(Some(first)) }
+    }
+
+    fn is_of(&self, worker: Option<WorkerId>, generation: Generation) -> bool {
+        worker
+            .and_then(|worker| self.dealer.find(worker))
+            .and_then(|i| self.dealer.workers.get(i))
+            .is_some_and(|worker| worker.generation == generation)
+    }
+
+    fn start_next(&mut self, at: usize, generation: Generation) {
+        let Some(worker) = self.spawn(at, generation) else { return };
+        if let Some(slot) = self.slots.get_mut(at) {
+            slot.beside = Beside::Next { worker };
+        }
+    }
+
+    fn begin_to_soak(&mut self, generation: Generation, rolling: bool) {
+        let wait = self.config.soak;
+        self.reload.way = Way::Soak { generation, rolling, until: self.dealer.now.after(wait) };
+        if !wait.is_zero() {
+            let new = |slot: &&crate::slot::Slot| self.is_of(slot.state.worker(), generation);
+            let ready = u16::try_from(self.slots.iter().filter(new).count()).unwrap_or(u16::MAX);
+            self.report(Report::Soaking { ready, wait });
+        }
+    }
+
+    /// The new workers that there are have held.
+    fn soaked(&mut self, generation: Generation, rolling: bool) {
+        let done = self.next_to_replace(generation).is_none();
+        if done {
+            self.reload.way = Way::Nothing;
+            self.reload.decided = Some(generation);
+            self.report(Report::ReloadDone { generation });
+        } else {
+            let left = if rolling { self.config.max_surge.max(1) } else { u16::MAX };
+            self.reload.way = Way::Fill { generation, rolling, left };
+        }
+        if done || rolling {
+            for at in 0..self.slots.len() {
+                self.let_go(at);
+            }
+        }
+    }
+
+    /// The parked worker of a slot drains: it will not be needed again.
+    fn let_go(&mut self, at: usize) {
+        let Some(slot) = self.slots.get_mut(at) else { return };
+        if let Beside::Last { worker } = slot.beside {
+            slot.beside = Beside::Nobody;
+            self.drain(worker);
+        }
+    }
+
+    fn drain(&mut self, worker: WorkerId) {
+        let Some(i) = self.dealer.find(worker) else { return };
+        let Some(slot) = self.dealer.workers.get(i).map(|worker| worker.slot) else { return };
+        if self.dealer.workers.get(i).is_some_and(|worker| worker.state.lives()) {
+            self.report(Report::Drains { worker, slot });
+        }
+        let deadline = self.dealer.now.after(self.config.drain_timeout);
+        self.enter(i, Input::Drain { deadline });
+        self.debts = true;
+    }
+
+    /// What a new worker must listen on: all that the old one of its slot listens on. Where there is
+    /// none, any other old one shows it, as all run the same program.
+    pub(crate) fn must_listen(&self, i: usize) -> Listens {
+        let Some(new) = self.dealer.workers.get(i) else { return Listens::default() };
+        if !self.reload.started(new) {
+            return Listens::default();
+        }
+        let serves = |worker: &Worker| match worker.state {
+            State::Ready { .. } | State::Parked { .. } => worker.generation != new.generation,
+            State::Starting { .. }
+            | State::Finishing { .. }
+            | State::Signalled { .. }
+            | State::Killing { .. }
+            | State::Dead => false,
+        };
+        let both = self.dealer.seats.iter().zip(&self.dealer.workers);
+        let mut old = both.filter(|(_, worker)| serves(worker));
+        let any = old.clone().next();
+        let own = old.find(|(_, worker)| worker.slot == new.slot);
+        own.or(any).map(|(seat, _)| seat.listens).unwrap_or_default()
+    }
+
+    /// A worker that the reload started is ready: it takes over its slot. False: the worker is none
+    /// of the reload's.
+    pub(crate) fn takes_over(&mut self, i: usize) -> bool {
+        let Some(new) = self.dealer.workers.get(i) else { return false };
+        let (id, at, generation) = (new.id, usize::from(new.slot.0), new.generation);
+        let Some(slot) = self.slots.get_mut(at) else { return false };
+        if slot.beside != (Beside::Next { worker: id }) {
+            return false;
+        }
+        let last = slot.state.worker();
+        slot.beside = Beside::Nobody;
+        slot.generation = generation;
+        slot.streak.lived();
+        slot.take(SlotInput::Replace { worker: id });
+        if let Some(last) = last {
+            self.set_aside(at, last, id);
+        }
+        true
+    }
+
+    /// The worker that sat in a slot makes way for `by`.
+    fn set_aside(&mut self, at: usize, last: WorkerId, by: WorkerId) {
+        let Some(i) = self.dealer.find(last) else { return };
+        let Some(worker) = self.dealer.workers.get(i) else { return };
+        match worker.state {
+            State::Ready { .. } => {
+                let Some(slot) = self.slots.get_mut(at) else { return };
+                slot.beside = Beside::Last { worker: last };
+                let slot = slot.id;
+                self.report(Report::Parked { worker: last, by, slot });
+                self.enter(i, Input::Park);
+                self.debts = true;
+            }
+            // It is not needed any more, and nothing is in its hands.
+            State::Starting { .. } => self.enter(i, Input::Condemned),
+            State::Parked { .. }
+            | State::Finishing { .. }
+            | State::Signalled { .. }
+            | State::Killing { .. }
+            | State::Dead => {}
+        }
+    }
+
+    /// A worker is over. If the reload stands or falls with it, it falls.
+    pub(crate) fn reload_loses(&mut self, i: usize, was_ready: bool) {
+        let Some(worker) = self.dealer.workers.get(i) else { return };
+        let (id, fault, at) = (worker.id, worker.fault, worker.slot);
+        let Some(slot) = self.slots.get_mut(usize::from(at.0)) else { return };
+        if slot.beside == (Beside::Last { worker: id }) {
+            slot.beside = Beside::Nobody;
+            return;
+        }
+        let is_next = slot.beside == (Beside::Next { worker: id });
+        if is_next {
+            slot.beside = Beside::Nobody;
+        }
+        let is_new = is_next || slot.state.worker() == Some(id);
+        let Some(worker) = self.dealer.workers.get(i) else { return };
+        if is_new && self.reload.started(worker) {
+            self.fail_reload(ReloadFault::Worker { worker: id, slot: at, was_ready, fault });
+        }
+    }
+
+    /// The old generation comes back, the new one leaves.
+    pub(crate) fn fail_reload(&mut self, why: ReloadFault) {
+        let Some(generation) = self.reload.generation() else { return };
+        self.reload.way = Way::Nothing;
+        self.reload.decided = Some(generation);
+        let stops = why == ReloadFault::Stopped;
+        if stops {
+            self.reload.next = None;
+        }
+        let kept = self.slots.iter().filter(|slot| match slot.beside {
+            Beside::Nobody => self.is_of(slot.state.worker(), generation),
+            Beside::Next { .. } | Beside::Last { .. } => false,
+        });
+        let kept = u16::try_from(kept.count()).unwrap_or(u16::MAX);
+        self.report(Report::ReloadFailed { generation, why, kept });
+        for at in 0..self.slots.len() {
+            let Some(slot) = self.slots.get_mut(at) else { continue };
+            match core::mem::replace(&mut slot.beside, Beside::Nobody) {
+                Beside::Nobody => {}
+                Beside::Next { worker } => self.condemn(worker),
+                // While everything stops both serve until there is nothing more to serve.
+                Beside::Last { .. } if stops => {}
+                Beside::Last { worker } => self.put_back(at, worker),
+            }
+        }
+        self.debts = true;
+        if !stops {
+            self.look_for_the_end();
+        }
+    }
+
+    /// A parked worker serves its slot again.
+    fn put_back(&mut self, at: usize, last: WorkerId) {
+        let Some(i) = self.dealer.find(last) else { return };
+        let Some(generation) = self.dealer.workers.get(i).map(|worker| worker.generation) else {
+            return;
+        };
+        let Some(slot) = self.slots.get_mut(at) else { return };
+        let new = slot.state.worker();
+        slot.generation = generation;
+        slot.sockets = Sockets::Own;
+        slot.take(SlotInput::Replace { worker: last });
+        let slot = slot.id;
+        self.report(Report::Unparked { worker: last, slot });
+        self.enter(i, Input::Unpark);
+        if let Some(new) = new {
+            self.drain(new);
+        }
+    }
+
+    /// Workers that are on their way out.
+    fn leaving(&self) -> impl Iterator<Item = &Worker> {
+        self.dealer.workers.iter().filter(|worker| match worker.state {
+            State::Finishing { .. } | State::Signalled { .. } | State::Killing { .. } => true,
+            State::Starting { .. } | State::Ready { .. } | State::Parked { .. } | State::Dead => {
+                false
+            }
+        })
+    }
+
+    /// `--max-draining`: beyond it, the oldest is told to end.
+    fn limit_draining(&mut self, loads: &impl Loads) {
+        if self.stop.is_under_way() {
+            return;
+        }
+        let finishing = |worker: &&Worker| matches!(worker.state, State::Finishing { .. });
+        let count = self.dealer.workers.iter().filter(finishing).count();
+        for _ in usize::from(self.config.max_draining.max(1))..count {
+            // By id, so the first is the oldest.
+            let oldest =
+                self.dealer.workers.iter().position(|w| matches!(w.state, State::Finishing { .. }));
+            if let Some(i) = oldest {
+                self.cut(i, loads);
+            }
+        }
+    }
+}
