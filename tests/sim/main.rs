@@ -25,7 +25,7 @@ use std::time::Duration;
 
 use croupier_core::config::{Config, Policy, ReadyRule, RestartPolicy};
 use croupier_core::event::{
-    Client, ConnId, Event, ExitStatus, ListenerId, Outcome, SendFailure, WorkerId,
+    Client, ConnId, Event, ExitStatus, ListenerId, Outcome, Report, SendFailure, WorkerId,
 };
 
 use table::dice::Dice;
@@ -78,6 +78,8 @@ struct Sum {
     waits: u64,
     kills: u64,
     probes: u64,
+    /// Reloads that replaced everybody, and that did not.
+    reloads: [u64; 2],
 }
 
 impl Sum {
@@ -91,6 +93,16 @@ impl Sum {
         self.waits += totals.waits;
         self.kills += story.kills.len() as u64;
         self.probes += story.probes.len() as u64;
+        let reported = |is_it: fn(&Report) -> bool| {
+            story.reports.iter().filter(|(_, report)| is_it(report)).count() as u64
+        };
+        let began = reported(|report| matches!(report, Report::ReloadBegan { .. }));
+        let ends = [
+            reported(|report| matches!(report, Report::ReloadDone { .. })),
+            reported(|report| matches!(report, Report::ReloadFailed { .. })),
+        ];
+        assert_eq!(began, ends[0] + ends[1], "each reload has one end");
+        self.reloads = [self.reloads[0] + ends[0], self.reloads[1] + ends[1]];
     }
 
     fn check(&self) {
@@ -99,7 +111,9 @@ impl Sum {
             for count in [self.served, self.salvaged, self.waits, self.kills] {
                 assert!(count > least, "too quiet a game: {self:?}");
             }
+            let few = self.reloads.into_iter().min().unwrap();
             assert!(self.stolen > 10 && self.probes > 10 && self.lost > 10, "{self:?}");
+            assert!(few > 10, "{self:?}");
         }
     }
 }
@@ -117,6 +131,7 @@ enum Move {
     Stale,
     Misbehave,
     Close,
+    Reload(bool),
     Recover,
     Stop,
 }
@@ -142,6 +157,9 @@ fn any_config(dice: &mut Dice) -> Config {
         drain_timeout: Duration::from_secs(4),
         kill_after: Duration::from_secs(1),
         stop_signal_first: dice.permille(200),
+        max_surge: u16::try_from(dice.between(1, 4)).unwrap(),
+        soak: Duration::from_millis(dice.below(3) * 400),
+        max_draining: u16::try_from(dice.between(1, 12)).unwrap(),
         sticky_bound: dice.permille(300).then_some(1250),
         // Hopeless cases have tests of their own; here everybody gets another chance.
         restart: RestartPolicy { budget: u32::MAX, first_tries: u32::MAX, ..base.restart },
@@ -243,6 +261,7 @@ impl Game {
                 }
             }
             Move::Close => self.close(),
+            Move::Reload(rolling) => self.table.reload(rolling),
         }
         let pause = match self.dice.below(4) {
             0 => self.dice.below(100 * US),
@@ -265,6 +284,7 @@ impl Game {
             84..=92 => Move::Stale,
             93 => Move::Misbehave,
             94 => Move::Close,
+            95..=97 => Move::Reload(self.dice.permille(300)),
             _ => Move::Wait,
         }
     }
@@ -381,6 +401,11 @@ impl Game {
     fn stop(&mut self) {
         self.doing = Move::Stop;
         self.clients(40);
+        if self.dice.permille(300) {
+            self.table.reload(false);
+            let moment = self.dice.below(1500 * MS);
+            self.table.run_for(moment);
+        }
         self.table.stop(false);
         if self.dice.permille(300)
             && let Some(worker) = self.any_worker()

@@ -43,12 +43,13 @@ enum Input {
     Answers,
     /// The core's next deadline comes.
     Time,
+    Reload,
     Stop,
     /// Messages that came too late, about workers and connections of the past.
     Stale,
 }
 
-const ALL: [Input; 9] = [
+const ALL: [Input; 10] = [
     Input::Client,
     Input::Works(0),
     Input::Works(1),
@@ -56,6 +57,7 @@ const ALL: [Input; 9] = [
     Input::Ends(1),
     Input::Answers,
     Input::Time,
+    Input::Reload,
     Input::Stop,
     Input::Stale,
 ];
@@ -70,6 +72,7 @@ enum Answer {
 #[derive(Debug, Clone, Default)]
 struct Worker {
     slot: u16,
+    generation: u32,
     listens: bool,
     ended: bool,
     condemned: bool,
@@ -163,15 +166,19 @@ impl Puppet {
 
     fn perform(&mut self, action: Action) {
         match action {
-            Action::Spawn { slot, worker, .. } => {
+            Action::Spawn { slot, worker, generation } => {
+                let generation = generation.0;
                 // One that even KILL does not end is waited for, but not for ever.
-                let sits = |w: &&Worker| w.slot == slot.0 && !w.ended && !w.condemned;
+                let sits = |w: &&Worker| {
+                    w.slot == slot.0 && w.generation == generation && !w.ended && !w.condemned
+                };
                 assert_eq!(
                     self.workers.0.values().filter(sits).count(),
                     0,
                     "{slot:?} has a worker"
                 );
-                self.workers.0.insert(worker.0, Worker { slot: slot.0, ..Worker::default() });
+                let new = Worker { slot: slot.0, generation, ..Worker::default() };
+                self.workers.0.insert(worker.0, new);
                 self.tell(Event::Spawned { worker });
             }
             Action::HandOff { conn, worker } => {
@@ -244,6 +251,7 @@ impl Puppet {
                 self.now = self.now.max(next);
                 self.tell(Event::Woke);
             }
+            Input::Reload => self.tell(Event::ReloadAsked { rolling: self.now % 2 == 0 }),
             Input::Stop => self.tell(Event::StopAsked { now: false }),
             Input::Stale => self.stale(),
         }
@@ -380,6 +388,26 @@ fn all_short_sequences_on_two_slots_under_least() {
     every_sequence(Policy::Least);
 }
 
+/// The same, from a reload whose first new worker has taken over, with connections everywhere.
+#[test]
+fn all_short_sequences_from_the_middle_of_a_reload() {
+    for rolling in [false, true] {
+        let mut puppet = Puppet::new(Policy::Least);
+        let begin = [Input::Works(0), Input::Works(1), Input::Client, Input::Client, Input::Client];
+        for input in begin {
+            puppet.step(input);
+        }
+        puppet.tell(Event::ReloadAsked { rolling });
+        // The newest worker of a slot is the one that works.
+        puppet.step(Input::Works(0));
+        let states: Vec<_> = puppet.core.workers().map(|worker| worker.state).collect();
+        assert_eq!(states, ["parked", "ready", "ready"], "worker 3 took over from worker 1");
+        let mut count = 0;
+        puppet.explore(DEPTH - 1, &mut Vec::new(), &mut count);
+        assert!(count > 40_000, "{count} steps");
+    }
+}
+
 /// The same, from two workers that are ready and have a queue.
 #[test]
 fn all_short_sequences_from_a_busy_table() {
@@ -399,7 +427,7 @@ fn random_long_sequences_under_every_policy() {
         for _ in 0..300 {
             let mut puppet = Puppet::new(policy);
             for _ in 0..60 {
-                let pick = ALL[usize::try_from(dice.below(9)).unwrap()];
+                let pick = ALL[usize::try_from(dice.below(10)).unwrap()];
                 // A stop ends the game soon; most games go on.
                 if !puppet.finished && (pick != Input::Stop || dice.permille(100)) {
                     puppet.step(pick);
@@ -459,7 +487,7 @@ fn any_event(dice: &mut dice::Dice) -> Event {
     let status = ExitStatus::Code(0);
     let orphans = dice.permille(500);
     let count = u32::try_from(dice.below(3)).unwrap();
-    match dice.below(26) {
+    match dice.below(27) {
         0 | 1 => Event::Woke,
         2..=4 => Event::Accepted(arrival),
         5 => Event::HandedOff { conn, worker },
@@ -480,6 +508,7 @@ fn any_event(dice: &mut dice::Dice) -> Event {
         22 => Event::TakeBackStuck { worker },
         23 => Event::Exited { worker, status, orphans },
         24 => Event::FamilyGone { worker },
+        25 => Event::ReloadAsked { rolling: orphans },
         _ if dice.permille(100) => Event::StopAsked { now: orphans },
         _ => Event::Misbehaved { worker },
     }

@@ -25,8 +25,8 @@ use std::time::Duration;
 use croupier_core::Core;
 use croupier_core::config::{Config, Policy, ReadyRule, RestartPolicy};
 use croupier_core::event::{
-    Action, Arrival, Client, ConnId, Event, ExitStatus, ListenerId, Load, Loads, Outcome, Report,
-    SendFailure, SignalKind, SlotId, TakeBackReason, WorkerId,
+    Action, Arrival, Client, ConnId, Event, ExitStatus, Generation, ListenerId, Load, Loads,
+    Outcome, Report, SendFailure, SignalKind, SlotId, TakeBackReason, WorkerId,
 };
 use croupier_core::time::Now;
 
@@ -509,7 +509,7 @@ impl Table {
                     self.schedule(self.now + MS, Due::Killed(worker.0));
                 }
             }
-            Action::Spawn { slot, worker, .. } => self.spawn(slot, worker),
+            Action::Spawn { slot, worker, generation } => self.spawn(slot, worker, generation),
             Action::KillFamily { worker } => {
                 self.story.kills.push((self.now, worker.0));
                 if let Some(player) = self.room.players.get_mut(&worker.0) {
@@ -628,15 +628,18 @@ impl Table {
         }
     }
 
-    fn spawn(&mut self, slot: SlotId, worker: WorkerId) {
-        let occupied = self.room.players.values().filter(|p| p.slot == slot && p.is_running());
+    fn spawn(&mut self, slot: SlotId, worker: WorkerId, generation: Generation) {
+        // Two generations may be in one slot, two workers of one generation never.
+        let occupied = self.room.players.values().filter(|player| {
+            player.slot == slot && player.generation == generation && player.is_running()
+        });
         assert_eq!(occupied.count(), 0, "slot {} is started twice at {}", slot.0, self.now);
         let habit = (self.habits)(slot, worker, &mut self.dice);
         if habit.spawn_fails {
             return self.handle(Event::SpawnFailed { worker });
         }
         let up_at = self.now + habit.start;
-        self.room.players.insert(worker.0, Player::new(worker, slot, habit));
+        self.room.players.insert(worker.0, Player::new(worker, slot, generation, habit));
         self.schedule(up_at, Due::Player(worker.0));
         self.handle(Event::Spawned { worker });
     }
@@ -834,6 +837,11 @@ impl Table {
     pub(crate) fn stop(&mut self, now: bool) {
         self.stopping = true;
         self.tell(Event::StopAsked { now });
+    }
+
+    /// The operator wants a new generation.
+    pub(crate) fn reload(&mut self, rolling: bool) {
+        self.tell(Event::ReloadAsked { rolling });
     }
 
     /// For messages.

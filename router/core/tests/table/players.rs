@@ -3,7 +3,7 @@
 use std::collections::{BTreeSet, VecDeque};
 
 use croupier_core::event::{
-    Client, ExitStatus, ListenerId, Load, SlotId, TakeBackReason, WorkerId,
+    Client, ExitStatus, Generation, ListenerId, Load, SlotId, TakeBackReason, WorkerId,
 };
 
 use super::{MS, US};
@@ -133,6 +133,7 @@ pub(crate) struct Deeds {
 pub(crate) struct Player {
     pub(crate) id: WorkerId,
     pub(crate) slot: SlotId,
+    pub(crate) generation: Generation,
     pub(crate) habit: Habit,
     pub(crate) process: Process,
     pub(crate) queue: VecDeque<Conn>,
@@ -155,10 +156,11 @@ pub(crate) struct Player {
 }
 
 impl Player {
-    pub(crate) fn new(id: WorkerId, slot: SlotId, habit: Habit) -> Self {
+    pub(crate) fn new(id: WorkerId, slot: SlotId, generation: Generation, habit: Habit) -> Self {
         Self {
             id,
             slot,
+            generation,
             habit,
             process: Process::Running,
             queue: VecDeque::new(),
