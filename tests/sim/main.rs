@@ -383,7 +383,9 @@ impl Game {
         assert!(self.table.run_until(WELL_WITHIN, well), "it does not recover");
         // A probe may still be looked for, a late worker be watched: but not for ever.
         assert!(
-            self.table.run_until(WELL_WITHIN, |table| table.core.poll_timeout().is_none()),
+            self.table.run_until(WELL_WITHIN, |table| {
+                table.core.poll_timeout().is_none() && table.core.reloading().is_none()
+            }),
             "it does not come to rest: {:?}",
             self.table.core.poll_timeout()
         );

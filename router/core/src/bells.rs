@@ -61,6 +61,14 @@ impl Dealer {
         }
     }
 
+    /// What one worker's bell would say is not wanted any more.
+    pub(crate) fn silence(&mut self, i: usize, actions: &mut VecDeque<Action>) {
+        let Some((seat, worker)) = self.both(i) else { return };
+        // Also when it seems to have rung: a claim just before the word was there did not ring.
+        worker.bell = Bell::default();
+        actions.push_back(Action::Ring { worker: seat.id, at_claim: 0, on_close: false });
+    }
+
     /// After the bells were set: whether one of them may have rung already. Room above the low mark
     /// does not count: the bell will tell when there is enough for a batch.
     pub(crate) fn rang_meanwhile(&mut self, ask: Ask, loads: &impl Loads) -> bool {

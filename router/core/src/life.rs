@@ -128,12 +128,15 @@ impl Core {
         }
         worker.state = after;
         match after {
-            State::Starting { .. } | State::Parked { .. } | State::Dead => {}
+            State::Starting { .. } | State::Dead => {}
+            // Room of its own matters to nobody now.
+            State::Parked { .. } => self.dealer.silence(i, &mut self.actions),
             State::Ready { .. } => self.became_ready(i, before),
             State::Finishing { .. } => {
                 self.actions.push_back(Action::TellDraining { worker: id, draining: true });
             }
             State::Signalled { .. } => {
+                self.dealer.silence(i, &mut self.actions);
                 self.actions.push_back(Action::Signal { worker: id, signal: SignalKind::Stop });
             }
             State::Killing { .. } => {

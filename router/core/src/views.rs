@@ -113,6 +113,12 @@ impl Core {
         self.start == Start::Everybody
     }
 
+    /// The generation that a reload is starting.
+    #[must_use]
+    pub fn reloading(&self) -> Option<Generation> {
+        self.reload.generation()
+    }
+
     /// Connections that the primary holds because nobody has room for them.
     #[must_use]
     pub fn held(&self) -> usize {

@@ -251,7 +251,7 @@ impl Puppet {
                 self.now = self.now.max(next);
                 self.tell(Event::Woke);
             }
-            Input::Reload => self.tell(Event::ReloadAsked { rolling: self.now % 2 == 0 }),
+            Input::Reload => self.tell(Event::ReloadAsked { rolling: self.now.is_multiple_of(2) }),
             Input::Stop => self.tell(Event::StopAsked { now: false }),
             Input::Stale => self.stale(),
         }

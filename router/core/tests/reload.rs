@@ -34,9 +34,8 @@ fn over(table: &Table) -> bool {
 }
 
 fn failure(table: &Table) -> Option<(ReloadFault, u16)> {
-    let mut failures = table.story.reports.iter().filter_map(|(_, report)| match report {
-        Report::ReloadFailed { why, kept, .. } => Some((*why, *kept)),
-        _ => None,
+    let mut failures = table.story.reports.iter().filter_map(|(_, report)| {
+        if let Report::ReloadFailed { why, kept, .. } = report { Some((*why, *kept)) } else { None }
     });
     let first = failures.next();
     assert_eq!(failures.next(), None, "failed twice");

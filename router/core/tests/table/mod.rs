@@ -792,7 +792,10 @@ impl Table {
         {
             return;
         }
-        let alive = |player: &&Player| player.is_running() && !player.condemned;
+        // Room of one that has closed its listener is nobody's.
+        let alive = |player: &&Player| {
+            player.is_running() && !player.condemned && !player.listens.is_empty()
+        };
         for player in self.room.players.values().filter(alive).filter(|p| p.habit.honest()) {
             assert!(
                 player.ring_at == 0 || player.claimed < player.ring_at,
