@@ -155,6 +155,28 @@ pub enum WorkersArg {
     Times(u16),
 }
 
+/// `--max-surge` as it is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Surge {
+    /// This many.
+    Count(u16),
+    /// This share of the workers.
+    Percent(u8),
+}
+
+impl Surge {
+    /// How many of `workers` that is: at least 1.
+    #[must_use]
+    pub fn of(self, workers: u16) -> u16 {
+        let share = |percent| (u32::from(workers) * u32::from(percent)).div_ceil(100);
+        let count = match self {
+            Self::Count(count) => count,
+            Self::Percent(percent) => u16::try_from(share(percent)).unwrap_or(u16::MAX),
+        };
+        count.max(1)
+    }
+}
+
 /// Why a configuration is refused: usage errors all.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
@@ -299,6 +321,9 @@ fn core_config(
         drain_timeout: args.graceful_timeout,
         kill_after: args.kill_after,
         stop_signal_first: args.stop_signal_first,
+        max_surge: args.max_surge.of(workers.count),
+        soak: args.soak,
+        max_draining: args.max_draining.unwrap_or_else(|| workers.count.saturating_mul(2)),
         sticky_bound: args.sticky_bound,
         sticky_key: sticky_key(args.sticky_seed.as_deref().unwrap_or(name)),
         restart: RestartPolicy {
@@ -571,6 +596,19 @@ pub fn parse_workers(text: &str) -> Result<WorkersArg, String> {
     } else {
         number(text).map(WorkersArg::Count)
     }
+}
+
+/// Parses `--max-surge`.
+///
+/// # Errors
+/// What the value should have been.
+pub fn parse_surge(text: &str) -> Result<Surge, String> {
+    let why = "say how many workers, as in 2, or a share of them, from 1% to 100%";
+    let surge = match text.strip_suffix('%') {
+        Some(percent) => percent.parse().ok().filter(|p| (1..=100).contains(p)).map(Surge::Percent),
+        None => text.parse().ok().filter(|count| *count > 0).map(Surge::Count),
+    };
+    surge.ok_or_else(|| why.to_owned())
 }
 
 /// Parses one `-l`: `PUBLIC` or `PUBLIC=PROGRAM`.
@@ -943,6 +981,25 @@ mod tests {
         }
         assert!(parse_signal("KILL").unwrap_err().contains("--kill-after"));
         assert!(parse_signal("WHAT").is_err());
+    }
+
+    #[test]
+    fn how_many_a_reload_starts_at_a_time() {
+        for (text, workers, expected) in [
+            ("25%", 4, 1),
+            ("25%", 5, 2),
+            ("1%", 1, 1),
+            ("100%", 1024, 1024),
+            ("3", 8, 3),
+            ("3", 1, 3),
+        ] {
+            assert_eq!(parse_surge(text).unwrap().of(workers), expected, "{text} of {workers}");
+        }
+        for bad in ["0", "0%", "101%", "-1", "all", "%", "2.5"] {
+            assert!(parse_surge(bad).unwrap_err().contains("as in 2"), "{bad}");
+        }
+        let core = config(&["-w", "8", "x"]).core;
+        assert_eq!((core.max_surge, core.max_draining), (2, 16));
     }
 
     #[test]

@@ -9,12 +9,19 @@ use croupier::config::RunConfig;
 use croupier::{cli, primary};
 
 fn main() -> ExitCode {
-    let exit = cli::execute(std::env::args_os(), run);
+    let exit = cli::execute(std::env::args_os(), run, say);
     // A reader that left (`croupier ls | head -1`) is no reason to fail, and there is nobody to tell.
     drop(std::io::stdout().write_all(exit.stdout.as_bytes()));
     drop(std::io::stdout().flush());
     drop(std::io::stderr().write_all(exit.stderr.as_bytes()));
     ExitCode::from(exit.code)
+}
+
+/// A line while a command is under way.
+fn say(line: &str) {
+    let mut stdout = std::io::stdout().lock();
+    drop(writeln!(stdout, "{line}"));
+    drop(stdout.flush());
 }
 
 fn run(config: RunConfig) -> Result<u8, (u8, String)> {

@@ -370,6 +370,14 @@ impl Core {
         }
     }
 
+    /// A stop: it wins, and nobody waits for reloads any more.
+    pub(crate) fn end_reloads(&mut self) {
+        self.fail_reload(ReloadFault::Stopped);
+        if let Some(generation) = self.reload.decided.take() {
+            self.report(Report::ReloadOver { generation });
+        }
+    }
+
     /// A parked worker serves its slot again.
     fn put_back(&mut self, at: usize, last: WorkerId) {
         let Some(i) = self.dealer.find(last) else { return };

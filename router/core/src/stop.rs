@@ -15,7 +15,7 @@
 use core::time::Duration;
 
 use crate::dealer::Round;
-use crate::event::{Action, ListenerId, Outcome, ReloadFault};
+use crate::event::{Action, ListenerId, Outcome};
 use crate::primary::Core;
 use crate::slot::SlotInput;
 use crate::time::Now;
@@ -116,7 +116,7 @@ impl Core {
     fn begin_to_stop(&mut self) {
         let deadline = self.dealer.now.after(self.config.drain_timeout);
         self.stop = Stop::Closing { deadline };
-        self.fail_reload(ReloadFault::Stopped);
+        self.end_reloads();
         self.debts = true;
         self.withdraw_slots();
         for i in 0..self.dealer.workers.len() {
@@ -149,7 +149,7 @@ impl Core {
         }
         let until = self.dealer.now.after(LAST_WAIT);
         self.stop = Stop::Killing { outcome, until };
-        self.fail_reload(ReloadFault::Stopped);
+        self.end_reloads();
         self.debts = true;
         self.withdraw_slots();
         self.close_all();

@@ -113,6 +113,12 @@ impl Core {
         self.start == Start::Everybody
     }
 
+    /// Whether everything ends.
+    #[must_use]
+    pub fn is_stopping(&self) -> bool {
+        self.stop.is_under_way()
+    }
+
     /// The generation that a reload is starting.
     #[must_use]
     pub fn reloading(&self) -> Option<Generation> {

@@ -43,7 +43,9 @@ fn row(found: &mut Found) -> Vec<String> {
             [ready(&status), status.policy.clone(), age(status.uptime_s), listens.join(" ")]
         }
         Ok(Reply::Failed { why }) => ["-".into(), "-".into(), "-".into(), why],
-        Ok(Reply::Done) => ["-".into(), "-".into(), "-".into(), "another version?".into()],
+        Ok(Reply::Done | Reply::Said { .. }) => {
+            ["-".into(), "-".into(), "-".into(), "another version?".into()]
+        }
         Err(error) => ["-".into(), "-".into(), "-".into(), error.to_string()],
     };
     head.into_iter().chain(tail).collect()

@@ -4,6 +4,7 @@
 //! what, and what to do. Never does: print (that is `main`'s), or read flags elsewhere.
 
 mod ls;
+mod reload;
 pub mod run;
 mod status;
 mod stop;
@@ -69,6 +70,7 @@ Examples:
   croupier run -l :80=3000 --user nobody node app.js
   croupier ls
   croupier status -n app
+  croupier reload -n app
   croupier stop -n app && croupier wait stopped -n app --timeout 30s
 
 Exit status: 0 done, 1 failed, 2 usage, 3 no such primary, 126 not executable, 127 not found,
@@ -93,6 +95,7 @@ enum Command {
     Run(Box<run::RunArgs>),
     Ls(ls::LsArgs),
     Status(status::StatusArgs),
+    Reload(reload::ReloadArgs),
     Stop(stop::StopArgs),
     Wait(wait::WaitArgs),
 }
@@ -124,10 +127,11 @@ fn parse_selector(text: &str) -> Result<String, String> {
 }
 
 /// Parses the command line and does what it says. `run` is handed a valid configuration; its error
-/// is an exit code and a sentence.
+/// is an exit code and a sentence. `say` is handed what is to be printed before the end, line by line.
 pub fn execute(
     arguments: impl IntoIterator<Item = OsString>,
     run: impl FnOnce(RunConfig) -> Result<u8, (u8, String)>,
+    say: impl FnMut(&str),
 ) -> Exit {
     let arguments: Vec<OsString> = arguments.into_iter().collect();
     let cli = match Cli::try_parse_from(&arguments) {
@@ -144,6 +148,7 @@ pub fn execute(
         },
         Command::Ls(args) => ls::execute(&args),
         Command::Status(args) => status::execute(&args),
+        Command::Reload(args) => reload::execute(&args, say),
         Command::Stop(args) => stop::execute(&args),
         Command::Wait(args) => wait::execute(&args),
     }

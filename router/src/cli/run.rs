@@ -14,8 +14,8 @@ use croupier_core::config::{Policy, ReadyRule};
 use nix::sys::signal::Signal;
 
 use crate::config::{
-    AdapterChoice, LogFormat, QUEUE_LIMIT_MAX, WorkersArg, parse_bound, parse_duration, parse_name,
-    parse_policy, parse_signal, parse_workers,
+    AdapterChoice, LogFormat, QUEUE_LIMIT_MAX, Surge, WorkersArg, parse_bound, parse_duration,
+    parse_name, parse_policy, parse_signal, parse_surge, parse_workers,
 };
 
 const AFTER_HELP: &str = "\
@@ -26,7 +26,7 @@ Examples:
   croupier run -w 2x -l :8080 ./server --tag {slot}   two per CPU, each knows its slot
 
 Signals: TERM, INT, QUIT and HUP from a vanished terminal stop gracefully; a second INT stops at
-once. Exit status: 0 stopped, 1 failed, 2 usage, 126 not executable, 127 not found, 130 second INT.
+once; USR2, and HUP otherwise, reload. Exit status: 0 stopped, 1 failed, 2 usage, 126 not executable, 127 not found, 130 second INT.
 Every flag has a variable, shown as [env: …]; the flag wins over it.";
 
 /// Start workers and deal connections to them.
@@ -212,6 +212,39 @@ pub struct RunArgs {
     /// Send the stop signal before waiting for connections: the program drains itself.
     #[arg(long, env = "CROUPIER_STOP_SIGNAL_FIRST", value_parser = FalseyValueParser::new())]
     pub stop_signal_first: bool,
+
+    /// A reload starts at most so many new workers at a time: N, or P% of the workers.
+    ///
+    /// The first one always starts alone. Starting is work, and the old workers still serve.
+    #[arg(
+        long,
+        value_name = "N|P%",
+        env = "CROUPIER_MAX_SURGE",
+        default_value = "25%",
+        value_parser = parse_surge
+    )]
+    pub max_surge: Surge,
+
+    /// How long a reload watches the first new worker, and at its end all of them. 0: not at all.
+    #[arg(
+        long,
+        value_name = "T",
+        env = "CROUPIER_SOAK",
+        default_value = "1s",
+        value_parser = parse_duration
+    )]
+    pub soak: Duration,
+
+    /// Most replaced workers that finish their connections at a time; beyond it the oldest is ended.
+    ///
+    /// Default: twice the workers. It matters when reloads come faster than long connections end.
+    #[arg(
+        long,
+        value_name = "N",
+        env = "CROUPIER_MAX_DRAINING",
+        value_parser = clap::value_parser!(u16).range(1..)
+    )]
+    pub max_draining: Option<u16>,
 
     /// With -p ip: a slot takes at most F times the average load; above it clients go elsewhere.
     #[arg(long, value_name = "F", env = "CROUPIER_STICKY_BOUND", value_parser = parse_bound)]

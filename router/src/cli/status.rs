@@ -45,7 +45,7 @@ pub(super) fn execute(args: &StatusArgs) -> Exit {
     let status = match found.ask(Request::Status, Some(ANSWER_WAIT)) {
         Ok(Reply::Status(status)) => status,
         Ok(Reply::Failed { why }) => return Exit::error(code::FAILED, why),
-        Ok(Reply::Done) => {
+        Ok(Reply::Done | Reply::Said { .. }) => {
             return Exit::error(code::FAILED, format!("{found}: it answered without a status"));
         }
         Err(error) => return not_answered(&found, &error),

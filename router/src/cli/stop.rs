@@ -35,7 +35,7 @@ pub(super) fn execute(args: &StopArgs) -> Exit {
         // Gone: with --now it may be faster than its answer.
         Ok(Reply::Done) | Err(AskError::Gone) => {}
         Ok(Reply::Failed { why }) => return Exit::error(code::FAILED, why),
-        Ok(Reply::Status(_)) => {
+        Ok(Reply::Status(_) | Reply::Said { .. }) => {
             return Exit::error(code::FAILED, format!("{found}: it answered with a status"));
         }
         Err(error) => return not_answered(&found, &error),

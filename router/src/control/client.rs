@@ -133,6 +133,23 @@ impl Found {
     /// # Errors
     /// [`AskError`].
     pub fn ask(&mut self, request: Request, within: Option<Duration>) -> Result<Reply, AskError> {
+        self.converse(request, within, |_| {})
+    }
+
+    /// Sends the request and waits for the reply, for ever; `say` hears how far it is.
+    ///
+    /// # Errors
+    /// [`AskError`].
+    pub fn follow(&mut self, request: Request, say: impl FnMut(&str)) -> Result<Reply, AskError> {
+        self.converse(request, None, say)
+    }
+
+    fn converse(
+        &mut self,
+        request: Request,
+        within: Option<Duration>,
+        mut say: impl FnMut(&str),
+    ) -> Result<Reply, AskError> {
         let deadline = within.map(|within| now() + within);
         self.stream.set_write_timeout(Some(within.unwrap_or(ANSWER_WAIT)))?;
         self.stream.write_all(request.to_line().as_bytes()).map_err(of_io)?;
@@ -150,10 +167,15 @@ impl Found {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(error) => return Err(of_io(error)),
             }
-            if let Some(at) = line.iter().position(|byte| *byte == b'\n') {
-                line.truncate(at);
-                return serde_json::from_slice(&line)
-                    .map_err(|error| AskError::Malformed(error.to_string()));
+            while let Some(at) = line.iter().position(|byte| *byte == b'\n') {
+                let rest = line.split_off(at + 1);
+                let reply = serde_json::from_slice(&line)
+                    .map_err(|error| AskError::Malformed(error.to_string()))?;
+                line = rest;
+                match reply {
+                    Reply::Said { text } => say(&text),
+                    Reply::Done | Reply::Status(_) | Reply::Failed { .. } => return Ok(reply),
+                }
             }
             if line.len() > REPLY_MAX {
                 return Err(AskError::Malformed("it does not end".into()));
@@ -170,7 +192,9 @@ impl Found {
             // `Done` is its last word.
             Err(AskError::Gone) | Ok(Reply::Done) => Ok(()),
             Ok(Reply::Failed { why }) => Err(AskError::Malformed(why)),
-            Ok(Reply::Status(_)) => Err(AskError::Malformed("a status".into())),
+            Ok(Reply::Status(_) | Reply::Said { .. }) => {
+                Err(AskError::Malformed("a status".into()))
+            }
             Err(error) => Err(error),
         }
     }

@@ -1,5 +1,5 @@
 //! What a client asks a primary and what it answers: one JSON object a line, one request and one
-//! reply per connection.
+//! reply per connection; before the reply there may be lines that say how far it is.
 //!
 //! Promises: [`Status`] is what `status --json` prints; `schema` grows when a field changes its
 //! meaning or goes, not when one is added. Unknown is null. Never does: I/O.
@@ -26,6 +26,14 @@ pub enum Request {
         /// Kill the workers instead of draining them.
         now: bool,
     },
+    /// New workers instead of the old. [`Reply::Said`] for each step, then, when all that leave have
+    /// left, [`Reply::Done`] or [`Reply::Failed`].
+    Reload {
+        /// Drain the old workers as they are replaced.
+        rolling: bool,
+        /// If not: answered [`Reply::Done`] at once.
+        wait: bool,
+    },
     /// Answered when it is so.
     Wait {
         /// When what?
@@ -47,6 +55,11 @@ pub enum Awaited {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "reply", rename_all = "lowercase")]
 pub enum Reply {
+    /// Not the reply yet: how far it is.
+    Said {
+        /// A sentence.
+        text: String,
+    },
     /// It is so.
     Done,
     /// How things stand.
@@ -229,6 +242,10 @@ mod tests {
             (Request::Ping, "{\"request\":\"ping\"}\n"),
             (Request::Status, "{\"request\":\"status\"}\n"),
             (Request::Stop { now: true }, "{\"request\":\"stop\",\"now\":true}\n"),
+            (
+                Request::Reload { rolling: false, wait: true },
+                "{\"request\":\"reload\",\"rolling\":false,\"wait\":true}\n",
+            ),
             (Request::Wait { r#for: Awaited::Ready }, "{\"request\":\"wait\",\"for\":\"ready\"}\n"),
         ] {
             assert_eq!(request.to_line(), line);

@@ -1,7 +1,8 @@
 //! The primary's end of the control socket: in its loop, never blocking, bounded.
 //!
 //! Owns: the listening socket, its clients and their buffers. Promises: only the same user and root
-//! are heard; at most [`CLIENTS_MAX`] clients, [`REQUEST_MAX`] bytes of request and one reply each;
+//! are heard; at most [`CLIENTS_MAX`] clients, [`REQUEST_MAX`] bytes of request, [`SAID_MAX`] bytes of
+//! progress that nobody reads, and one reply each;
 //! a client that neither sends its request nor reads its reply loses its place when another needs
 //! it, so no timer is wanted. Never does: wait for a client, or decide anything.
 
@@ -19,6 +20,8 @@ use super::messages::{REQUEST_MAX, Reply, Request};
 
 /// Most clients at a time.
 pub const CLIENTS_MAX: usize = 64;
+/// Progress that waits for a client that does not read it; what comes beyond is not sent.
+pub const SAID_MAX: usize = 64 << 10;
 /// Tokens that a server uses, from its `token_base` on.
 pub const TOKENS: usize = CLIENTS_MAX + 1;
 
@@ -41,6 +44,9 @@ struct Client {
     id: ClientId,
     stream: UnixStream,
     phase: Phase,
+    /// What is to be sent, and how much of it is.
+    unsent: Vec<u8>,
+    written: usize,
 }
 
 /// A client asks once and is answered once.
@@ -50,9 +56,9 @@ enum Phase {
     Asking(Vec<u8>),
     /// Its request is with the primary.
     Waiting,
-    /// Its reply, and how much of it is written. It stays until it goes, or until the primary goes,
-    /// which is what `stop` and `wait stopped` wait for.
-    Answered { reply: Vec<u8>, written: usize },
+    /// Its reply is on the way. It stays until it goes, or until the primary goes, which is what
+    /// `stop` and `wait stopped` wait for.
+    Answered,
 }
 
 enum Fate {
@@ -118,7 +124,23 @@ impl ControlServer {
     pub fn reply(&mut self, client: ClientId, reply: &Reply, registry: &Registry) {
         let found = self.clients.iter_mut().find(|(_, one)| one.id == client);
         let Some((key, one)) = found else { return };
-        one.phase = Phase::Answered { reply: reply.to_line().into_bytes(), written: 0 };
+        one.phase = Phase::Answered;
+        one.unsent.extend_from_slice(reply.to_line().as_bytes());
+        match one.write() {
+            Fate::Stays => {}
+            Fate::Goes => self.remove(key, registry),
+        }
+    }
+
+    /// Tells a client that waits how far its request is. One that is gone, or does not read, is no
+    /// error.
+    pub fn say(&mut self, client: ClientId, text: &str, registry: &Registry) {
+        let found = self.clients.iter_mut().find(|(_, one)| one.id == client);
+        let Some((key, one)) = found else { return };
+        if one.unsent.len() - one.written > SAID_MAX {
+            return;
+        }
+        one.unsent.extend_from_slice(Reply::Said { text: text.to_owned() }.to_line().as_bytes());
         match one.write() {
             Fate::Stays => {}
             Fate::Goes => self.remove(key, registry),
@@ -160,7 +182,8 @@ impl ControlServer {
         self.next_id += 1;
         let entry = self.clients.vacant_entry();
         let key = entry.key();
-        let client = entry.insert(Client { id, stream, phase: Phase::Asking(Vec::new()) });
+        let phase = Phase::Asking(Vec::new());
+        let client = entry.insert(Client { id, stream, phase, unsent: Vec::new(), written: 0 });
         let registered = registry.register(
             &mut client.stream,
             Token(self.token_base + 1 + key),
@@ -182,7 +205,7 @@ impl ControlServer {
             .clients
             .iter()
             .filter(|(_, one)| match one.phase {
-                Phase::Asking(_) | Phase::Answered { .. } => true,
+                Phase::Asking(_) | Phase::Answered => true,
                 Phase::Waiting => false,
             })
             .min_by_key(|(_, one)| one.id)
@@ -253,25 +276,24 @@ impl Client {
     }
 
     fn answer_failure(&mut self, why: &str) {
-        let reply = Reply::Failed { why: why.to_owned() }.to_line().into_bytes();
-        self.phase = Phase::Answered { reply, written: 0 };
+        self.unsent = Reply::Failed { why: why.to_owned() }.to_line().into_bytes();
+        self.phase = Phase::Answered;
     }
 
     fn write(&mut self) -> Fate {
-        let Phase::Answered { reply, written } = &mut self.phase else { return Fate::Stays };
-        while let Some(rest) = reply.get(*written..).filter(|rest| !rest.is_empty()) {
+        while let Some(rest) = self.unsent.get(self.written..).filter(|rest| !rest.is_empty()) {
             match self.stream.write(rest) {
                 Ok(0) => return Fate::Goes,
-                Ok(count) => *written += count,
+                Ok(count) => self.written += count,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Fate::Stays,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(_) => return Fate::Goes,
             }
         }
         // Written: the memory is not needed while the client stays.
-        if !reply.is_empty() {
-            *reply = Vec::new();
-            *written = 0;
+        if !self.unsent.is_empty() {
+            self.unsent = Vec::new();
+            self.written = 0;
         }
         Fate::Stays
     }
@@ -480,6 +502,36 @@ mod tests {
     }
 
     #[test]
+    fn progress_that_nobody_reads_is_bounded_and_the_reply_comes_all_the_same() {
+        let mut bench = Bench::new();
+        let client = bench.ask("{\"request\":\"reload\",\"rolling\":false,\"wait\":true}\n");
+        bench.turn();
+        let (id, _) = bench.requests[0];
+        let text = "x".repeat(1000);
+        for _ in 0..5000 {
+            bench.server.say(id, &text, bench.poll.registry());
+        }
+        let (_, one) = bench.server.clients.iter().next().unwrap();
+        let unsent = one.unsent.len() - one.written;
+        assert!((SAID_MAX..SAID_MAX + 2000).contains(&unsent), "{unsent}");
+        bench.reply(id, &Reply::Done);
+        let reader = std::thread::spawn(move || {
+            io::BufReader::new(client)
+                .lines()
+                .map_while(Result::ok)
+                .find(|line| !line.contains("said"))
+        });
+        while !reader.is_finished() {
+            let mut events = Events::with_capacity(8);
+            bench.poll.poll(&mut events, Some(Duration::from_millis(20))).unwrap();
+            for event in &events {
+                bench.server.ready(event.token(), bench.poll.registry(), &mut bench.requests);
+            }
+        }
+        assert_eq!(reader.join().unwrap().unwrap(), Reply::Done.to_line().trim_end());
+    }
+
+    #[test]
     fn the_idle_make_room_and_the_waiting_stay() {
         let mut bench = Bench::new();
         let mut waiting = bench.ask("{\"request\":\"wait\",\"for\":\"stopped\"}\n");
@@ -556,6 +608,11 @@ mod tests {
             let mut again = found.again().unwrap();
             let timed_out = again.ask(Request::Ping, Some(Duration::from_millis(30)));
             let mut again = found.again().unwrap();
+            let mut said = Vec::new();
+            let reload = Request::Reload { rolling: true, wait: true };
+            let told = again.follow(reload, |text| said.push(text.to_owned()));
+            assert_eq!((told.unwrap(), said), (Reply::Done, vec!["one".into(), "two".into()]));
+            let mut again = found.again().unwrap();
             (found.pid, found.name.clone(), status, timed_out, again.wait_for_end(None))
         });
         let mut answered = false;
@@ -572,6 +629,11 @@ mod tests {
                         answered = true;
                     }
                     Request::Ping => {}
+                    Request::Reload { .. } => {
+                        bench.server.say(id, "one", bench.poll.registry());
+                        bench.server.say(id, "two", bench.poll.registry());
+                        bench.reply(id, &Reply::Done);
+                    }
                     Request::Wait { .. } | Request::Stop { .. } => {
                         let key = bench.server.clients.iter().find(|(_, one)| one.id == id);
                         let key = key.unwrap().0;

@@ -72,6 +72,11 @@ impl Announcer {
     }
 }
 
+/// `1 connection`, `2 connections`.
+pub(super) fn plural(count: u32, noun: &str) -> String {
+    if count == 1 { format!("1 {noun}") } else { format!("{count} {noun}s") }
+}
+
 /// How a process ended, for people.
 pub(super) fn how(status: ExitStatus) -> String {
     match status {
@@ -129,7 +134,17 @@ fn sentence(report: Report) -> (Level, String) {
         | Report::NotReadyInTime { .. }
         | Report::Died { .. }
         | Report::Late { .. }
-        | Report::Drained { .. } => (Level::Debug, format!("{report:?}")),
+        | Report::Drained { .. }
+        | Report::Drains { .. }
+        | Report::ReloadBegan { .. }
+        | Report::ReloadQueued
+        | Report::ReloadRefused
+        | Report::Parked { .. }
+        | Report::Unparked { .. }
+        | Report::Soaking { .. }
+        | Report::ReloadDone { .. }
+        | Report::ReloadFailed { .. }
+        | Report::ReloadOver { .. } => (Level::Debug, format!("{report:?}")),
     }
 }
 
@@ -182,6 +197,7 @@ impl Primary {
     pub(super) fn report(&mut self, report: Report) {
         match report {
             Report::AllReady => self.announce_ready(),
+            Report::Ready { .. } if self.core.reloading().is_some() => self.report_reload(report),
             Report::Ready { worker, slot, .. } => {
                 if self.announcer.said_ready {
                     log::info!("worker {} took over slot {}", worker.0, slot.0);
@@ -189,15 +205,31 @@ impl Primary {
             }
             Report::NotReadyInTime { worker } => self.report_not_ready(worker),
             Report::Died { worker, status, queued } => self.report_death(worker, status, queued),
-            Report::Late { .. } | Report::Drained { .. } => log::debug!("{report:?}"),
+            Report::Late { .. } => log::debug!("{report:?}"),
+            // While everything stops, nobody wants to hear of each worker.
+            Report::Drained { .. } | Report::DrainCut { .. } if self.core.is_stopping() => {
+                let (level, text) = sentence(report);
+                log::log!(level, "{text}");
+            }
+            Report::Drained { .. }
+            | Report::DrainCut { .. }
+            | Report::Drains { .. }
+            | Report::ReloadBegan { .. }
+            | Report::ReloadQueued
+            | Report::ReloadRefused
+            | Report::Parked { .. }
+            | Report::Unparked { .. }
+            | Report::Soaking { .. }
+            | Report::ReloadDone { .. }
+            | Report::ReloadFailed { .. }
+            | Report::ReloadOver { .. } => self.report_reload(report),
             Report::WentToBackground { .. }
             | Report::BackingOff { .. }
             | Report::SlotFailed { .. }
             | Report::Recovered { .. }
             | Report::Stole { .. }
             | Report::Salvaged { .. }
-            | Report::NumbersDoNotFit { .. }
-            | Report::DrainCut { .. } => {
+            | Report::NumbersDoNotFit { .. } => {
                 let (level, text) = sentence(report);
                 log::log!(level, "{text}");
             }
@@ -223,7 +255,11 @@ impl Primary {
         let family = process::family(found, &[]);
         let why = diagnose::why_not_ready(found.pid, &family);
         log::error!("worker {} is not ready in time: {why}", worker.0);
-        self.repeat_last_lines(worker);
+        let why = why.to_string();
+        self.note_not_ready(worker, &why);
+        if self.core.reloading().is_none() {
+            self.repeat_last_lines(worker);
+        }
     }
 
     fn report_death(&mut self, worker: WorkerId, status: ExitStatus, queued: u32) {
@@ -239,16 +275,22 @@ impl Primary {
     }
 
     fn repeat_last_lines(&self, worker: WorkerId) {
-        let Some(output) = &self.output else { return };
-        let lines = output.last_lines(worker.0);
+        let lines = self.last_lines(worker);
         if lines.is_empty() {
             return log::error!("worker {} printed nothing", worker.0);
         }
         log::error!("the last lines of worker {}:", worker.0);
-        let skip = lines.len().saturating_sub(LAST_LINES_SAID);
-        for line in lines.iter().skip(skip) {
+        for line in lines {
             log::error!("  {line}");
         }
+    }
+
+    /// What a worker printed last.
+    pub(super) fn last_lines(&self, worker: WorkerId) -> Vec<String> {
+        let Some(output) = &self.output else { return Vec::new() };
+        let lines = output.last_lines(worker.0);
+        let skip = lines.len().saturating_sub(LAST_LINES_SAID);
+        lines.into_iter().skip(skip).collect()
     }
 
     /// The last line, when it did not end as asked.

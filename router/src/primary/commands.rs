@@ -3,9 +3,9 @@
 use std::io::{self, IsTerminal};
 use std::path::Path;
 
-use croupier_core::event::Event;
+use croupier_core::event::{Event, Generation};
 use mio::{Registry, Token};
-use signal_hook::consts::signal::{SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM};
+use signal_hook::consts::signal::{SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR2};
 
 use super::run::Primary;
 use crate::control::messages::{Awaited, Reply, Request};
@@ -18,10 +18,21 @@ pub(super) struct Commands {
     place: Result<Place, String>,
     server: Option<ControlServer>,
     waiting: Vec<ClientId>,
+    reloads: Vec<Reloader>,
     interrupts: u32,
     terminal: Terminal,
     /// `stop --now`: a success, unlike a second Ctrl-C.
     pub(super) killed_by_command: bool,
+}
+
+/// Who waits for a reload.
+#[derive(Debug)]
+struct Reloader {
+    client: ClientId,
+    /// For which one; `None` while it queues.
+    generation: Option<Generation>,
+    /// Why it failed.
+    failed: Option<String>,
 }
 
 /// The terminal that the primary was started from.
@@ -74,6 +85,7 @@ impl Commands {
             place,
             server,
             waiting: Vec::new(),
+            reloads: Vec::new(),
             interrupts: 0,
             terminal: Terminal::at_start(),
             killed_by_command: false,
@@ -99,6 +111,57 @@ impl Commands {
             }
         }
     }
+
+    /// A reload begins: it is what those who queued wait for.
+    pub(super) fn reload_began(&mut self, generation: Generation) {
+        for waiter in &mut self.reloads {
+            waiter.generation.get_or_insert(generation);
+        }
+    }
+
+    /// Tells those who wait for a reload that has begun how far it is.
+    pub(super) fn reload_says(&mut self, text: &str, registry: &Registry) {
+        let Some(server) = &mut self.server else { return };
+        for waiter in self.reloads.iter().filter(|waiter| waiter.generation.is_some()) {
+            server.say(waiter.client, text, registry);
+        }
+    }
+
+    /// Tells those whose reload has not begun.
+    pub(super) fn queue_says(&mut self, text: &str, registry: &Registry) {
+        let Some(server) = &mut self.server else { return };
+        for waiter in self.reloads.iter().filter(|waiter| waiter.generation.is_none()) {
+            server.say(waiter.client, text, registry);
+        }
+    }
+
+    /// A reload failed; who waits hears it when nobody of it is left.
+    pub(super) fn reload_failed(&mut self, generation: Generation, why: &str) {
+        for waiter in self.reloads.iter_mut().filter(|w| w.generation == Some(generation)) {
+            waiter.failed = Some(why.to_owned());
+        }
+    }
+
+    /// Reloads up to this generation are over.
+    pub(super) fn reload_over(&mut self, generation: Generation, registry: &Registry) {
+        let is_over = |waiter: &mut Reloader| waiter.generation.is_some_and(|g| g <= generation);
+        let over: Vec<Reloader> = self.reloads.extract_if(.., is_over).collect();
+        let Some(server) = &mut self.server else { return };
+        for Reloader { client, failed, .. } in over {
+            let reply = failed.map_or(Reply::Done, |why| Reply::Failed { why });
+            server.reply(client, &reply, registry);
+        }
+    }
+
+    /// The reloads that queue will not come.
+    pub(super) fn reload_refused(&mut self, why: &str, registry: &Registry) {
+        let queues = |waiter: &mut Reloader| waiter.generation.is_none();
+        let refused: Vec<Reloader> = self.reloads.extract_if(.., queues).collect();
+        let Some(server) = &mut self.server else { return };
+        for Reloader { client, .. } in refused {
+            server.reply(client, &Reply::Failed { why: why.to_owned() }, registry);
+        }
+    }
 }
 
 impl Primary {
@@ -110,6 +173,7 @@ impl Primary {
                 SIGINT => self.interrupt(),
                 SIGTERM | SIGQUIT => self.stop("asked by a signal"),
                 SIGHUP => self.hang_up(),
+                SIGUSR2 => self.reload("USR2"),
                 _ => log::debug!("signal {signal} means nothing here"),
             }
         }
@@ -133,12 +197,18 @@ impl Primary {
         }
     }
 
-    /// A terminal that went away takes its programs with it; a daemon has none to lose.
+    fn reload(&mut self, asked_by: &str) {
+        log::info!("reload (asked by {asked_by})");
+        self.tell(Event::ReloadAsked { rolling: false });
+    }
+
+    /// A terminal that went away takes its programs with it; a daemon has none to lose: to it HUP means
+    /// what it means to all daemons.
     fn hang_up(&mut self) {
         if self.commands.terminal.is_gone() {
             self.stop("the terminal is gone");
         } else {
-            log::info!("SIGHUP without a vanished terminal: nothing to do");
+            self.reload("HUP");
         }
     }
 
@@ -175,6 +245,14 @@ impl Primary {
                 log::info!("stopping (asked by croupier stop)");
                 self.tell(Event::StopAsked { now });
                 Some(Reply::Done)
+            }
+            Request::Reload { rolling, wait } => {
+                log::info!("reload (asked by croupier reload)");
+                if wait {
+                    self.commands.reloads.push(Reloader { client, generation: None, failed: None });
+                }
+                self.tell(Event::ReloadAsked { rolling });
+                (!wait).then_some(Reply::Done)
             }
             Request::Wait { r#for: Awaited::Ready } => {
                 if self.core.ready_count() >= self.config.workers.count {

@@ -6,7 +6,8 @@
 //!             accept.rs  backlog ──▶ connection ──▶ channel of a worker  ◀─────────┘
 //!             answers.rs workers' questions (bind, listen, attach, …)
 //!             supervise.rs  starts, ends, families
-//!             commands.rs   status, stop, wait from the command line
+//!             replace.rs    what a reload says
+//!             commands.rs   status, stop, reload, wait from the command line
 //!             rescue.rs     everything that a worker could make block
 //! ```
 //!
@@ -26,6 +27,7 @@ mod perform;
 mod probe;
 mod process;
 mod questions;
+mod replace;
 mod rescue;
 mod run;
 mod start;

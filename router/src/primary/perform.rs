@@ -147,6 +147,7 @@ impl Primary {
             self.unwatch(notify.as_ref());
         }
         self.rescue.close(gone.into_descriptors());
+        self.show_generations();
     }
 
     fn quiet(&mut self, listener: ListenerId) {

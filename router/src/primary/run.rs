@@ -22,6 +22,7 @@ use super::announce::Announcer;
 use super::commands::Commands;
 use super::listener::{Listener, Watch};
 use super::questions::Questions;
+use super::replace::Replacing;
 use super::rescue::Rescue;
 use super::start::Launcher;
 use super::status::Meters;
@@ -74,6 +75,7 @@ pub(super) struct Primary {
     pub(super) launcher: Launcher,
     pub(super) output: Option<Output>,
     pub(super) announcer: Announcer,
+    pub(super) replacing: Replacing,
     pub(super) meters: Meters,
     pub(super) outcome: Option<Outcome>,
     /// Workers whose families are being buried.

@@ -17,7 +17,7 @@ use croupier_core::time::Now;
 use mio::{Poll, Waker};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, bind, socket};
-use signal_hook::consts::signal::{SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM};
+use signal_hook::consts::signal::{SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR2};
 use signal_hook_mio::v1_0::Signals;
 use slab::Slab;
 
@@ -27,6 +27,7 @@ use super::commands::Commands;
 use super::listener::{Listener, Origin};
 use super::process::{self, Started, hex};
 use super::questions::Questions;
+use super::replace::Replacing;
 use super::rescue::Rescue;
 use super::run::{BELL_WAIT, Primary};
 use super::status::Meters;
@@ -118,7 +119,7 @@ fn assemble(
     let poll = Poll::new().map_err(cannot("make an epoll"))?;
     let registry = poll.registry();
     let waker = Waker::new(registry, Source::Rescue.token()).map_err(cannot("make a waker"))?;
-    let mut signals = Signals::new([SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM])
+    let mut signals = Signals::new([SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR2])
         .map_err(cannot("take signals"))?;
     registry
         .register(&mut signals, Source::Signals.token(), mio::Interest::READABLE)
@@ -145,6 +146,7 @@ fn assemble(
         launcher: Launcher::new(&config, resolved, nofile),
         output: Some(output),
         announcer: Announcer::new(now),
+        replacing: Replacing::default(),
         meters: Meters::new(now),
         outcome: None,
         bells_set: false,

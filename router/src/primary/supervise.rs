@@ -49,6 +49,7 @@ impl Primary {
             worker.notify = Some(notify);
         }
         if let (Some(output), Some((out, err))) = (&self.output, started.output) {
+            self.show_generations();
             output.attach(id.0, slot.0, generation.0, out, err);
         }
         let listens = worker.listens();

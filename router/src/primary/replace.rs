@@ -1,0 +1,221 @@
+//! What a reload says, in the log and to `croupier reload`: each step, what the old workers still
+//! hold, and why it failed.
+//!
+//! Owns the words, decides nothing. Whoever waits for a reload hears its steps from its beginning,
+//! and its end when nobody who leaves because of it is left.
+
+use croupier_core::event::{
+    ExitStatus, Fault, Generation, ListenerId, ReloadFault, Report, SlotId, WorkerId,
+};
+
+use super::announce::{how, plural};
+use super::run::Primary;
+
+/// What a reload's end depends on.
+#[derive(Debug, Default)]
+pub(super) struct Replacing {
+    /// Connections cut at the drain-timeout since the last reload began.
+    cut: u32,
+    /// Why the last worker that was not ready in time was not.
+    not_ready: Option<(WorkerId, String)>,
+}
+
+impl Primary {
+    /// A step of a reload, and what bears on one.
+    pub(super) fn report_reload(&mut self, report: Report) {
+        match report {
+            Report::ReloadBegan { generation, rolling } => self.reload_began(generation, rolling),
+            Report::ReloadQueued => {
+                let text = "a reload is under way; the next one comes after it";
+                log::info!("{text}");
+                self.commands.queue_says(text, self.poll.registry());
+            }
+            Report::ReloadRefused => self.refuse_reloads(),
+            Report::Ready { worker, slot, .. } => {
+                self.step(&format!("slot {}: worker {} is ready", slot.0, worker.0));
+            }
+            Report::Parked { worker, by, slot } => self.step(&format!(
+                "slot {}: worker {} takes over; worker {} is parked and holds {}",
+                slot.0,
+                by.0,
+                worker.0,
+                self.held_by(worker)
+            )),
+            Report::Unparked { worker, slot } => {
+                self.step(&format!("slot {}: worker {} serves again", slot.0, worker.0));
+            }
+            Report::Soaking { ready, wait } => {
+                let workers = plural(ready.into(), "new worker");
+                self.step(&format!("watching {workers} for {wait:?}"));
+            }
+            Report::ReloadDone { generation } => {
+                self.step(&format!("every slot has a worker of generation {}", generation.0))
+            }
+            Report::Drains { worker, slot } => {
+                let held = self.held_by(worker);
+                self.step(&format!("slot {}: worker {} drains and holds {held}", slot.0, worker.0));
+            }
+            Report::Drained { worker } => self.step(&format!("worker {} has ended", worker.0)),
+            Report::DrainCut { worker, active } => {
+                self.replacing.cut = self.replacing.cut.saturating_add(active.unwrap_or(0));
+                let held = active.map_or_else(
+                    || "may hold connections".to_owned(),
+                    |active| format!("holds {}", plural(active, "connection")),
+                );
+                self.step(&format!("worker {} still {held} and has no more time", worker.0));
+            }
+            Report::ReloadFailed { generation, why, kept } => {
+                self.reload_failed(generation, why, kept);
+            }
+            Report::ReloadOver { generation } => {
+                let cut = plural(self.replacing.cut, "connection");
+                self.step(&format!("nobody is left to drain; {cut} cut at the drain-timeout"));
+                self.commands.reload_over(generation, self.poll.registry());
+            }
+            Report::AllReady
+            | Report::NotReadyInTime { .. }
+            | Report::WentToBackground { .. }
+            | Report::Died { .. }
+            | Report::BackingOff { .. }
+            | Report::SlotFailed { .. }
+            | Report::Late { .. }
+            | Report::Recovered { .. }
+            | Report::Stole { .. }
+            | Report::Salvaged { .. }
+            | Report::NumbersDoNotFit { .. } => {}
+        }
+    }
+
+    fn step(&mut self, text: &str) {
+        log::info!("reload: {text}");
+        self.commands.reload_says(text, self.poll.registry());
+    }
+
+    fn reload_began(&mut self, generation: Generation, rolling: bool) {
+        self.replacing = Replacing::default();
+        self.commands.reload_began(generation);
+        let rolling = if rolling { ", rolling" } else { "" };
+        self.step(&format!("generation {} begins{rolling}", generation.0));
+    }
+
+    fn refuse_reloads(&mut self) {
+        let why = "it is stopping: no reload";
+        log::info!("{why}");
+        self.commands.reload_refused(why, self.poll.registry());
+    }
+
+    fn reload_failed(&mut self, generation: Generation, why: ReloadFault, kept: u16) {
+        let (reason, lines) = match why {
+            ReloadFault::Stopped => {
+                self.refuse_reloads();
+                ("it is stopping".to_owned(), Vec::new())
+            }
+            ReloadFault::Worker { worker, slot, was_ready, fault } => {
+                (self.reason(worker, slot, was_ready, fault), self.last_lines(worker))
+            }
+        };
+        let outcome = match (why, kept) {
+            (ReloadFault::Stopped, _) => String::new(),
+            (ReloadFault::Worker { .. }, 0) => "; the old workers go on".to_owned(),
+            (ReloadFault::Worker { .. }, kept) => format!(
+                "; the generations are mixed: {} of generation {}, the others go on with the old",
+                if kept == 1 {
+                    "1 slot keeps its worker".to_owned()
+                } else {
+                    format!("{kept} slots keep their workers")
+                },
+                generation.0
+            ),
+        };
+        let text = format!("the reload failed: {reason}{outcome}");
+        log::error!("{text}");
+        if !lines.is_empty() {
+            self.step("the last lines of the worker that failed:");
+            for line in lines {
+                self.step(&format!("  {line}"));
+            }
+        }
+        self.commands.reload_failed(generation, &text);
+    }
+
+    fn reason(&mut self, worker: WorkerId, slot: SlotId, was_ready: bool, fault: Fault) -> String {
+        let who = format!("worker {} of slot {}", worker.0, slot.0);
+        let when = if was_ready { "while it was being watched" } else { "before it was ready" };
+        match fault {
+            Fault::NotStarted => {
+                let why = self.announcer.start_failed.as_ref();
+                let why = why.map_or_else(String::new, |error| format!(": {error}"));
+                format!("{who} cannot be started{why}")
+            }
+            Fault::NotReady => {
+                let known = self.replacing.not_ready.take().filter(|(id, _)| *id == worker);
+                let why = known.map_or_else(String::new, |(_, why)| format!(": {why}"));
+                let limit = self.config.core.ready_timeout;
+                format!("{who} was not ready within {limit:?}{why}")
+            }
+            Fault::Ended(ExitStatus::Code(0)) if !was_ready => {
+                format!("{who} {} {when}: it must stay in the foreground", how(ExitStatus::Code(0)))
+            }
+            Fault::Ended(status) => format!("{who} {} {when}", how(status)),
+            Fault::Broken => format!("{who} broke what it must keep to {when}"),
+        }
+    }
+
+    /// Remembers why a worker is not ready, while its process can be looked at.
+    pub(super) fn note_not_ready(&mut self, worker: WorkerId, why: &str) {
+        let missing = self.missing(worker);
+        let why = if missing.is_empty() {
+            why.to_owned()
+        } else {
+            format!("it does not listen on {}, as the old worker does", missing.join(", "))
+        };
+        self.replacing.not_ready = Some((worker, why));
+    }
+
+    /// The addresses that an old worker listens on and this one does not, if it listens at all.
+    fn missing(&self, worker: WorkerId) -> Vec<String> {
+        let Some(new) = self.workers.get(worker) else { return Vec::new() };
+        let listens = new.listens();
+        let generation = self.core.reloading();
+        let is_old = |view: &croupier_core::WorkerView| {
+            view.ready_since.is_some() && Some(view.generation) != generation
+        };
+        let old = self
+            .core
+            .workers()
+            .filter(is_old)
+            .max_by_key(|view| view.slot == new.slot)
+            .and_then(|view| self.workers.get(view.worker));
+        if generation.is_none() || listens.is_empty() {
+            return Vec::new();
+        }
+        let wanted: Vec<ListenerId> = old.map(super::worker::Worker::listens).unwrap_or_default();
+        let missing = wanted.into_iter().filter(|listener| !listens.contains(listener));
+        missing
+            .filter_map(|listener| self.listeners.get(usize::from(listener.0)))
+            .map(ToString::to_string)
+            .collect()
+    }
+
+    /// What a worker has, for people.
+    fn held_by(&self, worker: WorkerId) -> String {
+        let Some(found) = self.workers.get(worker) else { return "nothing".to_owned() };
+        match found.page.load().active {
+            Some(active) => {
+                let queued = found.queued_exact().unwrap_or(0);
+                plural(active.saturating_add(queued), "connection")
+            }
+            None => "an unknown number of connections".to_owned(),
+        }
+    }
+
+    /// Whether lines of workers must say of which generation they are.
+    pub(super) fn show_generations(&self) {
+        let mut generations = self.core.workers().map(|view| view.generation);
+        let first = generations.next();
+        let several = generations.any(|generation| Some(generation) != first);
+        if let Some(output) = &self.output {
+            output.set_show_generation(several);
+        }
+    }
+}
