@@ -14,6 +14,7 @@ mod kill;
 mod output;
 mod policies;
 mod programs;
+mod reload;
 mod servers;
 mod start;
 mod sticky;

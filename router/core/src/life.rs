@@ -180,6 +180,7 @@ impl Core {
         if !matches!(before, State::Starting { .. }) {
             return;
         }
+        self.report(Report::Ready { worker: id, slot, after });
         let took_over = self.takes_over(i);
         if let Some(slot) = self.slots.get_mut(usize::from(slot.0)) {
             if !took_over {
@@ -190,7 +191,6 @@ impl Core {
             }
             slot.sockets = Sockets::Own;
         }
-        self.report(Report::Ready { worker: id, slot, after });
     }
 
     /// Beside others that have served already, a new worker is not flooded. At the very first start

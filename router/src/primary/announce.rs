@@ -197,7 +197,7 @@ impl Primary {
     pub(super) fn report(&mut self, report: Report) {
         match report {
             Report::AllReady => self.announce_ready(),
-            Report::Ready { .. } if self.core.reloading().is_some() => self.report_reload(report),
+            Report::Ready { worker, .. } if self.is_successor(worker) => self.report_reload(report),
             Report::Ready { worker, slot, .. } => {
                 if self.announcer.said_ready {
                     log::info!("worker {} took over slot {}", worker.0, slot.0);
@@ -257,7 +257,7 @@ impl Primary {
         log::error!("worker {} is not ready in time: {why}", worker.0);
         let why = why.to_string();
         self.note_not_ready(worker, &why);
-        if self.core.reloading().is_none() {
+        if !self.is_successor(worker) {
             self.repeat_last_lines(worker);
         }
     }

@@ -176,7 +176,8 @@ impl Primary {
     fn missing(&self, worker: WorkerId) -> Vec<String> {
         let Some(new) = self.workers.get(worker) else { return Vec::new() };
         let listens = new.listens();
-        let generation = self.core.reloading();
+        // By now the core may have given the reload up; the worker's own number stays.
+        let generation = self.generation_of(worker);
         let is_old = |view: &croupier_core::WorkerView| {
             view.ready_since.is_some() && Some(view.generation) != generation
         };
@@ -186,7 +187,7 @@ impl Primary {
             .filter(is_old)
             .max_by_key(|view| view.slot == new.slot)
             .and_then(|view| self.workers.get(view.worker));
-        if generation.is_none() || listens.is_empty() {
+        if listens.is_empty() {
             return Vec::new();
         }
         let wanted: Vec<ListenerId> = old.map(super::worker::Worker::listens).unwrap_or_default();
@@ -195,6 +196,16 @@ impl Primary {
             .filter_map(|listener| self.listeners.get(usize::from(listener.0)))
             .map(ToString::to_string)
             .collect()
+    }
+
+    fn generation_of(&self, worker: WorkerId) -> Option<Generation> {
+        self.core.workers().find(|view| view.worker == worker).map(|view| view.generation)
+    }
+
+    /// Whether a worker was started to replace one that is still there.
+    pub(super) fn is_successor(&self, worker: WorkerId) -> bool {
+        let own = self.generation_of(worker);
+        self.core.workers().any(|view| Some(view.generation) < own)
     }
 
     /// What a worker has, for people.

@@ -1,0 +1,415 @@
+//! Reloads: everybody is new and nobody noticed, or the old go on and the reason is on the screen.
+
+use std::ffi::OsString;
+use std::time::Duration;
+
+use croupier_tests::{
+    Client, Croupier, Figure, Finished, Guard, PATIENCE, Status, example, figure, hammer, skip,
+    soak_or, wait_until, wrk,
+};
+use nix::sys::signal::Signal;
+
+/// A server whose version is a word in a file. It announces nothing; croupier sees it listen.
+///
+/// usage: version.py FILE PORT [PORT]
+const VERSION: &str = r#"
+import os, select, socket, sys, threading, time
+version = open(sys.argv[1]).read().strip()
+ports = [int(port) for port in sys.argv[2:]]
+if version == "crashes" or (version == "slot-2" and os.environ["CROUPIER_SLOT"] == "2"):
+    print("cannot read the configuration", flush=True)
+    sys.exit(3)
+if version == "silent":
+    threading.Event().wait()
+if version == "one-port":
+    ports = ports[:1]
+if version == "short":
+    threading.Timer(0.2, os._exit, [4]).start()
+listeners = [socket.create_server(("127.0.0.1", port)) for port in ports]
+while True:
+    for ready in select.select(listeners, [], [])[0]:
+        client, _ = ready.accept()
+        request = client.recv(4096).split()
+        if request[1:] and request[1].startswith(b"/block?fifo="):
+            open(request[1][12:].decode()).close()
+        body = f"pid={os.getpid()} generation={os.environ['CROUPIER_GENERATION']} {version}\n"
+        client.sendall(f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode())
+        client.close()
+"#;
+
+/// A croupier whose program is of the version that a file says.
+struct Stage<'guard> {
+    guard: &'guard Guard,
+    port: u16,
+    croupier: Croupier<'guard>,
+}
+
+impl<'guard> Stage<'guard> {
+    fn new(guard: &'guard Guard, flags: &[&str]) -> Self {
+        let (port, other) = (guard.port(), guard.port());
+        let program = guard.write("version.py", VERSION);
+        let version = guard.write("version", "good");
+        let mut args: Vec<OsString> = flags.iter().map(Into::into).collect();
+        args.extend(["--".into(), "python3".into(), program.into(), version.into()]);
+        args.extend([port.to_string().into(), other.to_string().into()]);
+        let stage = Self { guard, port, croupier: guard.run(args).ready() };
+        // Ready is the first listener, a reload asks for all that the old ones have.
+        stage
+            .croupier
+            .wait_status("both ports", |status| (status.listeners.len() == 2).then_some(()));
+        stage
+    }
+
+    fn becomes(&self, version: &str) {
+        self.guard.write("version", version);
+    }
+
+    fn generations(&self) -> Vec<u32> {
+        let mut all: Vec<u32> =
+            self.croupier.status().workers.iter().filter_map(|worker| worker.generation).collect();
+        all.sort_unstable();
+        all
+    }
+}
+
+fn pids(status: &Status) -> Vec<i32> {
+    let mut pids: Vec<i32> = status.ready().filter_map(|worker| worker.pid).collect();
+    pids.sort_unstable();
+    pids
+}
+
+/// Reloads under wrk: every reload succeeds, and wrk sees none of them.
+fn reloads_under_load(guard: &Guard, what: &str, args: Vec<OsString>, port: u16) {
+    let rounds = soak_or(200, 5);
+    let croupier = guard.run(args).ready();
+    let old = pids(&croupier.status());
+    let run = std::thread::scope(|scope| {
+        let reloads = scope.spawn(|| {
+            for round in 0..rounds {
+                let reload = croupier.ask(&["reload"]);
+                assert_eq!(reload.code, Some(0), "reload {round}: {reload:#?}");
+            }
+        });
+        let mut sum = (0, [0; 5]);
+        while !reloads.is_finished() {
+            let run = wrk(guard, port, "/", 32, &["-d", "2s", "-H", "Connection: close"])?;
+            sum.0 += run.requests;
+            sum.1.iter_mut().zip(run.errors).for_each(|(sum, errors)| *sum += errors);
+        }
+        reloads.join().unwrap();
+        Some(sum)
+    });
+    let Some((requests, errors)) = run else { skip!("reloads_under_load", "wrk is not installed") };
+    let status = croupier.status();
+    assert!(
+        status.workers.iter().all(|worker| worker.generation == Some(rounds + 1)),
+        "{status:?}"
+    );
+    assert!(pids(&status).iter().all(|pid| !old.contains(pid)));
+    assert_eq!(status.totals.refused, 0);
+    figure(&Figure {
+        item: &format!("1 reload under load, {what}"),
+        measured: format!("{rounds} reloads, {requests} answers, failures {errors:?}"),
+        goal: "0 failed requests, 0 resets",
+        met: errors == [0; 5] && requests > 100,
+    });
+    croupier.stop_well();
+}
+
+const QUICK: [&str; 4] = ["-w", "2", "--soak", "100ms"];
+
+#[test]
+fn reloads_of_an_unmodified_server_fail_no_request() {
+    let guard = Guard::new("reload-python");
+    let port = guard.port();
+    let folder = guard.path("www");
+    std::fs::create_dir(&folder).unwrap();
+    std::fs::write(folder.join("index.html"), "hello").unwrap();
+    let mut args: Vec<OsString> = QUICK.iter().map(Into::into).collect();
+    // Its log of requests is nothing to read here.
+    let script = format!(
+        "exec python3 -m http.server --bind 127.0.0.1 -d {} {port} 2>/dev/null",
+        folder.display()
+    );
+    args.extend(["--".into(), "sh".into(), "-c".into(), script.into()]);
+    reloads_under_load(&guard, "preload (python)", args, port);
+}
+
+#[test]
+fn reloads_of_a_shim_worker_fail_no_request() {
+    let guard = Guard::new("reload-shim");
+    let port = guard.port();
+    let mut args: Vec<OsString> = QUICK.iter().map(Into::into).collect();
+    let address = format!("127.0.0.1:{port}");
+    args.extend(["--adapter".into(), "shim".into(), "--".into()]);
+    args.extend([example("echo", "").into(), address.into()]);
+    reloads_under_load(&guard, "shim (echo)", args, port);
+}
+
+/// Asks all the time, while `croupier reload` runs.
+fn reload_while_asking(stage: &Stage<'_>) -> (Finished, Vec<String>) {
+    std::thread::scope(|scope| {
+        let asked = scope.spawn(|| stage.croupier.ask(&["reload"]));
+        let client = Client::port(stage.port);
+        let outcome =
+            hammer(&client, 4, usize::MAX, |_| (!asked.is_finished()).then(|| "/".to_owned()));
+        assert_eq!(outcome.failures, [], "somebody noticed");
+        assert!(!outcome.replies.is_empty());
+        (asked.join().unwrap(), outcome.replies.into_iter().map(|reply| reply.body).collect())
+    })
+}
+
+#[test]
+fn a_version_that_does_not_hold_leaves_the_old_one_serving() {
+    let guard = Guard::new("reload-bad");
+    let flags = ["-w", "4", "--soak", "400ms", "--ready-timeout", "1500ms", "--max-surge", "3"];
+    let stage = Stage::new(&guard, &flags);
+    let old = pids(&stage.croupier.status());
+    let processes = guard.processes().len();
+    let versions: [(&str, &[&str]); 5] = [
+        ("crashes", &["exited with status 3 before it was ready", "old workers go on"]),
+        ("silent", &["was not ready within 1.5s"]),
+        ("one-port", &["was not ready within 1.5s", "does not listen on 127.0.0.1:"]),
+        ("short", &["exited with status 4 while it was being watched"]),
+        ("slot-2", &["of slot 2 exited with status 3 before it was ready"]),
+    ];
+    for (version, parts) in versions {
+        stage.becomes(version);
+        let (reload, bodies) = reload_while_asking(&stage);
+        reload.expect_code(1).expect_error(parts);
+        let last_lines = ["crashes", "slot-2"].contains(&version);
+        assert_eq!(
+            reload.stdout.contains("cannot read the configuration"),
+            last_lines,
+            "{reload:?}"
+        );
+        // A version that dies before it is ready never serves.
+        let dies_at_once = ["crashes", "silent", "one-port"].contains(&version);
+        let old_ones = bodies.iter().all(|body| body.contains("generation=1 good"));
+        assert!(old_ones || !dies_at_once, "{version}: {bodies:?}");
+        assert_eq!(pids(&stage.croupier.status()), old, "{version}");
+        assert_eq!(stage.generations(), [1; 4], "{version}");
+        assert_eq!(guard.processes().len(), processes, "{version}: somebody is left");
+    }
+    stage.becomes("better");
+    let (reload, _) = reload_while_asking(&stage);
+    reload.expect_code(0);
+    // Numbers of generations that failed are not used again.
+    assert_eq!(stage.generations(), [7; 4]);
+    let reply = Client::port(stage.port).get("/").unwrap();
+    assert!(reply.body.contains("generation=7 better"), "{reply:?}");
+    stage.croupier.stop_well();
+}
+
+#[test]
+fn it_says_each_step_and_what_the_old_workers_hold() {
+    let guard = Guard::new("reload-steps");
+    let stage = Stage::new(&guard, &["-w", "1", "--soak", "100ms"]);
+    let fifo = guard.fifo("go");
+    let held = Client::port(stage.port).send(&format!("/block?fifo={}", fifo.display())).unwrap();
+    stage.croupier.wait_status("the blocker", |status| (status.open().1 == 1).then_some(()));
+    let reload = std::thread::scope(|scope| {
+        let asked = scope.spawn(|| stage.croupier.ask(&["reload"]));
+        stage.croupier.wait_status("two generations", |status| {
+            let states: Vec<_> = status.workers.iter().map(|w| (w.generation, &*w.state)).collect();
+            (states == [(Some(1), "draining"), (Some(2), "ready")]).then_some(())
+        });
+        assert!(!held.answered() && !asked.is_finished());
+        let other = Client::port(stage.port).get("/").unwrap();
+        assert!(other.body.contains("generation=2"), "{other:?}");
+        std::fs::write(&fifo, "").unwrap();
+        assert!(held.reply().unwrap().body.contains("generation=1"));
+        asked.join().unwrap()
+    });
+    reload.expect_code(0);
+    let steps = [
+        "generation 2 begins",
+        "slot 0: worker 2 is ready",
+        "slot 0: worker 2 takes over; worker 1 is parked and holds 1 connection",
+        "watching 1 new worker for 100ms",
+        "every slot has a worker of generation 2",
+        "slot 0: worker 1 drains and holds 1 connection",
+        "worker 1 has ended",
+        "nobody is left to drain; 0 connections cut at the drain-timeout",
+    ];
+    assert_eq!(reload.stdout.lines().collect::<Vec<_>>(), steps, "{reload:?}");
+    stage.croupier.stop_well();
+}
+
+#[test]
+fn what_is_cut_at_the_drain_timeout_is_counted() {
+    let guard = Guard::new("reload-cut");
+    let flags = ["-w", "1", "--soak", "0", "--graceful-timeout", "300ms", "--kill-after", "200ms"];
+    let stage = Stage::new(&guard, &flags);
+    let fifo = guard.fifo("never");
+    let held = Client::port(stage.port).send(&format!("/block?fifo={}", fifo.display())).unwrap();
+    stage.croupier.wait_status("the blocker", |status| (status.open().1 == 1).then_some(()));
+    let reload = stage.croupier.ask(&["reload"]);
+    reload.expect_code(0);
+    for step in [
+        "worker 1 still holds 1 connection and has no more time",
+        "; 1 connection cut at the drain",
+    ] {
+        assert!(reload.stdout.contains(step), "{step}: {reload:?}");
+    }
+    assert!(held.reply().is_err());
+    stage.croupier.stop_well();
+}
+
+#[test]
+fn signals_reload_too() {
+    let guard = Guard::new("reload-signals");
+    let stage = Stage::new(&guard, &["-w", "2", "--soak", "100ms"]);
+    for (signal, generation) in [(Signal::SIGUSR2, 2), (Signal::SIGHUP, 3)] {
+        stage.croupier.signal(signal);
+        stage.croupier.wait_status("the next generation", |status| {
+            let all: Vec<_> = status.workers.iter().map(|worker| worker.generation).collect();
+            (all == [Some(generation); 2]).then_some(())
+        });
+    }
+    stage.croupier.stop_well();
+}
+
+#[test]
+fn two_requests_that_come_during_a_reload_are_one() {
+    let guard = Guard::new("reload-twice");
+    let stage = Stage::new(&guard, &["-w", "2", "--soak", "300ms"]);
+    stage.croupier.ask(&["reload", "--no-wait"]).expect_code(0);
+    stage.croupier.wait_for_line("generation 2 begins");
+    let both = std::thread::scope(|scope| {
+        let asked = [(); 2].map(|()| scope.spawn(|| stage.croupier.ask(&["reload"])));
+        asked.map(|asked| asked.join().unwrap())
+    });
+    for reload in both {
+        reload.expect_code(0);
+        assert!(reload.stdout.contains("a reload is under way"), "{reload:?}");
+        assert!(reload.stdout.contains("every slot has a worker of generation 3"), "{reload:?}");
+    }
+    assert_eq!(stage.generations(), [3; 2]);
+    stage.croupier.stop_well();
+}
+
+#[test]
+fn a_rolling_reload_replaces_one_after_another() {
+    let guard = Guard::new("reload-rolling");
+    let stage = Stage::new(&guard, &["-w", "3", "--soak", "100ms", "--max-surge", "1"]);
+    let reload = stage.croupier.ask(&["reload", "--rolling"]);
+    reload.expect_code(0);
+    let order: Vec<&str> = reload
+        .stdout
+        .lines()
+        .filter(|line| line.contains("takes over") || line.contains("has ended"))
+        .map(|line| if line.contains("ended") { "ended" } else { "takes over" })
+        .collect();
+    assert_eq!(order, ["takes over", "ended"].repeat(3), "{reload:?}");
+    assert_eq!(stage.generations(), [2; 3]);
+    stage.becomes("slot-2");
+    let failed = stage.croupier.ask(&["reload", "--rolling"]);
+    failed.expect_code(1).expect_error(&["generations are mixed: 2 slots keep their workers"]);
+    assert_eq!(stage.generations(), [2, 3, 3]);
+    stage.croupier.stop_well();
+}
+
+#[test]
+fn a_stop_during_a_reload_wins() {
+    let guard = Guard::new("reload-stop");
+    // In the soak of the canary, and while the canary starts.
+    for version in ["good", "silent"] {
+        let stage = Stage::new(&guard, &["-w", "2", "--soak", "1h"]);
+        stage.becomes(version);
+        let failed = std::thread::scope(|scope| {
+            let asked = scope.spawn(|| stage.croupier.ask(&["reload"]));
+            let line = if version == "good" { "watching 1 new worker" } else { "2 begins" };
+            stage.croupier.wait_for_line(line);
+            stage.croupier.signal(Signal::SIGTERM);
+            asked.join().unwrap()
+        });
+        failed.expect_code(1).expect_error(&["the reload failed: it is stopping"]);
+        stage.croupier.finished(PATIENCE).expect_code(0);
+        assert_eq!(guard.processes(), [], "{version}");
+    }
+}
+
+#[test]
+fn a_reload_brings_a_crash_looping_slot_back() {
+    let guard = Guard::new("reload-crashes");
+    let stage = Stage::new(&guard, &["-w", "3", "--soak", "100ms"]);
+    stage.becomes("slot-2");
+    let victim = stage.croupier.status().slot(2).unwrap().pid.unwrap();
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(victim), Signal::SIGKILL).unwrap();
+    stage.croupier.wait_status("a crash loop", |status| {
+        status.workers.iter().find(|worker| worker.state == "backoff").map(|_| ())
+    });
+    stage.becomes("better");
+    let reload = stage.croupier.ask(&["reload"]);
+    reload.expect_code(0);
+    // It has nothing to lose, so it goes first.
+    let first = reload.stdout.lines().find(|line| line.starts_with("slot ")).unwrap().to_owned();
+    assert!(first.starts_with("slot 2:"), "{reload:?}");
+    assert_eq!(stage.generations(), [2; 3]);
+    stage.croupier.stop_well();
+}
+
+#[test]
+fn lines_of_workers_say_the_generation_while_two_live() {
+    let guard = Guard::new("reload-prefix");
+    let port = guard.port();
+    let program = "import os, socket, sys
+server = socket.create_server(('127.0.0.1', int(sys.argv[1])))
+print('up', flush=True)
+while True:
+    server.accept()[0].close()
+";
+    let script = guard.write("up.py", program).into_os_string().into_string().unwrap();
+    let flags = ["-w", "1", "--soak", "100ms", "--", "python3", &script, &port.to_string()];
+    let croupier = guard.run(flags).ready();
+    croupier.wait_for_line("[w0] up");
+    croupier.ask(&["reload"]).expect_code(0);
+    let lines = croupier.stdout().all();
+    assert!(lines.iter().any(|line| line.contains("up") && !line.contains("[w0]")), "{lines:?}");
+    croupier.stop_well();
+}
+
+#[test]
+fn shared_and_reuseport_lose_only_what_the_signal_ends() {
+    let guard = Guard::new("reload-shared");
+    for policy in ["shared", "reuseport"] {
+        let port = guard.port();
+        let mut args: Vec<OsString> = ["-p", policy].iter().map(Into::into).collect();
+        args.extend(QUICK.iter().map(Into::into));
+        args.push("--".into());
+        args.extend(crate::programs::one_at_a_time(port));
+        let croupier = guard.run(args).ready();
+        let failures = std::thread::scope(|scope| {
+            let asked = scope.spawn(|| {
+                for _ in 0..3 {
+                    croupier.ask(&["reload"]).expect_code(0);
+                }
+            });
+            let client = Client::port(port);
+            let outcome =
+                hammer(&client, 8, usize::MAX, |_| (!asked.is_finished()).then(|| "/".to_owned()));
+            asked.join().unwrap();
+            outcome.failures
+        });
+        // A worker that accepts by itself is told to end by a signal, and this one knows no better
+        // than to die of it with what it has just accepted.
+        assert!(failures.len() <= 6, "{policy}: {failures:?}");
+        wait_until(PATIENCE, "the old to go", || {
+            let count = croupier.status().workers.len();
+            if count == 2 { Ok(()) } else { Err(count) }
+        });
+        croupier.stop_well();
+    }
+}
+
+/// How long a reload that is asked for takes at least: the test that the soak is real.
+#[test]
+fn the_soak_passes_before_the_old_end() {
+    let guard = Guard::new("reload-soak");
+    let stage = Stage::new(&guard, &["-w", "1", "--soak", "700ms"]);
+    let begun = croupier_tests::now();
+    stage.croupier.ask(&["reload"]).expect_code(0);
+    assert!(begun.elapsed() >= Duration::from_millis(700));
+    stage.croupier.stop_well();
+}
