@@ -23,6 +23,8 @@ fn start_says_what_starts_and_ready_says_where() {
     let guard = Guard::new("cli-start");
     let port = guard.port();
     let croupier = guard.run(args(&["-w", "2"], port)).ready();
+    // The line may come after the answer to `wait`: it goes through a pipe.
+    croupier.wait_for_line("ready: ");
     let text = croupier.stdout().text() + &croupier.stderr().text();
     let starting = format!(
         "croupier {} (pid {}): starting 2 workers of ",
