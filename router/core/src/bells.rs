@@ -19,7 +19,7 @@ impl Dealer {
     /// was written, so the loads must be looked at once more before the primary may sleep.
     pub(crate) fn set_bells(&mut self, ask: Ask, actions: &mut VecDeque<Action>) -> bool {
         let (now, max_active) = (self.now, self.rules.max_active);
-        let mut written = false;
+        let (mut written, mut full) = (false, false);
         for (seat, worker) in self.seats.iter_mut().zip(&mut self.workers) {
             if !seat.listens.contains(ask.listener) {
                 continue;
@@ -35,8 +35,12 @@ impl Dealer {
             };
             if seat.queued() >= u64::from(seat.window) {
                 worker.window.full(now);
+                full = true;
             }
             written |= write(seat, worker, wanted, actions);
+        }
+        if full && ask.origin == Origin::Backlog {
+            self.pace.full();
         }
         written
     }

@@ -341,6 +341,8 @@ mod tests {
             let i = dealer.seats.len() - 1;
             dealer.seats[i].listens.insert(ON);
             dealer.seats[i].window = *window;
+            // As if just looked at.
+            dealer.seats[i].epoch = dealer.epoch;
             dealer.resent(i);
             dealer.restand(i);
         }

@@ -291,7 +291,7 @@ impl Worker {
             taken_back: 0,
             in_flight: 0,
             times: Times::new(room),
-            window: Window::new(room, now),
+            window: Window::new(),
             lateness: Lateness::No,
             fresh: None,
             paused: None,
