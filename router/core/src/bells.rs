@@ -9,6 +9,7 @@ use alloc::collections::VecDeque;
 
 use crate::dealer::Dealer;
 use crate::event::{Action, Loads};
+use crate::primary::Bells;
 use crate::scheduler::{Ask, Origin};
 use crate::seat::{Seat, Standing};
 use crate::window::low_mark;
@@ -37,12 +38,28 @@ impl Dealer {
                 worker.window.full(now);
                 full = true;
             }
-            written |= write(seat, worker, wanted, actions);
+            if write(seat, worker, wanted, actions) {
+                worker.bells = Bells::Written;
+                written = true;
+            }
         }
         if full && ask.origin == Origin::Backlog {
             self.pace.full();
         }
         written
+    }
+
+    /// The words that were set are in the pages by now: who got a new one is looked at once more.
+    /// Those whose word stayed as it was have been looked at since it was written.
+    pub(crate) fn forget_loads_behind_new_bells(&mut self) {
+        let long_ago = self.epoch.wrapping_sub(1);
+        self.floor = None;
+        for (seat, worker) in self.seats.iter_mut().zip(&mut self.workers) {
+            let bells = core::mem::replace(&mut worker.bells, Bells::LookedAfter);
+            if bells == Bells::Written {
+                seat.epoch = long_ago;
+            }
+        }
     }
 
     /// Nobody waits any more: a bell that rang now would wake the primary for nothing.

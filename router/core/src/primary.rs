@@ -236,7 +236,7 @@ impl Core {
         }
         let again = core::mem::replace(&mut self.bells, Bells::LookedAfter) == Bells::Written;
         if again {
-            self.dealer.new_epoch();
+            self.dealer.forget_loads_behind_new_bells();
         }
         if self.debts && !self.spare_room(ask, loads) {
             return false;

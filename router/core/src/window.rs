@@ -1,14 +1,14 @@
 //! How many connections a worker may have queued, and since when each waits.
 //!
 //! A connection handed off early waits behind one worker while another may be idle; one handed off
-//! late costs a wake-up of the primary. What a wake-up costs is the same on every machine in terms of
-//! wake-ups a second, so that is what is steered ([`Pace`]): while clients wait and the primary is
-//! woken more often than every [`BUSY`], all windows double; when it is woken more seldom than every
-//! [`CALM`], or the windows are so large that clients cannot fill them, they halve.
+//! late costs a wake-up of the primary. Times say little about the right size: they depend on the
+//! machine, and where workers outnumber CPUs everything stands. What a wake-up achieves means the
+//! same everywhere, so that is what is steered ([`Pace`]): while clients wait and a wake-up deals
+//! fewer than [`BATCH`] connections, all windows double; when wake-ups are seldom anyway ([`CALM`]),
+//! deal far more than that, or find that clients cannot fill the windows, they halve.
 //!
 //! Only workers that are known to be fast get the large window ([`Window`]); all others one
-//! connection. Fast is a worker that claims in less than [`FAST`] what had to wait for it; the time
-//! that a connection stands proves nothing, because where workers outnumber CPUs everything stands.
+//! connection. Fast is a worker that claims in less than [`FAST`] what had to wait for it.
 //!
 //! | workers | windows |
 //! |---|---|
@@ -22,10 +22,10 @@ use core::time::Duration;
 
 use crate::time::Now;
 
-/// Woken more often than this by waiting clients, the primary wants larger batches.
-pub(crate) const BUSY: Duration = Duration::from_micros(300);
-/// Woken more seldom than this, it can afford smaller ones.
-pub(crate) const CALM: Duration = Duration::from_micros(1200);
+/// Connections that a wake-up shall deal while clients wait: its cost is then a small part of theirs.
+pub(crate) const BATCH: u32 = 12;
+/// Woken more seldom than this, the primary can afford a wake-up for each connection.
+pub(crate) const CALM: Duration = Duration::from_millis(2);
 /// A connection that had to wait and is claimed within this proves that its worker is fast.
 pub(crate) const FAST: Duration = Duration::from_millis(1);
 /// For how long that proof holds.
@@ -80,6 +80,14 @@ enum End {
     Empty,
 }
 
+/// One turn of the loop, in the eyes of the clients.
+#[derive(Debug, Clone, Copy)]
+struct Turn {
+    began: Now,
+    dealt: u32,
+    end: End,
+}
+
 /// The size of all windows, by how often the primary is woken for how many connections.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Pace {
@@ -87,18 +95,30 @@ pub(crate) struct Pace {
     limit: u16,
     /// Not to grow beyond this until then, and for how long that was.
     ceiling: (u16, Now, Duration),
-    /// This turn: when it began, whether it dealt anything, how it ended.
-    turn: (Now, bool, End),
-    /// Turns that dealt something since the pace was last judged, those of them that ended with full
-    /// windows, and when the first began.
-    judged: (u32, u32, Now),
+    turn: Turn,
+    /// Turns that dealt something since the pace was last judged.
+    turns: u32,
+    /// What they dealt.
+    dealt: u32,
+    /// Those of them that ended with full windows.
+    filled: u32,
+    /// When the first of them began.
+    since: Now,
 }
 
 impl Pace {
     pub(crate) fn new(limit: u16, now: Now) -> Self {
         let limit = limit.max(1);
-        let ceiling = (limit, now, PATIENCE.0);
-        Self { size: 1, limit, ceiling, turn: (now, false, End::Open), judged: (0, 0, now) }
+        Self {
+            size: 1,
+            limit,
+            ceiling: (limit, now, PATIENCE.0),
+            turn: Turn { began: now, dealt: 0, end: End::Open },
+            turns: 0,
+            dealt: 0,
+            filled: 0,
+            since: now,
+        }
     }
 
     pub(crate) fn size(&self) -> u16 {
@@ -107,59 +127,68 @@ impl Pace {
 
     /// A client's connection was dealt.
     pub(crate) fn dealt(&mut self) {
-        self.turn.1 = true;
+        self.turn.dealt += 1;
     }
 
     /// Nobody had room, because of full windows.
     pub(crate) fn full(&mut self) {
-        self.turn.2 = End::Full;
+        self.turn.end = End::Full;
     }
 
     /// No client waits.
     pub(crate) fn empty(&mut self) {
-        self.turn.2 = End::Empty;
+        self.turn.end = End::Empty;
     }
 
     /// A new turn begins: draws conclusions from those before. True: the size has changed.
     pub(crate) fn turn(&mut self, now: Now) -> bool {
-        let (began, dealt, end) = core::mem::replace(&mut self.turn, (now, false, End::Open));
-        if !dealt {
+        let fresh = Turn { began: now, dealt: 0, end: End::Open };
+        let turn = core::mem::replace(&mut self.turn, fresh);
+        if turn.dealt == 0 {
+            return false;
+        }
+        if self.turns == 0 {
+            (self.dealt, self.filled, self.since) = (0, 0, turn.began);
+        }
+        self.turns += 1;
+        self.dealt = self.dealt.saturating_add(turn.dealt);
+        self.filled += u32::from(turn.end == End::Full);
+        let pause = now.since(turn.began) > UNUSED;
+        if self.turns < TURNS && !pause {
             return false;
         }
         let before = self.size;
-        let (turns, full, first) = self.judged;
-        let first = if turns == 0 { began } else { first };
-        let (turns, full) = (turns + 1, full + u32::from(end == End::Full));
-        self.judged = (turns, full, first);
-        if now.since(began) > UNUSED {
-            self.size = (self.size / 2).max(1);
-            self.judged.0 = 0;
-            self.judged.1 = 0;
-        } else if turns >= TURNS {
-            self.judge(now.since(first) / turns, full * 2 >= turns, now);
-            self.judged.0 = 0;
-            self.judged.1 = 0;
-        }
+        self.size = if pause { self.half() } else { self.judged(now) };
+        self.turns = 0;
         self.size != before
     }
 
-    /// `each`: how long a turn took, the sleep after it included; `filled`: most ended with full
-    /// windows.
-    fn judge(&mut self, each: Duration, filled: bool, now: Now) {
+    fn half(&self) -> u16 {
+        (self.size / 2).max(1)
+    }
+
+    /// The size that follows from the last turns, the sleep after each included.
+    fn judged(&mut self, now: Now) -> u16 {
+        let calm = now.since(self.since) / self.turns > CALM;
+        let batch = self.dealt / self.turns;
+        let filled = self.filled * 2 >= self.turns;
         let (ceiling, until, patience) = self.ceiling;
-        let half = (self.size / 2).max(1);
-        if each > CALM {
-            self.size = half;
-        } else if each < BUSY && filled {
+        let half = self.half();
+        if calm || (filled && batch > 4 * BATCH) {
+            return half;
+        }
+        if filled && batch < BATCH {
             let most = if now < until { ceiling } else { self.limit };
-            self.size = self.size.saturating_mul(2).min(most).min(self.limit).max(self.size);
-        } else if each < BUSY && self.size > 1 {
+            return self.size.saturating_mul(2).min(most).min(self.limit).max(self.size);
+        }
+        if !filled && batch < BATCH / 2 && self.size > 1 {
             // The windows swallow all clients, so each new one wakes the primary.
             let again = ceiling == half && now.since(until) < PATIENCE.1;
             let patience = if again { (patience * 2).min(PATIENCE.1) } else { PATIENCE.0 };
             self.ceiling = (half, now.after(patience), patience);
-            self.size = half;
+            return half;
         }
+        self.size
     }
 }
 
@@ -229,9 +258,11 @@ mod tests {
     const MS: u64 = 1_000_000;
 
     /// Turns of one kind, one after another.
-    fn turns(pace: &mut Pace, now: &mut u64, count: u32, each: u64, end: End) -> u16 {
+    fn turns(pace: &mut Pace, now: &mut u64, count: u32, batch: u32, each: u64, end: End) -> u16 {
         for _ in 0..count {
-            pace.dealt();
+            for _ in 0..batch {
+                pace.dealt();
+            }
             match end {
                 End::Full => pace.full(),
                 End::Empty => pace.empty(),
@@ -244,39 +275,40 @@ mod tests {
     }
 
     #[test]
-    fn grows_while_waiting_clients_wake_the_primary_often() {
+    fn grows_while_wake_ups_deal_little_and_shrinks_when_they_deal_much() {
         let (mut pace, mut now) = (Pace::new(20, Now(0)), 0);
         for expected in [2, 4, 8, 16, 20, 20] {
-            assert_eq!(turns(&mut pace, &mut now, TURNS, 100 * US, End::Full), expected);
+            assert_eq!(turns(&mut pace, &mut now, TURNS, 3, 100 * US, End::Full), expected);
         }
         assert_eq!(
-            turns(&mut pace, &mut now, 10 * TURNS, 600 * US, End::Full),
+            turns(&mut pace, &mut now, 80, BATCH, 600 * US, End::Full),
             20,
             "as it should be"
         );
-        assert_eq!(turns(&mut pace, &mut now, 2 * TURNS, 5 * MS, End::Full), 5, "too large");
-        assert_eq!(turns(&mut pace, &mut now, 9 * TURNS, 5 * MS, End::Full), 1);
+        assert_eq!(turns(&mut pace, &mut now, TURNS, 50, 600 * US, End::Full), 10, "too early");
     }
 
     #[test]
     fn seldom_wake_ups_never_make_it_grow() {
         let (mut pace, mut now) = (Pace::new(64, Now(0)), 0);
-        for each in [400 * US, MS, 20 * MS] {
-            assert_eq!(turns(&mut pace, &mut now, 100, each, End::Full), 1);
+        for each in [3 * MS, 20 * MS] {
+            assert_eq!(turns(&mut pace, &mut now, 100, 1, each, End::Full), 1);
         }
+        assert_eq!(turns(&mut pace, &mut now, 2 * TURNS, 1, 100 * US, End::Full), 4);
+        assert_eq!(turns(&mut pace, &mut now, 2 * TURNS, 1, 3 * MS, End::Full), 1);
     }
 
     #[test]
     fn clients_that_cannot_fill_it_make_it_shrink_and_it_is_not_tried_again_at_once() {
         let (mut pace, mut now) = (Pace::new(64, Now(0)), 0);
-        assert_eq!(turns(&mut pace, &mut now, 5 * TURNS, 100 * US, End::Full), 32);
-        assert_eq!(turns(&mut pace, &mut now, TURNS, 50 * US, End::Empty), 16);
+        assert_eq!(turns(&mut pace, &mut now, 5 * TURNS, 1, 100 * US, End::Full), 32);
+        assert_eq!(turns(&mut pace, &mut now, TURNS, 1, 50 * US, End::Empty), 16);
         let mut retries = 0;
         // At 16 clients fill it, at 32 they do not.
         for _ in 0..4000 {
             let end = if pace.size() >= 32 { End::Empty } else { End::Full };
             let before = pace.size();
-            retries += u32::from(turns(&mut pace, &mut now, TURNS, 200 * US, end) > before);
+            retries += u32::from(turns(&mut pace, &mut now, TURNS, 1, 200 * US, end) > before);
             assert!((16..=32).contains(&pace.size()));
         }
         // 6.4 seconds, at waits of 0.1, 0.2, 0.4, …
@@ -286,8 +318,8 @@ mod tests {
     #[test]
     fn a_pause_halves_it() {
         let (mut pace, mut now) = (Pace::new(64, Now(0)), 0);
-        assert_eq!(turns(&mut pace, &mut now, 3 * TURNS, 100 * US, End::Full), 8);
-        assert_eq!(turns(&mut pace, &mut now, 1, 60 * MS, End::Empty), 4);
+        assert_eq!(turns(&mut pace, &mut now, 3 * TURNS, 1, 100 * US, End::Full), 8);
+        assert_eq!(turns(&mut pace, &mut now, 1, 1, 60 * MS, End::Empty), 4);
         // Turns that deal nothing say nothing.
         for _ in 0..100 {
             now += 100 * MS;
