@@ -8,7 +8,8 @@
 //! deal far more than that, or find that clients cannot fill the windows, they halve.
 //!
 //! Only workers that are known to be fast get the large window ([`Window`]); all others one
-//! connection. Fast is a worker that claims in less than [`FAST`] what had to wait for it.
+//! connection. Fast is a worker that claims in less than [`FAST`] what had to wait for it, or that ran
+//! out of work while clients waited.
 //!
 //! | workers | windows |
 //! |---|---|
@@ -29,7 +30,7 @@ pub(crate) const CALM: Duration = Duration::from_millis(2);
 /// A connection that had to wait and is claimed within this proves that its worker is fast.
 pub(crate) const FAST: Duration = Duration::from_millis(1);
 /// For how long that proof holds.
-pub(crate) const PROOF: Duration = Duration::from_millis(200);
+pub(crate) const PROOF: Duration = Duration::from_secs(1);
 /// After so long without dealing, the windows are not what the next clients need.
 pub(crate) const UNUSED: Duration = Duration::from_millis(50);
 /// Turns after which the pace is judged.
@@ -72,7 +73,7 @@ impl Times {
 /// How a turn of the loop ended for the clients.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum End {
-    /// There may be more of them.
+    /// There may be more of them, or workers are too slow for larger windows.
     Open,
     /// Nobody had room for the next.
     Full,
@@ -100,8 +101,9 @@ pub(crate) struct Pace {
     turns: u32,
     /// What they dealt.
     dealt: u32,
-    /// Those of them that ended with full windows.
+    /// Those of them that ended with full windows, and those that ended with no client left.
     filled: u32,
+    emptied: u32,
     /// When the first of them began.
     since: Now,
 }
@@ -117,6 +119,7 @@ impl Pace {
             turns: 0,
             dealt: 0,
             filled: 0,
+            emptied: 0,
             since: now,
         }
     }
@@ -130,9 +133,10 @@ impl Pace {
         self.turn.dealt += 1;
     }
 
-    /// Nobody had room, because of full windows.
-    pub(crate) fn full(&mut self) {
-        self.turn.end = End::Full;
+    /// Nobody had room. `large`: most of the windows that were full are of the full size, so larger
+    /// ones would make a difference.
+    pub(crate) fn full(&mut self, large: bool) {
+        self.turn.end = if large { End::Full } else { End::Open };
     }
 
     /// No client waits.
@@ -148,11 +152,12 @@ impl Pace {
             return false;
         }
         if self.turns == 0 {
-            (self.dealt, self.filled, self.since) = (0, 0, turn.began);
+            (self.dealt, self.filled, self.emptied, self.since) = (0, 0, 0, turn.began);
         }
         self.turns += 1;
         self.dealt = self.dealt.saturating_add(turn.dealt);
         self.filled += u32::from(turn.end == End::Full);
+        self.emptied += u32::from(turn.end == End::Empty);
         let pause = now.since(turn.began) > UNUSED;
         if self.turns < TURNS && !pause {
             return false;
@@ -171,7 +176,7 @@ impl Pace {
     fn judged(&mut self, now: Now) -> u16 {
         let calm = now.since(self.since) / self.turns > CALM;
         let batch = self.dealt / self.turns;
-        let filled = self.filled * 2 >= self.turns;
+        let (filled, emptied) = (self.filled * 2 >= self.turns, self.emptied * 2 > self.turns);
         let (ceiling, until, patience) = self.ceiling;
         let half = self.half();
         if calm || (filled && batch > 4 * BATCH) {
@@ -181,7 +186,7 @@ impl Pace {
             let most = if now < until { ceiling } else { self.limit };
             return self.size.saturating_mul(2).min(most).min(self.limit).max(self.size);
         }
-        if !filled && batch < BATCH / 2 && self.size > 1 {
+        if emptied && batch < BATCH / 2 && self.size > 1 {
             // The windows swallow all clients, so each new one wakes the primary.
             let again = ceiling == half && now.since(until) < PATIENCE.1;
             let patience = if again { (patience * 2).min(PATIENCE.1) } else { PATIENCE.0 };
@@ -227,13 +232,15 @@ impl Window {
         let Some(oldest) = seen.oldest_then else { return };
         let drained = seen.queued <= u64::from(low_mark(size));
         let was_full = self.filled.is_some_and(|filled| filled >= oldest);
-        if !drained || !was_full || now.since(oldest) >= FAST {
+        if !drained || !was_full {
             return;
         }
-        // An idle worker claims at once, however long it will then be busy: that proves nothing,
-        // unless it is idle again already.
+        // An idle worker claims at once, however long it will then be busy: that proves nothing. It
+        // is idle again though clients wait: whatever its speed, it had too little.
         let (active_then, active_now) = seen.active;
-        if active_then > 0 || (active_now == 0 && seen.queued == 0) {
+        let soon = active_then > 0 && now.since(oldest) < FAST;
+        let starved = active_now == 0 && seen.queued == 0;
+        if soon || starved {
             self.fast = Some(now);
         }
     }
@@ -264,7 +271,7 @@ mod tests {
                 pace.dealt();
             }
             match end {
-                End::Full => pace.full(),
+                End::Full => pace.full(true),
                 End::Empty => pace.empty(),
                 End::Open => {}
             }
@@ -339,8 +346,9 @@ mod tests {
             (seen((1, 1), 0), 2 * MS,   false),
             // The worker was idle: claimed at once, but that says nothing …
             (seen((0, 1), 0), 20 * US,  false),
-            // … unless it is idle again.
+            // … unless it is idle again, though clients wait.
             (seen((0, 0), 0), 60 * US,  true),
+            (seen((0, 0), 0), 30 * MS,  true),
             // Not claimed yet.
             (seen((1, 1), 1), 500 * US, false),
             (Seen { oldest_then: None, ..seen((1, 1), 0) }, 500 * US, false),
@@ -363,8 +371,8 @@ mod tests {
         assert_eq!(window.size(8, Now(at + US)), 1, "nobody waited");
         window.full(Now(at));
         window.seen(1, seen, Now(at + US));
-        assert_eq!(window.size(8, Now(at + 100 * MS)), 8);
-        assert_eq!(window.size(8, Now(at + 300 * MS)), 1);
+        assert_eq!(window.size(8, Now(at + 900 * MS)), 8);
+        assert_eq!(window.size(8, Now(at + 1100 * MS)), 1);
     }
 
     #[test]

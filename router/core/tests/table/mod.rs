@@ -786,17 +786,10 @@ impl Table {
         {
             return;
         }
-        let alive = |player: &&Player| player.is_running() && !player.condemned;
-        let load = |player: &Player| player.queue.len() + player.active.len();
-        let will_ring = |player: &&Player| !player.queue.is_empty() && player.claimed < player.ring_at;
-        let ringers = self.room.players.values().filter(alive).filter(will_ring).count();
+        let alive = |player: &&Player| {
+            player.is_running() && !player.condemned && player.listens.contains(&0)
+        };
         for player in self.room.players.values().filter(alive).filter(|p| p.habit.honest()) {
-            // One that had far more than another is not waited for: that other one's bell is set, and
-            // should it never ring, it is late soon. What it has now may be less: closes ring nobody.
-            let waited_for = load(player) < 2 || ringers == 0 && load(player) < 16;
-            if self.config.policy == Policy::Least && !waited_for {
-                continue;
-            }
             assert!(
                 player.ring_at == 0 || player.claimed < player.ring_at,
                 "worker {} has passed its mark at {} and will not ring: {}",
