@@ -22,6 +22,7 @@ build: ## the whole workspace, for development
 deps: ## what the end-to-end tests need: Debian's packages (as root), Python's and Node's into tests/.deps
 	scripts/deps
 
+# `build`, `unit`, `sim` and `system` name the same packages and features, so that cargo compiles once.
 # Two tiers: this one with small counts, `soak` with the figures of every promise.
 test: deps check-fmt lint build unit sim system ## everything that must hold before a commit
 
@@ -29,12 +30,12 @@ unit: ## unit tests of every package
 	cargo test --workspace --exclude croupier-tests --all-features
 
 sim: ## the simulator: seeds and steps by SIM_SEED, SIM_SEEDS, SIM_STEPS
-	cargo test -p croupier-tests --test sim
+	cargo test --workspace --all-features --test sim
 
 # Each test counts processes and descriptors, so they run one after another anyway.
 system: ## end-to-end tests with real processes
 	@mkdir -p $(TARGET) && rm -f $(SKIPS)
-	CROUPIER_SKIPS=$(SKIPS) cargo test -p croupier-tests --test system -- --test-threads=2
+	CROUPIER_SKIPS=$(SKIPS) cargo test --workspace --all-features --test system -- --test-threads=2
 	scripts/check-skips $(SKIPS)
 
 soak: deps ## the same tests with full counts, and one table of what was measured

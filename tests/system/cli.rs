@@ -23,6 +23,8 @@ fn start_says_what_starts_and_ready_says_where() {
     let guard = Guard::new("cli-start");
     let port = guard.port();
     let croupier = guard.run(args(&["-w", "2"], port)).ready();
+    // The line may come after the answer to `wait`: it goes through a pipe.
+    croupier.wait_for_line("ready: ");
     let text = croupier.stdout().text() + &croupier.stderr().text();
     let starting = format!(
         "croupier {} (pid {}): starting 2 workers of ",
@@ -89,6 +91,26 @@ fn workers_learn_who_they_are() {
         let libraries = line.rsplit("pre=").next().unwrap();
         assert!(libraries.contains("libcroupier_preload.so"), "{line}");
         assert!(libraries.contains(&preloaded), "what was preloaded before is kept: {line}");
+    }
+    croupier.ready().stop_well();
+}
+
+/// A worker inherits its stdio and nothing else: no channel of another, no pipe, no listener.
+#[test]
+fn workers_inherit_nothing_but_stdio() {
+    let guard = Guard::new("cli-inherit");
+    let port = guard.port();
+    let listen = format!("127.0.0.1:{port}");
+    let count = "ls /proc/self/fd | wc -l";
+    // What the caller of the tests left open is inherited by everybody.
+    let mut shell = guard.command("sh");
+    shell.args(["-c", count]);
+    let usual = guard.finish(shell).stdout;
+    let script = format!("echo descriptors $({count}); exec tail -f /dev/null");
+    let flags = ["-w", "3", "-l", &listen, "--ready", "start", "sh", "-c", &script];
+    let croupier = guard.run(flags);
+    for slot in 0..3 {
+        croupier.wait_for_line(&format!("[w{slot}] descriptors {}", usual.trim()));
     }
     croupier.ready().stop_well();
 }

@@ -9,6 +9,7 @@ use alloc::collections::VecDeque;
 
 use crate::dealer::Dealer;
 use crate::event::{Action, Loads};
+use crate::primary::Bells;
 use crate::scheduler::{Ask, Origin};
 use crate::seat::{Seat, Standing};
 use crate::window::low_mark;
@@ -19,7 +20,8 @@ impl Dealer {
     /// was written, so the loads must be looked at once more before the primary may sleep.
     pub(crate) fn set_bells(&mut self, ask: Ask, actions: &mut VecDeque<Action>) -> bool {
         let (now, max_active) = (self.now, self.rules.max_active);
-        let mut written = false;
+        let (mut written, mut full, mut large) = (false, 0_u32, 0_u32);
+        let pace = self.pace.size();
         for (seat, worker) in self.seats.iter_mut().zip(&mut self.workers) {
             if !seat.listens.contains(ask.listener) {
                 continue;
@@ -35,10 +37,31 @@ impl Dealer {
             };
             if seat.queued() >= u64::from(seat.window) {
                 worker.window.full(now);
+                full += 1;
+                large += u32::from(seat.window >= pace);
             }
-            written |= write(seat, worker, wanted, actions);
+            if write(seat, worker, wanted, actions) {
+                worker.bells = Bells::Written;
+                written = true;
+            }
+        }
+        if full > 0 && ask.origin == Origin::Backlog {
+            self.pace.full(large * 2 >= full);
         }
         written
+    }
+
+    /// The words that were set are in the pages by now: who got a new one is looked at once more.
+    /// Those whose word stayed as it was have been looked at since it was written.
+    pub(crate) fn forget_loads_behind_new_bells(&mut self) {
+        let long_ago = self.epoch.wrapping_sub(1);
+        self.floor = None;
+        for (seat, worker) in self.seats.iter_mut().zip(&mut self.workers) {
+            let bells = core::mem::replace(&mut worker.bells, Bells::LookedAfter);
+            if bells == Bells::Written {
+                seat.epoch = long_ago;
+            }
+        }
     }
 
     /// Nobody waits any more: a bell that rang now would wake the primary for nothing.
@@ -113,6 +136,11 @@ fn at_next_claim(seat: &Seat) -> Bell {
 
 fn when_there_is_room(seat: &Seat, max_active: Option<u32>) -> Bell {
     if max_active.is_some_and(|max| seat.load() >= u64::from(max)) {
+        return bell(seat, 0, true);
+    }
+    // Passed over because it has far more than another, whose window is full: every close brings it
+    // nearer to its turn.
+    if seat.queued() < u64::from(seat.window) && seat.queued() <= u64::from(low_mark(seat.window)) {
         return bell(seat, 0, true);
     }
     // 0 would mean: do not ring.

@@ -13,11 +13,11 @@ use crate::event::{ListenerId, Loads, WorkerId};
 use crate::seat::{ACTIVE_UNKNOWN, Seat, Standing};
 use crate::sticky;
 use crate::time::Now;
-use crate::window::Seen;
+use crate::window::{Pace, Seen};
 use crate::worker::{Lateness, State, Worker};
 
-/// Largest number of queued connections of a worker under `ip`, where a window would make clients
-/// change their worker.
+/// Largest number of queued connections of a worker where windows do not gate: under `ip` they would
+/// make clients change their worker, and without hand-offs nobody knows what is queued.
 pub(crate) const STICKY_QUEUE_MAX: u16 = 256;
 /// Looks in a row at which a worker's numbers may not fit before it is replaced.
 const MISFITS_MAX: u8 = 3;
@@ -72,12 +72,12 @@ impl Rules {
 
     /// Window of a new worker.
     fn first_window(&self) -> u16 {
-        if self.policy == Policy::Ip { STICKY_QUEUE_MAX } else { 1 }
+        if self.by_load() { 1 } else { STICKY_QUEUE_MAX }
     }
 
     /// Connections whose hand-off times must be known.
     pub(crate) fn largest_window(&self) -> u16 {
-        if self.policy == Policy::Ip { STICKY_QUEUE_MAX } else { self.queue_limit }
+        if self.by_load() { self.queue_limit } else { STICKY_QUEUE_MAX }
     }
 }
 
@@ -99,8 +99,8 @@ pub(crate) struct Dealer {
     pub(crate) salts: Vec<u64>,
     pub(crate) now: Now,
     pub(crate) epoch: u32,
-    /// Some clients had to wait since the turn before this one: nobody had room.
-    pub(crate) clients_waited: bool,
+    /// The window of fast workers.
+    pub(crate) pace: Pace,
     pub(crate) round: Round,
     /// Workers that are fresh.
     pub(crate) fresh: u32,
@@ -121,7 +121,7 @@ impl Dealer {
             salts: Vec::new(),
             now,
             epoch: 1,
-            clients_waited: false,
+            pace: Pace::new(rules.queue_limit, now),
             round: Round::Open,
             fresh: 0,
             doubtful: 0,
@@ -208,6 +208,8 @@ impl Dealer {
         let Some(seat) = self.seats.get_mut(i) else { return };
         seat.epoch = epoch;
         let load = loads.load(seat.id);
+        // Where it is not known, it may have been busy.
+        let active_before = if seat.active == ACTIVE_UNKNOWN { 1 } else { seat.active() };
         seat.active = load.active.unwrap_or(ACTIVE_UNKNOWN);
         if !by_hand {
             // It accepts by itself: what it claims was never sent.
@@ -220,7 +222,7 @@ impl Dealer {
         if !fits || seat.misfits != 0 {
             self.weigh(i, fits, loads);
         }
-        self.learn(i, before);
+        self.learn(i, before, active_before);
     }
 
     /// A worker's numbers may be off for a moment (they are read while it writes them, or while its
@@ -250,8 +252,8 @@ impl Dealer {
     }
 
     /// Draws conclusions from a new number of claims.
-    fn learn(&mut self, i: usize, before: u64) {
-        let (now, waited) = (self.now, self.clients_waited);
+    fn learn(&mut self, i: usize, before: u64, active_before: u64) {
+        let (now, pace) = (self.now, self.pace.size());
         let (by_load, stall_after) = (self.rules.by_load(), self.rules.stall_after);
         let Some((seat, worker)) = self.both(i) else { return };
         let claimed = seat.claimed;
@@ -264,11 +266,11 @@ impl Dealer {
         if by_load {
             let seen = Seen {
                 oldest_then: worker.oldest(before),
-                oldest_now: worker.oldest(claimed),
+                active: (active_before, seat.active()),
                 queued: seat.queued(),
-                clients_waited: waited,
             };
-            seat.window = worker.window.seen(seat.window, seen, now);
+            worker.window.seen(seat.window, seen, now);
+            seat.window = worker.window.size(pace, now);
         }
         if worker.lateness != Lateness::No && claimed > before {
             let stands =
@@ -278,6 +280,18 @@ impl Dealer {
                 let id = seat.id;
                 self.notes.push(Note::Recovered(id));
                 self.restand(i);
+            }
+        }
+    }
+
+    /// A new turn of the loop: new loads, and perhaps other windows.
+    pub(crate) fn new_turn(&mut self) {
+        self.new_epoch();
+        let now = self.now;
+        if self.pace.turn(now) && self.rules.by_load() {
+            let pace = self.pace.size();
+            for (seat, worker) in self.seats.iter_mut().zip(&self.workers) {
+                seat.window = worker.window.size(pace, now);
             }
         }
     }
@@ -301,13 +315,13 @@ impl Dealer {
         if self.fresh > 0 {
             self.share_out(i, listener);
         }
-        let now = self.now;
+        let (now, pace) = (self.now, self.pace.size());
         let by_load = self.rules.by_load();
         let Some((seat, worker)) = self.both(i) else { return };
         worker.in_flight += 1;
         seat.recount(worker.sent());
         if by_load {
-            seat.window = worker.window.used(seat.window, now);
+            seat.window = worker.window.size(pace, now);
         }
     }
 

@@ -242,7 +242,7 @@ impl Core {
         }
         let again = core::mem::replace(&mut self.bells, Bells::LookedAfter) == Bells::Written;
         if again {
-            self.dealer.new_epoch();
+            self.dealer.forget_loads_behind_new_bells();
         }
         if self.debts && !self.spare_room(ask, loads) {
             return false;
@@ -335,7 +335,6 @@ impl Core {
             }
             self.ledger.totals.waits += u64::from(begins);
         }
-        self.dealer.clients_waited = true;
         if self.dealer.set_bells(ask, &mut self.actions) {
             self.bells = Bells::Written;
         }
@@ -343,6 +342,7 @@ impl Core {
 
     fn accepted(&mut self, arrival: Arrival, loads: &impl Loads) {
         self.ledger.totals.accepted += 1;
+        self.dealer.pace.dealt();
         if !self.stop.deals() {
             return self.refuse(arrival);
         }
@@ -422,9 +422,7 @@ impl Core {
 
     /// A turn of the loop begins.
     fn woke(&mut self, loads: &impl Loads) {
-        self.dealer.new_epoch();
-        self.dealer.clients_waited =
-            self.listeners.iter().flatten().any(|listener| listener.waiting);
+        self.dealer.new_turn();
         if self.dealer.doubtful > 0 {
             self.look_at_doubtful(loads);
         }
@@ -444,6 +442,7 @@ impl Core {
     }
 
     fn backlog_empty(&mut self, listener: ListenerId, loads: &impl Loads) {
+        self.dealer.pace.empty();
         if let Some(listener) = self.listener_mut(listener) {
             listener.waiting = false;
         }

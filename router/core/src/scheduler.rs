@@ -14,6 +14,10 @@ use crate::event::{ListenerId, Loads, WorkerId};
 use crate::seat::{Seat, Standing};
 use crate::sticky::Sticky;
 
+/// How much more than the least loaded, whose window is full, the chosen worker may have. Where
+/// connections are short a full window is the larger load, and this never matters.
+const SKEW: u64 = 16;
+
 /// For what a worker is looked for.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Ask {
@@ -107,8 +111,23 @@ impl Dealer {
             i += 1;
         }
         // All were looked at.
-        self.floor = scan.best.map(|(load, _)| (ask.listener, load));
+        let least = scan.best.map(|(load, _)| scan.least_settled.unwrap_or(load).min(load));
+        self.floor = least.map(|load| (ask.listener, load));
+        if ask.origin == Origin::Backlog && Self::is_lopsided(&scan) {
+            return None;
+        }
         self.chosen(&scan, ask.listener)
+    }
+
+    /// Whether whoever has room has far more than somebody whose window is merely full: then clients
+    /// wait for that one's bell. Without this, connections that stay open pile up at the worker that
+    /// happens to be on the CPU. A worker that does not claim is late soon, and waited for no more.
+    fn is_lopsided(scan: &Scan) -> bool {
+        // While a fresh worker is held back the shares are not settled anyway.
+        match (scan.best, scan.least_settled, scan.fresh) {
+            (Some((load, _)), Some(least), None) => load > least + SKEW,
+            (None, _, _) | (_, None, _) | (_, _, Some(_)) => false,
+        }
     }
 
     fn chosen(&mut self, scan: &Scan, listener: ListenerId) -> Option<usize> {
@@ -341,6 +360,8 @@ mod tests {
             let i = dealer.seats.len() - 1;
             dealer.seats[i].listens.insert(ON);
             dealer.seats[i].window = *window;
+            // As if just looked at.
+            dealer.seats[i].epoch = dealer.epoch;
             dealer.resent(i);
             dealer.restand(i);
         }

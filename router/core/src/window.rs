@@ -1,15 +1,21 @@
 //! How many connections a worker may have queued, and since when each waits.
 //!
 //! A connection handed off early waits behind one worker while another may be idle; one handed off
-//! late costs a wake-up. The window is the compromise, found by watching: it doubles when clients
-//! waited although the whole window was claimed fast, it halves when a connection stood long in its
-//! queue, and it halves when it has not been full for a while.
+//! late costs a wake-up of the primary. Times say little about the right size: they depend on the
+//! machine, and where workers outnumber CPUs everything stands. What a wake-up achieves means the
+//! same everywhere, so that is what is steered ([`Pace`]): while clients wait and a wake-up deals
+//! fewer than [`BATCH`] connections, all windows double; when wake-ups are seldom anyway ([`CALM`]),
+//! deal far more than that, or find that clients cannot fill the windows, they halve.
 //!
-//! | workers | window |
+//! Only workers that are known to be fast get the large window ([`Window`]); all others one
+//! connection. Fast is a worker that claims in less than [`FAST`] what had to wait for it, or that ran
+//! out of work while clients waited.
+//!
+//! | workers | windows |
 //! |---|---|
-//! | blocking, 20 ms a request | stays at 1: what it gets stands for longer than [`FAST`] |
-//! | 2 that share 23,000 connections/s | 16: so many stand for 1.4 ms |
-//! | 8 that share them | 4 |
+//! | blocking, 20 ms a request, any number | 1: never claims fast what had to wait |
+//! | 2 that share 40,000 connections/s | 8 |
+//! | 64 that share them on 2 CPUs | 4 to 8 |
 
 use alloc::boxed::Box;
 use alloc::vec;
@@ -17,18 +23,20 @@ use core::time::Duration;
 
 use crate::time::Now;
 
-/// A window that was claimed within this may double.
+/// Connections that a wake-up shall deal while clients wait: its cost is then a small part of theirs.
+pub(crate) const BATCH: u32 = 12;
+/// Woken more seldom than this, the primary can afford a wake-up for each connection.
+pub(crate) const CALM: Duration = Duration::from_millis(2);
+/// A connection that had to wait and is claimed within this proves that its worker is fast.
 pub(crate) const FAST: Duration = Duration::from_millis(1);
-/// A connection that has stood for longer halves the window.
-pub(crate) const SLOW: Duration = Duration::from_millis(3);
-/// How often in a row that must be seen. Once is no proof: an idle worker claims its first connection
-/// at once, however long it will then be busy with it.
-const PROOFS: u8 = 2;
-/// A window that nobody filled for so long halves: too large a window is never full, and only when
-/// all are full can the primary sleep while clients wait.
-pub(crate) const UNUSED: Duration = Duration::from_millis(100);
-/// For how long a window that was not filled is not tried again.
-pub(crate) const CEILING: Duration = Duration::from_secs(5);
+/// For how long that proof holds.
+pub(crate) const PROOF: Duration = Duration::from_secs(1);
+/// After so long without dealing, the windows are not what the next clients need.
+pub(crate) const UNUSED: Duration = Duration::from_millis(50);
+/// Turns after which the pace is judged.
+const TURNS: u32 = 8;
+/// For how long a window that clients could not fill is not tried again: at first, and at most.
+const PATIENCE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 
 /// When each of the last hand-offs to a worker happened.
 #[derive(Debug, Clone)]
@@ -62,88 +70,184 @@ impl Times {
     }
 }
 
+/// How a turn of the loop ended for the clients.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    /// There may be more of them, or workers are too slow for larger windows.
+    Open,
+    /// Nobody had room for the next.
+    Full,
+    /// All are dealt.
+    Empty,
+}
+
+/// One turn of the loop, in the eyes of the clients.
+#[derive(Debug, Clone, Copy)]
+struct Turn {
+    began: Now,
+    dealt: u32,
+    end: End,
+}
+
+/// The size of all windows, by how often the primary is woken for how many connections.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Pace {
+    size: u16,
+    limit: u16,
+    /// Not to grow beyond this until then, and for how long that was.
+    ceiling: (u16, Now, Duration),
+    turn: Turn,
+    /// Turns that dealt something since the pace was last judged.
+    turns: u32,
+    /// What they dealt.
+    dealt: u32,
+    /// Those of them that ended with full windows, and those that ended with no client left.
+    filled: u32,
+    emptied: u32,
+    /// When the first of them began.
+    since: Now,
+}
+
+impl Pace {
+    pub(crate) fn new(limit: u16, now: Now) -> Self {
+        let limit = limit.max(1);
+        Self {
+            size: 1,
+            limit,
+            ceiling: (limit, now, PATIENCE.0),
+            turn: Turn { began: now, dealt: 0, end: End::Open },
+            turns: 0,
+            dealt: 0,
+            filled: 0,
+            emptied: 0,
+            since: now,
+        }
+    }
+
+    pub(crate) fn size(&self) -> u16 {
+        self.size
+    }
+
+    /// A client's connection was dealt.
+    pub(crate) fn dealt(&mut self) {
+        self.turn.dealt += 1;
+    }
+
+    /// Nobody had room. `large`: most of the windows that were full are of the full size, so larger
+    /// ones would make a difference.
+    pub(crate) fn full(&mut self, large: bool) {
+        self.turn.end = if large { End::Full } else { End::Open };
+    }
+
+    /// No client waits.
+    pub(crate) fn empty(&mut self) {
+        self.turn.end = End::Empty;
+    }
+
+    /// A new turn begins: draws conclusions from those before. True: the size has changed.
+    pub(crate) fn turn(&mut self, now: Now) -> bool {
+        let fresh = Turn { began: now, dealt: 0, end: End::Open };
+        let turn = core::mem::replace(&mut self.turn, fresh);
+        if turn.dealt == 0 {
+            return false;
+        }
+        if self.turns == 0 {
+            (self.dealt, self.filled, self.emptied, self.since) = (0, 0, 0, turn.began);
+        }
+        self.turns += 1;
+        self.dealt = self.dealt.saturating_add(turn.dealt);
+        self.filled += u32::from(turn.end == End::Full);
+        self.emptied += u32::from(turn.end == End::Empty);
+        let pause = now.since(turn.began) > UNUSED;
+        if self.turns < TURNS && !pause {
+            return false;
+        }
+        let before = self.size;
+        self.size = if pause { self.half() } else { self.judged(now) };
+        self.turns = 0;
+        self.size != before
+    }
+
+    fn half(&self) -> u16 {
+        (self.size / 2).max(1)
+    }
+
+    /// The size that follows from the last turns, the sleep after each included.
+    fn judged(&mut self, now: Now) -> u16 {
+        let calm = now.since(self.since) / self.turns > CALM;
+        let batch = self.dealt / self.turns;
+        let (filled, emptied) = (self.filled * 2 >= self.turns, self.emptied * 2 > self.turns);
+        let (ceiling, until, patience) = self.ceiling;
+        let half = self.half();
+        if calm || (filled && batch > 4 * BATCH) {
+            return half;
+        }
+        if filled && batch < BATCH {
+            let most = if now < until { ceiling } else { self.limit };
+            return self.size.saturating_mul(2).min(most).min(self.limit).max(self.size);
+        }
+        if emptied && batch < BATCH / 2 && self.size > 1 {
+            // The windows swallow all clients, so each new one wakes the primary.
+            let again = ceiling == half && now.since(until) < PATIENCE.1;
+            let patience = if again { (patience * 2).min(PATIENCE.1) } else { PATIENCE.0 };
+            self.ceiling = (half, now.after(patience), patience);
+            return half;
+        }
+        self.size
+    }
+}
+
 /// What was seen of a worker's queue between two looks.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Seen {
     /// When the oldest connection that was queued at the last look had been handed off; `None`: none was.
     pub(crate) oldest_then: Option<Now>,
-    /// The same for now.
-    pub(crate) oldest_now: Option<Now>,
+    /// How many it had active at the last look (1 where it is unknown), and has now.
+    pub(crate) active: (u64, u64),
     /// How many are queued now.
     pub(crate) queued: u64,
-    /// Nobody had room when it was last looked at.
-    pub(crate) clients_waited: bool,
 }
 
-/// What steers one worker's window.
+/// What decides about one worker's window.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Window {
-    limit: u16,
-    /// Not to grow beyond this, for a while.
-    ceiling: (u16, Now),
-    /// Connections handed off before this were already counted against the window.
-    shrunk: Now,
-    /// When the window was last seen full while clients waited.
-    filled: Now,
-    /// How often in a row a full window was claimed fast.
-    fast: u8,
+    /// When its window was last seen full while clients waited.
+    filled: Option<Now>,
+    /// When it last proved to be fast.
+    fast: Option<Now>,
 }
 
 impl Window {
-    pub(crate) fn new(limit: u16, now: Now) -> Self {
-        let limit = limit.max(1);
-        Self { limit, ceiling: (limit, now), shrunk: now, filled: now, fast: 0 }
+    pub(crate) fn new() -> Self {
+        Self { filled: None, fast: None }
     }
 
     /// The window was full when a client had to wait.
     pub(crate) fn full(&mut self, now: Now) {
-        self.filled = now;
+        self.filled = Some(now);
     }
 
-    /// The size that follows from what was seen.
-    pub(crate) fn seen(&mut self, size: u16, seen: Seen, now: Now) -> u16 {
-        if let Some(oldest) = seen.oldest_now
-            && now.since(oldest) > SLOW
-        {
-            // One standing queue counts once: what stands in it was dealt before the last cut.
-            self.fast = 0;
-            if size > 1 && oldest >= self.shrunk {
-                self.shrunk = now;
-                return size / 2;
-            }
-            return size;
+    /// Draws conclusions from what was seen of a worker whose window is `size`.
+    pub(crate) fn seen(&mut self, size: u16, seen: Seen, now: Now) {
+        let Some(oldest) = seen.oldest_then else { return };
+        let drained = seen.queued <= u64::from(low_mark(size));
+        let was_full = self.filled.is_some_and(|filled| filled >= oldest);
+        if !drained || !was_full {
+            return;
         }
-        let Some(oldest) = seen.oldest_then else { return size };
-        if seen.queued > u64::from(low_mark(size)) {
-            return size;
+        // An idle worker claims at once, however long it will then be busy: that proves nothing. It
+        // is idle again though clients wait: whatever its speed, it had too little.
+        let (active_then, active_now) = seen.active;
+        let soon = active_then > 0 && now.since(oldest) < FAST;
+        let starved = active_now == 0 && seen.queued == 0;
+        if soon || starved {
+            self.fast = Some(now);
         }
-        let was_full = self.filled >= oldest;
-        if !(seen.clients_waited && was_full && now.since(oldest) < FAST) {
-            self.fast = 0;
-            return size;
-        }
-        self.fast += 1;
-        if self.fast < PROOFS {
-            return size;
-        }
-        self.fast = 0;
-        self.grown(size, now)
     }
 
-    fn grown(&self, size: u16, now: Now) -> u16 {
-        let (ceiling, until) = self.ceiling;
-        let most = if now < until { ceiling.min(self.limit) } else { self.limit };
-        size.saturating_mul(2).min(most).max(size)
-    }
-
-    /// The size at a hand-off: smaller when it has not been needed for a while.
-    pub(crate) fn used(&mut self, size: u16, now: Now) -> u16 {
-        if size > 1 && now.since(self.filled) > UNUSED {
-            self.filled = now;
-            self.ceiling = (size / 2, now.after(CEILING));
-            return size / 2;
-        }
-        size
+    /// Its size, when that of the fast is `pace`.
+    pub(crate) fn size(&self, pace: u16, now: Now) -> u16 {
+        if self.fast.is_some_and(|fast| now.since(fast) < PROOF) { pace } else { 1 }
     }
 }
 
@@ -157,72 +261,118 @@ pub(crate) fn low_mark(size: u16) -> u16 {
 mod tests {
     use super::*;
 
+    const US: u64 = 1000;
     const MS: u64 = 1_000_000;
 
-    /// A full window, handed off and seen full at `since`, of which all is claimed.
-    fn drained(since: u64) -> Seen {
-        Seen { oldest_then: Some(Now(since)), oldest_now: None, queued: 0, clients_waited: true }
+    /// Turns of one kind, one after another.
+    fn turns(pace: &mut Pace, now: &mut u64, count: u32, batch: u32, each: u64, end: End) -> u16 {
+        for _ in 0..count {
+            for _ in 0..batch {
+                pace.dealt();
+            }
+            match end {
+                End::Full => pace.full(true),
+                End::Empty => pace.empty(),
+                End::Open => {}
+            }
+            *now += each;
+            pace.turn(Now(*now));
+        }
+        pace.size()
     }
 
     #[test]
-    fn grows_to_the_limit_while_full_and_fast() {
-        let mut window = Window::new(20, Now(0));
-        let mut size = 1;
-        for (turn, expected) in [2, 4, 8, 16, 20, 20].into_iter().enumerate() {
-            let since = 10 * MS * u64::try_from(turn).unwrap();
-            window.full(Now(since));
-            assert_eq!(window.seen(size, drained(since), Now(since + MS / 2)), size, "once");
-            size = window.seen(size, drained(since), Now(since + MS / 2));
-            assert_eq!(size, expected);
+    fn grows_while_wake_ups_deal_little_and_shrinks_when_they_deal_much() {
+        let (mut pace, mut now) = (Pace::new(20, Now(0)), 0);
+        for expected in [2, 4, 8, 16, 20, 20] {
+            assert_eq!(turns(&mut pace, &mut now, TURNS, 3, 100 * US, End::Full), expected);
+        }
+        assert_eq!(
+            turns(&mut pace, &mut now, 80, BATCH, 600 * US, End::Full),
+            20,
+            "as it should be"
+        );
+        assert_eq!(turns(&mut pace, &mut now, TURNS, 50, 600 * US, End::Full), 10, "too early");
+    }
+
+    #[test]
+    fn seldom_wake_ups_never_make_it_grow() {
+        let (mut pace, mut now) = (Pace::new(64, Now(0)), 0);
+        for each in [3 * MS, 20 * MS] {
+            assert_eq!(turns(&mut pace, &mut now, 100, 1, each, End::Full), 1);
+        }
+        assert_eq!(turns(&mut pace, &mut now, 2 * TURNS, 1, 100 * US, End::Full), 4);
+        assert_eq!(turns(&mut pace, &mut now, 2 * TURNS, 1, 3 * MS, End::Full), 1);
+    }
+
+    #[test]
+    fn clients_that_cannot_fill_it_make_it_shrink_and_it_is_not_tried_again_at_once() {
+        let (mut pace, mut now) = (Pace::new(64, Now(0)), 0);
+        assert_eq!(turns(&mut pace, &mut now, 5 * TURNS, 1, 100 * US, End::Full), 32);
+        assert_eq!(turns(&mut pace, &mut now, TURNS, 1, 50 * US, End::Empty), 16);
+        let mut retries = 0;
+        // At 16 clients fill it, at 32 they do not.
+        for _ in 0..4000 {
+            let end = if pace.size() >= 32 { End::Empty } else { End::Full };
+            let before = pace.size();
+            retries += u32::from(turns(&mut pace, &mut now, TURNS, 1, 200 * US, end) > before);
+            assert!((16..=32).contains(&pace.size()));
+        }
+        // 6.4 seconds, at waits of 0.1, 0.2, 0.4, …
+        assert!((4..=7).contains(&retries), "{retries}");
+    }
+
+    #[test]
+    fn a_pause_halves_it() {
+        let (mut pace, mut now) = (Pace::new(64, Now(0)), 0);
+        assert_eq!(turns(&mut pace, &mut now, 3 * TURNS, 1, 100 * US, End::Full), 8);
+        assert_eq!(turns(&mut pace, &mut now, 1, 1, 60 * MS, End::Empty), 4);
+        // Turns that deal nothing say nothing.
+        for _ in 0..100 {
+            now += 100 * MS;
+            assert!(!pace.turn(Now(now)));
+        }
+        assert_eq!(pace.size(), 4);
+    }
+
+    #[test]
+    fn who_is_fast() {
+        let at = 50 * MS;
+        let seen = |active, queued| Seen { oldest_then: Some(Now(at)), active, queued };
+        #[rustfmt::skip]
+        let table = [
+            // Waited while the worker was busy, and was claimed soon.
+            (seen((1, 1), 0), 500 * US, true),
+            (seen((1, 1), 0), 2 * MS,   false),
+            // The worker was idle: claimed at once, but that says nothing …
+            (seen((0, 1), 0), 20 * US,  false),
+            // … unless it is idle again, though clients wait.
+            (seen((0, 0), 0), 60 * US,  true),
+            (seen((0, 0), 0), 30 * MS,  true),
+            // Not claimed yet.
+            (seen((1, 1), 1), 500 * US, false),
+            (Seen { oldest_then: None, ..seen((1, 1), 0) }, 500 * US, false),
+        ];
+        for (seen, after, expected) in table {
+            let mut window = Window::new();
+            window.full(Now(at + 1));
+            let now = Now(at + after);
+            window.seen(1, seen, now);
+            assert_eq!(window.size(8, now), if expected { 8 } else { 1 }, "{seen:?} after {after}");
         }
     }
 
     #[test]
-    fn does_not_grow_when_slow_or_not_needed() {
-        let mut window = Window::new(64, Now(0));
-        let since = 50 * MS;
-        window.full(Now(since));
-        let soon = Now(since + MS / 2);
-        assert_eq!(window.seen(4, drained(since), Now(since + 2 * MS)), 4, "slow");
-        let nobody_waited = Seen { clients_waited: false, ..drained(since) };
-        assert_eq!(window.seen(4, nobody_waited, soon), 4);
-        let not_yet = Seen { oldest_now: Some(Now(since)), queued: 2, ..drained(since) };
-        assert_eq!(window.seen(4, not_yet, soon), 4, "above the low mark");
-        let idle = Seen { oldest_then: None, ..drained(since) };
-        assert_eq!(window.seen(4, idle, soon), 4);
-        assert_eq!(window.seen(4, drained(since + MS), Now(since + 2 * MS)), 4, "was not full");
-        assert_eq!(window.seen(4, drained(since), soon), 4, "once");
-        assert_eq!(window.seen(4, drained(since), soon), 8);
-    }
-
-    #[test]
-    fn one_standing_queue_halves_it_once() {
-        let mut window = Window::new(64, Now(0));
-        let standing = |since| Seen {
-            oldest_then: Some(Now(since)),
-            oldest_now: Some(Now(since)),
-            queued: 1,
-            clients_waited: true,
-        };
-        assert_eq!(window.seen(8, standing(10 * MS), Now(12 * MS)), 8, "not long yet");
-        assert_eq!(window.seen(8, standing(10 * MS), Now(14 * MS)), 4);
-        assert_eq!(window.seen(4, standing(10 * MS), Now(15 * MS)), 4, "the same queue");
-        assert_eq!(window.seen(4, standing(20 * MS), Now(25 * MS)), 2, "a later one");
-        assert_eq!(window.seen(1, standing(40 * MS), Now(90 * MS)), 1, "never 0");
-    }
-
-    #[test]
-    fn shrinks_when_nobody_fills_it_and_does_not_grow_back_at_once() {
-        let mut window = Window::new(64, Now(0));
-        window.full(Now(MS));
-        assert_eq!(window.used(16, Now(90 * MS)), 16);
-        assert_eq!(window.used(16, Now(102 * MS)), 8);
-        assert_eq!(window.used(8, Now(103 * MS)), 8);
-        for (at, expected) in [(110 * MS, 8), (5200 * MS, 16)] {
-            window.full(Now(at));
-            window.seen(8, drained(at), Now(at + MS / 2));
-            assert_eq!(window.seen(8, drained(at), Now(at + MS / 2)), expected);
-        }
+    fn a_proof_needs_a_full_window_and_holds_for_a_while() {
+        let at = 50 * MS;
+        let seen = Seen { oldest_then: Some(Now(at)), active: (1, 1), queued: 0 };
+        let mut window = Window::new();
+        window.seen(1, seen, Now(at + US));
+        assert_eq!(window.size(8, Now(at + US)), 1, "nobody waited");
+        window.full(Now(at));
+        window.seen(1, seen, Now(at + US));
+        assert_eq!(window.size(8, Now(at + 900 * MS)), 8);
+        assert_eq!(window.size(8, Now(at + 1100 * MS)), 1);
     }
 
     #[test]

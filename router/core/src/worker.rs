@@ -19,6 +19,7 @@
 use core::time::Duration;
 
 use crate::event::{Fault, Generation, SlotId, TakeBackReason, WorkerId};
+use crate::primary::Bells;
 use crate::time::Now;
 use crate::window::{Times, Window};
 
@@ -245,6 +246,7 @@ pub(crate) struct Worker {
     /// The kernel would not take more for it: not before then.
     pub(crate) paused: Option<Now>,
     pub(crate) bell: Bell,
+    pub(crate) bells: Bells,
     pub(crate) taking: Option<Taking>,
     /// Do not try to take back before then: the last try got stuck, or got nothing.
     pub(crate) take_after: Now,
@@ -299,11 +301,12 @@ impl Worker {
             taken_back: 0,
             in_flight: 0,
             times: Times::new(room),
-            window: Window::new(room, now),
+            window: Window::new(),
             lateness: Lateness::No,
             fresh: None,
             paused: None,
             bell: Bell::default(),
+            bells: Bells::LookedAfter,
             taking: None,
             take_after: now,
             prompt: None,

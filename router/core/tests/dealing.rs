@@ -103,6 +103,26 @@ fn equal_loads_are_exact_round_robin_also_under_least() {
     assert_eq!(counts(&table), [100; 4]);
 }
 
+/// Windows are 1 at first, so whoever is on the CPU has room and the others do not; connections that
+/// stay open must not pile up there.
+#[test]
+fn open_connections_spread_although_one_worker_claims_faster() {
+    let mut table = Table::of(config(4, Policy::Least), Habit::default());
+    table.habits = Box::new(|slot, _, _| Habit {
+        latency: if slot == SlotId(0) { 10 * US } else { 2 * MS },
+        ..Habit::event_loop(3600 * SEC)
+    });
+    table.start();
+    for _ in 0..2000 {
+        table.client(Client::Local);
+        table.run_for(100 * US);
+    }
+    table.run_for(5 * SEC);
+    let counts = counts(&table);
+    assert_eq!(counts.iter().sum::<u64>(), 2000);
+    assert!(spread(&counts) <= 32, "{counts:?}");
+}
+
 #[test]
 fn two_listeners_take_turns_each() {
     let habit = Habit { listeners: vec![0, 1], ..Habit::default() };

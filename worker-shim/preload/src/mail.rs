@@ -55,10 +55,8 @@ pub(crate) fn take(listener: c_int, flags: c_int) -> Option<Claim> {
     mail.store(0, SeqCst);
     let mut ready = libc::pollfd { fd: number, events: libc::POLLIN, revents: 0 };
     // SAFETY: one pollfd, no wait.
-    if number < 0
-        || unsafe { libc::poll(&raw mut ready, 1, 0) } != 1
-        || ready.revents != libc::POLLIN
-    {
+    let found = unsafe { libc::poll(&raw mut ready, 1, 0) };
+    if number < 0 || found != 1 || ready.revents != libc::POLLIN {
         return None;
     }
     // SAFETY: not -1; should it be another's descriptor by now, recvmsg says that it is no channel.

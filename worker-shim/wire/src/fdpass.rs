@@ -168,18 +168,19 @@ mod tests {
     const WAIT_NOT: c_int = libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC;
 
     #[test]
-    fn carries_none_one_and_three() {
+    fn carries_none_one_and_all() {
         let (a, b) = pair();
-        for count in [0, 1, 3] {
+        for count in [0, 1, FDS_MAX] {
             let fds: Vec<_> = std::iter::repeat_n(a.as_fd(), count).collect();
             send(a.as_fd(), b"hello", &fds).unwrap();
-            let (mut bytes, mut got) = ([0; 8], [None, None, None]);
+            let (mut bytes, mut got) = ([0; 8], [const { None }; FDS_MAX]);
             let received = recv(b.as_fd(), &mut bytes, &mut got, WAIT_NOT).unwrap();
             assert_eq!(received, Received::Message(5));
             assert_eq!(got.iter().flatten().count(), count);
             assert!(got.iter().flatten().all(|fd| flag_of(fd, libc::F_GETFD) == libc::FD_CLOEXEC));
         }
-        assert_eq!(send(a.as_fd(), b"x", &[a.as_fd(); 4]).unwrap_err().raw_os_error(), Some(22));
+        let error = send(a.as_fd(), b"x", &[a.as_fd(); FDS_MAX + 1]).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::EINVAL));
     }
 
     #[test]

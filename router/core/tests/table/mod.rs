@@ -792,9 +792,8 @@ impl Table {
         {
             return;
         }
-        // Room of one that has closed its listener is nobody's.
         let alive = |player: &&Player| {
-            player.is_running() && !player.condemned && !player.listens.is_empty()
+            player.is_running() && !player.condemned && player.listens.contains(&0)
         };
         for player in self.room.players.values().filter(alive).filter(|p| p.habit.honest()) {
             assert!(
