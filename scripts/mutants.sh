@@ -107,6 +107,22 @@ plant stop-takes-no-clients stop.rs 's/Self::No | Self::Closing { .. } => true,/
 plant the-second-request-waits stop.rs 's/Stop::No | Stop::Closing { .. } | Stop::Draining { .. } => self.end(Outcome::Killed),/Stop::No => self.end(Outcome::Killed), Stop::Closing { .. } | Stop::Draining { .. } => {}/'
 plant sockets-stay-adopted life.rs 's/if slot.sockets == Sockets::Adopted {/if slot.sockets == Sockets::Own {/'
 
+# Reload
+plant no-canary reload.rs 's/Way::Fill { generation, rolling, left: 1 }/Way::Fill { generation, rolling, left: u16::MAX }/'
+plant surge-without-bound reload.rs 's/if starting >= usize::from(self.config.max_surge.max(1)) || !memory {/if !memory {/'
+plant no-soak reload.rs 's/until: self.dealer.now.after(wait) }/until: self.dealer.now }/'
+plant the-parked-keep-their-queue salvage.rs 's/if !busy \&\& queued > 0 \&\& self.others_serve/if !busy \&\& queued > 99 \&\& self.others_serve/'
+plant drains-before-all-hold reload.rs 's/if done || rolling {/if true || done || rolling {/'
+plant a-failure-is-ignored reload.rs 's/if is_new \&\& self.reload.started(worker) {/if is_new \&\& was_ready \&\& self.reload.started(worker) {/'
+plant the-new-stay-after-a-failure reload.rs 's/if let Some(new) = new {/if let Some(new) = new.filter(|_| stays()) {/;$a fn stays() -> bool { false }'
+plant listens-on-less-than-the-old life.rs 's/if is_ready \&\& self.replaces_all(i) {/if is_ready || self.replaces_all(i) \&\& is_ready {/'
+plant two-queue-as-two reload.rs 's/if self.reload.is_under_way() {/if self.reload.is_under_way() \&\& rolling {/'
+plant rolling-does-not-wait reload.rs 's/let memory = !rolling || self.leaving().next().is_none();/let memory = true;/'
+plant restarts-beside-the-next life.rs 's/matches!(slot.beside, Beside::Next { .. })/matches!(slot.beside, Beside::Last { .. })/'
+plant ends-though-a-reload-may-help life.rs 's/if self.reload.is_under_way() {/if self.reload.is_under_way() \&\& self.slots.is_empty() {/'
+plant draining-without-bound reload.rs 's/for _ in usize::from(self.config.max_draining.max(1))..count {/for _ in count..count {/'
+plant a-restart-takes-a-new-number reload.rs 's/slot.generation = generation;/slot.generation = Generation(1);/'
+
 if [ "$planted" -eq 0 ]; then
     echo "mutants: no bug of that name" >&2
     exit 2
