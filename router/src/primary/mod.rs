@@ -7,7 +7,8 @@
 //!             answers.rs workers' questions (bind, listen, attach, …)
 //!             supervise.rs  starts, ends, families
 //!             commands.rs   status, stop, wait from the command line
-//!             rescue.rs     everything that a worker could make block
+//!             rescue.rs     takes connections back   ┐ what a worker could make block,
+//!             disposal.rs   closes what is done with ┘ on threads of their own
 //! ```
 //!
 //! The core decides, this does. Nothing in here chooses a worker, keeps a deadline of its own for one,
@@ -20,6 +21,7 @@ mod announce;
 mod answers;
 mod channel;
 mod commands;
+mod disposal;
 mod listener;
 mod page;
 mod perform;
@@ -28,6 +30,7 @@ mod process;
 mod questions;
 mod rescue;
 mod run;
+mod socket_file;
 mod start;
 mod status;
 mod supervise;
