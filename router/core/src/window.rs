@@ -33,8 +33,9 @@ pub(crate) const FAST: Duration = Duration::from_millis(1);
 pub(crate) const PROOF: Duration = Duration::from_secs(1);
 /// After so long without dealing, the windows are not what the next clients need.
 pub(crate) const UNUSED: Duration = Duration::from_millis(50);
-/// Turns after which the pace is judged.
-const TURNS: u32 = 8;
+/// Turns after which windows may grow, and after which they may shrink.
+const SHORT: u32 = 8;
+const LONG: u32 = 64;
 /// For how long a window that clients could not fill is not tried again: at first, and at most.
 const PATIENCE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 
@@ -89,7 +90,42 @@ struct Turn {
     end: End,
 }
 
-/// The size of all windows, by how often the primary is woken for how many connections.
+/// What some turns came to, one after another.
+#[derive(Debug, Clone, Copy)]
+struct Sample {
+    turns: u32,
+    dealt: u32,
+    /// Turns that ended with full windows.
+    filled: u32,
+    since: Now,
+}
+
+impl Sample {
+    fn new(since: Now) -> Self {
+        Self { turns: 0, dealt: 0, filled: 0, since }
+    }
+
+    fn add(&mut self, turn: Turn) {
+        if self.turns == 0 {
+            *self = Self::new(turn.began);
+        }
+        self.turns += 1;
+        self.dealt = self.dealt.saturating_add(turn.dealt);
+        self.filled += u32::from(turn.end == End::Full);
+    }
+
+    /// Connections that a turn dealt.
+    fn batch(&self) -> u32 {
+        self.dealt / self.turns.max(1)
+    }
+
+    /// Whether turns, the sleep after each included, are seldom.
+    fn is_calm(&self, now: Now) -> bool {
+        now.since(self.since) / self.turns.max(1) > CALM
+    }
+}
+
+/// The size of all windows, by how many connections a wake-up of the primary deals.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Pace {
     size: u16,
@@ -97,15 +133,10 @@ pub(crate) struct Pace {
     /// Not to grow beyond this until then, and for how long that was.
     ceiling: (u16, Now, Duration),
     turn: Turn,
-    /// Turns that dealt something since the pace was last judged.
-    turns: u32,
-    /// What they dealt.
-    dealt: u32,
-    /// Those of them that ended with full windows, and those that ended with no client left.
-    filled: u32,
-    emptied: u32,
-    /// When the first of them began.
-    since: Now,
+    /// Soon seen: that larger windows would make wake-ups better.
+    short: Sample,
+    /// Seen only after a while, because clients come in waves: that they are too large.
+    long: Sample,
 }
 
 impl Pace {
@@ -116,11 +147,8 @@ impl Pace {
             limit,
             ceiling: (limit, now, PATIENCE.0),
             turn: Turn { began: now, dealt: 0, end: End::Open },
-            turns: 0,
-            dealt: 0,
-            filled: 0,
-            emptied: 0,
-            since: now,
+            short: Sample::new(now),
+            long: Sample::new(now),
         }
     }
 
@@ -151,20 +179,21 @@ impl Pace {
         if turn.dealt == 0 {
             return false;
         }
-        if self.turns == 0 {
-            (self.dealt, self.filled, self.emptied, self.since) = (0, 0, 0, turn.began);
-        }
-        self.turns += 1;
-        self.dealt = self.dealt.saturating_add(turn.dealt);
-        self.filled += u32::from(turn.end == End::Full);
-        self.emptied += u32::from(turn.end == End::Empty);
-        let pause = now.since(turn.began) > UNUSED;
-        if self.turns < TURNS && !pause {
-            return false;
-        }
+        self.short.add(turn);
+        self.long.add(turn);
         let before = self.size;
-        self.size = if pause { self.half() } else { self.judged(now) };
-        self.turns = 0;
+        if now.since(turn.began) > UNUSED {
+            self.size = self.half();
+        } else if self.long.turns >= LONG {
+            self.size = self.shrunk(now);
+            self.long.turns = 0;
+        } else if self.short.turns >= SHORT {
+            self.size = self.grown(now);
+            self.short.turns = 0;
+        }
+        if self.size != before {
+            (self.short.turns, self.long.turns) = (0, 0);
+        }
         self.size != before
     }
 
@@ -172,28 +201,33 @@ impl Pace {
         (self.size / 2).max(1)
     }
 
-    /// The size that follows from the last turns, the sleep after each included.
-    fn judged(&mut self, now: Now) -> u16 {
-        let calm = now.since(self.since) / self.turns > CALM;
-        let batch = self.dealt / self.turns;
-        let (filled, emptied) = (self.filled * 2 >= self.turns, self.emptied * 2 > self.turns);
+    /// Larger, if most of the last turns were for a few connections that filled the windows.
+    fn grown(&self, now: Now) -> u16 {
+        let filled = self.short.filled * 2 >= self.short.turns;
+        if !filled || self.short.batch() >= BATCH || self.short.is_calm(now) {
+            return self.size;
+        }
+        let (ceiling, until, _) = self.ceiling;
+        let most = if now < until { ceiling } else { self.limit };
+        self.size.saturating_mul(2).min(most).min(self.limit).max(self.size)
+    }
+
+    /// Smaller, if turns are seldom, deal more than they need to, or do not fill the windows.
+    fn shrunk(&mut self, now: Now) -> u16 {
+        let (batch, half) = (self.long.batch(), self.half());
+        if self.long.is_calm(now) || batch > 4 * BATCH {
+            return half;
+        }
+        let swallows_all = self.long.filled * 4 < self.long.turns && batch < BATCH / 2;
+        if !swallows_all || self.size == 1 {
+            return self.size;
+        }
+        // Each new client finds room, so each wakes the primary.
         let (ceiling, until, patience) = self.ceiling;
-        let half = self.half();
-        if calm || (filled && batch > 4 * BATCH) {
-            return half;
-        }
-        if filled && batch < BATCH {
-            let most = if now < until { ceiling } else { self.limit };
-            return self.size.saturating_mul(2).min(most).min(self.limit).max(self.size);
-        }
-        if emptied && batch < BATCH / 2 && self.size > 1 {
-            // The windows swallow all clients, so each new one wakes the primary.
-            let again = ceiling == half && now.since(until) < PATIENCE.1;
-            let patience = if again { (patience * 2).min(PATIENCE.1) } else { PATIENCE.0 };
-            self.ceiling = (half, now.after(patience), patience);
-            return half;
-        }
-        self.size
+        let again = ceiling == half && now.since(until) < PATIENCE.1;
+        let patience = if again { (patience * 2).min(PATIENCE.1) } else { PATIENCE.0 };
+        self.ceiling = (half, now.after(patience), patience);
+        half
     }
 }
 
@@ -285,14 +319,12 @@ mod tests {
     fn grows_while_wake_ups_deal_little_and_shrinks_when_they_deal_much() {
         let (mut pace, mut now) = (Pace::new(20, Now(0)), 0);
         for expected in [2, 4, 8, 16, 20, 20] {
-            assert_eq!(turns(&mut pace, &mut now, TURNS, 3, 100 * US, End::Full), expected);
+            assert_eq!(turns(&mut pace, &mut now, SHORT, 3, 100 * US, End::Full), expected);
         }
-        assert_eq!(
-            turns(&mut pace, &mut now, 80, BATCH, 600 * US, End::Full),
-            20,
-            "as it should be"
-        );
-        assert_eq!(turns(&mut pace, &mut now, TURNS, 50, 600 * US, End::Full), 10, "too early");
+        let right = turns(&mut pace, &mut now, 3 * LONG, BATCH, 600 * US, End::Full);
+        assert_eq!(right, 20, "as it should be");
+        let early = turns(&mut pace, &mut now, 2 * LONG - 1, 50, 600 * US, End::Full);
+        assert_eq!(early, 10, "too early");
     }
 
     #[test]
@@ -301,31 +333,54 @@ mod tests {
         for each in [3 * MS, 20 * MS] {
             assert_eq!(turns(&mut pace, &mut now, 100, 1, each, End::Full), 1);
         }
-        assert_eq!(turns(&mut pace, &mut now, 2 * TURNS, 1, 100 * US, End::Full), 4);
-        assert_eq!(turns(&mut pace, &mut now, 2 * TURNS, 1, 3 * MS, End::Full), 1);
+        assert_eq!(turns(&mut pace, &mut now, 3 * SHORT, 1, 100 * US, End::Full), 4);
+        assert_eq!(turns(&mut pace, &mut now, 4 * LONG, 1, 3 * MS, End::Full), 1);
+    }
+
+    #[test]
+    fn slow_workers_do_not_let_it_grow() {
+        let (mut pace, mut now) = (Pace::new(64, Now(0)), 0);
+        for _ in 0..1000 {
+            pace.dealt();
+            pace.full(pace.size() == 1);
+            now += 100 * US;
+            pace.turn(Now(now));
+        }
+        assert!(pace.size() <= 2);
     }
 
     #[test]
     fn clients_that_cannot_fill_it_make_it_shrink_and_it_is_not_tried_again_at_once() {
         let (mut pace, mut now) = (Pace::new(64, Now(0)), 0);
-        assert_eq!(turns(&mut pace, &mut now, 5 * TURNS, 1, 100 * US, End::Full), 32);
-        assert_eq!(turns(&mut pace, &mut now, TURNS, 1, 50 * US, End::Empty), 16);
+        assert_eq!(turns(&mut pace, &mut now, 5 * SHORT, 1, 100 * US, End::Full), 32);
+        assert_eq!(turns(&mut pace, &mut now, LONG, 1, 50 * US, End::Empty), 16);
         let mut retries = 0;
         // At 16 clients fill it, at 32 they do not.
-        for _ in 0..4000 {
+        for _ in 0..24_000 {
             let end = if pace.size() >= 32 { End::Empty } else { End::Full };
             let before = pace.size();
-            retries += u32::from(turns(&mut pace, &mut now, TURNS, 1, 200 * US, end) > before);
+            retries += u32::from(turns(&mut pace, &mut now, 1, 1, 200 * US, end) > before);
             assert!((16..=32).contains(&pace.size()));
         }
-        // 6.4 seconds, at waits of 0.1, 0.2, 0.4, …
-        assert!((4..=7).contains(&retries), "{retries}");
+        // 4.8 seconds, at waits of 0.1, 0.2, 0.4, …
+        assert!((3..=7).contains(&retries), "{retries}");
+    }
+
+    #[test]
+    fn waves_of_clients_do_not_make_it_shrink() {
+        let (mut pace, mut now) = (Pace::new(64, Now(0)), 0);
+        assert_eq!(turns(&mut pace, &mut now, 3 * SHORT, 3, 100 * US, End::Full), 8);
+        for _ in 0..200 {
+            turns(&mut pace, &mut now, 5, 3, 100 * US, End::Empty);
+            turns(&mut pace, &mut now, 3, 3, 100 * US, End::Full);
+            assert!(pace.size() >= 8);
+        }
     }
 
     #[test]
     fn a_pause_halves_it() {
         let (mut pace, mut now) = (Pace::new(64, Now(0)), 0);
-        assert_eq!(turns(&mut pace, &mut now, 3 * TURNS, 1, 100 * US, End::Full), 8);
+        assert_eq!(turns(&mut pace, &mut now, 3 * SHORT, 1, 100 * US, End::Full), 8);
         assert_eq!(turns(&mut pace, &mut now, 1, 1, 60 * MS, End::Empty), 4);
         // Turns that deal nothing say nothing.
         for _ in 0..100 {

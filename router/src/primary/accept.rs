@@ -3,12 +3,16 @@
 //! Per connection: accept4, sendmsg, close, and the core's decision between them. No allocation (the
 //! slab keeps its size), no log line, no clock.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use croupier_core::config::Policy;
 use croupier_core::event::{Arrival, ConnId, Event, ListenerId, SendFailure, SlotId, WorkerId};
 use croupier_core::time::Now;
 use croupier_wire::message::{Handoff, PEER_MAX, RawAddress};
+
+use mio::Poll;
+use mio::unix::SourceFd;
+use slab::Slab;
 
 use super::address;
 use super::listener::{Accepted, Listener, Phase, Watch};
@@ -20,6 +24,9 @@ use crate::sys;
 /// Connections accepted from one listener before the others, and the rest of the loop, have a turn.
 pub(crate) const ACCEPTS_PER_TURN_MAX: usize = 64;
 
+/// Connections that the primary holds for others before it stops emptying sockets.
+const HELD_PAUSE: usize = 64;
+
 /// A `reuseport` socket of a slot that is down; the primary empties it.
 #[derive(Debug)]
 pub(super) struct Adopted {
@@ -27,6 +34,29 @@ pub(super) struct Adopted {
     listener: ListenerId,
     socket: OwnedFd,
     pending: bool,
+}
+
+impl Adopted {
+    pub(super) fn is_of(&self, slot: SlotId, listener: ListenerId) -> bool {
+        self.slot == slot && self.listener == listener
+    }
+}
+
+/// Stops emptying the sockets that `over` says yes to.
+pub(super) fn end_adoption(
+    adopted: &mut Slab<Adopted>,
+    poll: &Poll,
+    over: impl Fn(&Adopted) -> bool,
+) {
+    adopted.retain(|_, one| {
+        let ends = over(one);
+        if ends
+            && let Err(error) = poll.registry().deregister(&mut SourceFd(&one.socket.as_raw_fd()))
+        {
+            log::debug!("a socket of slot {} was not watched: {error}", one.slot.0);
+        }
+        !ends
+    });
 }
 
 enum Step {
@@ -63,7 +93,8 @@ impl Primary {
     pub(super) fn more_to_accept(&self) -> bool {
         let more = |l: &Listener| l.watch == Watch::Armed && l.pending && l.retry_at.is_none();
         self.listeners.iter().any(|(_, listener)| more(listener))
-            || self.adopted.iter().any(|(_, adopted)| adopted.pending)
+            || self.conns.len() < HELD_PAUSE
+                && self.adopted.iter().any(|(_, adopted)| adopted.pending)
     }
 
     fn accept_some(&mut self, key: usize) {
@@ -213,7 +244,6 @@ impl Primary {
         if listener.watch == Watch::Armed || !self.deals(listener.phase) {
             return;
         }
-        use std::os::fd::AsRawFd;
         match self.watch(&listener.socket().as_raw_fd(), Source::Listener(key)) {
             Ok(()) => {
                 if let Some(listener) = self.listeners.get_mut(key) {
@@ -232,7 +262,6 @@ impl Primary {
 
     /// Stops watching: armed, every new client would wake the primary though nobody has room.
     fn disarm(&mut self, key: usize) {
-        use std::os::fd::AsRawFd;
         let Some(listener) = self.listeners.get(key) else { return };
         if listener.watch == Watch::Armed {
             self.unwatch(&listener.socket().as_raw_fd());
@@ -256,12 +285,7 @@ impl Primary {
     /// Begins or ends emptying the `reuseport` sockets of a slot.
     pub(super) fn adopt(&mut self, slot: SlotId, adopt: bool) {
         self.steer();
-        let gone: Vec<usize> =
-            self.adopted.iter().filter(|(_, a)| a.slot == slot).map(|(key, _)| key).collect();
-        for key in gone {
-            let adopted = self.adopted.remove(key);
-            self.unwatch(&adopted.socket);
-        }
+        end_adoption(&mut self.adopted, &self.poll, |adopted| adopted.slot == slot);
         if !adopt {
             return;
         }
@@ -296,6 +320,9 @@ impl Primary {
 
     fn accept_adopted(&mut self, key: usize) {
         for _ in 0..ACCEPTS_PER_TURN_MAX {
+            if self.conns.len() >= HELD_PAUSE {
+                return;
+            }
             let Some(adopted) = self.adopted.get_mut(key).filter(|adopted| adopted.pending) else {
                 return;
             };
@@ -304,8 +331,12 @@ impl Primary {
                 Ok((conn, peer)) => {
                     self.deal(Held { conn, listener, peer, accepted_at: self.now, flags: 0 });
                 }
-                Err(_) => {
+                Err(error) => {
                     adopted.pending = false;
+                    if error.kind() != std::io::ErrorKind::WouldBlock {
+                        // No edge will announce what waits already.
+                        self.again_at = Some(self.later(EXHAUSTED_WAIT));
+                    }
                     return;
                 }
             }

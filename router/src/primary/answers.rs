@@ -12,18 +12,24 @@ use croupier_core::config::Policy;
 use croupier_core::event::{Event, ListenerId, SlotId, WorkerId};
 use croupier_wire::message::{Answer, Kind, RawAddress, Request, Verdict};
 
+use super::accept::end_adoption;
 use super::address;
+use super::commands::Ending;
 use super::listener::{Listener, Origin, Phase};
 use super::questions::Question;
-use super::run::Primary;
+use super::run::{EXHAUSTED_WAIT, Primary};
 use super::tokens::Source;
 use crate::config::{ListenAddress, ListenSpec, ProgramAddress};
 use crate::sys;
 
 /// Addresses that are dealt at once.
 pub(crate) const LISTENERS_MAX: usize = 256;
+/// Connections taken back at once from a listener that its program closed.
+const TAKE_BACK_MAX: u32 = 4096;
+/// Questions taken in one turn; the rest of a flood waits in the socket's backlog for the alarm.
+pub(crate) const QUESTIONS_PER_TURN_MAX: usize = 64;
 /// Questions that one worker may ask in a second.
-pub(crate) const QUESTIONS_PER_SECOND_MAX: u32 = 10_000;
+pub(crate) const QUESTIONS_PER_SECOND_MAX: u32 = 1_000;
 
 const fn verdict(verdict: Verdict) -> Answer {
     Answer { verdict, errno: 0, channel: 0, address: RawAddress::NONE }
@@ -46,12 +52,19 @@ enum Target {
 impl Primary {
     pub(super) fn take_questions(&mut self) {
         let mut evicted = Vec::new();
-        loop {
+        // Should there be more than a turn takes, the alarm goes on with them.
+        self.again_at = Some(self.now + 1);
+        for _ in 0..QUESTIONS_PER_TURN_MAX {
             match self.questions.accept(&mut evicted) {
                 Ok(Some(key)) => self.await_question(key),
-                Ok(None) => break,
+                Ok(None) => {
+                    self.again_at = None;
+                    break;
+                }
                 Err(error) => {
                     log::warn!("a worker's question must wait: {error}");
+                    // No edge will announce those that wait already.
+                    self.again_at = Some(self.later(EXHAUSTED_WAIT));
                     break;
                 }
             }
@@ -81,6 +94,9 @@ impl Primary {
 
     fn judge(&mut self, question: &Question) {
         let Some(request) = &question.request else {
+            if question.silent {
+                return;
+            }
             log::warn!("process {} sent something that is no question", question.pid);
             return self.blame(question.pid);
         };
@@ -90,7 +106,7 @@ impl Primary {
                 question.pid,
                 question.uid
             );
-            return question.answer(&refused(&io::Error::from_raw_os_error(libc::EACCES)), &[]);
+            return question.tell(&refused(&io::Error::from_raw_os_error(libc::EACCES)));
         };
         if !self.launcher.may_ask(question.uid) {
             log::warn!(
@@ -99,7 +115,7 @@ impl Primary {
                 worker.0,
                 question.uid
             );
-            return question.answer(&refused(&io::Error::from_raw_os_error(libc::EACCES)), &[]);
+            return question.tell(&refused(&io::Error::from_raw_os_error(libc::EACCES)));
         }
         if self.meters.too_many_questions(worker, self.now, QUESTIONS_PER_SECOND_MAX) {
             log::warn!("worker {} floods the control socket; it will be replaced", worker.0);
@@ -112,13 +128,16 @@ impl Primary {
             Kind::Close => self.note_close(question, request, worker),
             Kind::Ready => {
                 self.tell(Event::SaidReady { worker });
-                question.answer(&verdict(Verdict::Done), &[]);
+                question.tell(&verdict(Verdict::Done));
             }
             Kind::SetOption => {
                 self.set_options(request, worker);
-                question.answer(&verdict(Verdict::Done), &[]);
+                question.tell(&verdict(Verdict::Done));
             }
-            Kind::Unbind => question.answer(&verdict(Verdict::Done), &[]),
+            Kind::Unbind => {
+                self.note_unbind(request, worker);
+                question.tell(&verdict(Verdict::Done));
+            }
         }
     }
 
@@ -136,31 +155,66 @@ impl Primary {
     fn answer_bind(&mut self, question: &Question, request: &Request, worker: WorkerId) {
         let answer = match self.target(request) {
             Target::Theirs => verdict(Verdict::Pass),
-            Target::Known(listener) if self.bound_twice(question, request, worker, listener) => {
+            Target::Known(_) if self.bound_twice(question, request, worker) => {
                 refused(&io::Error::from_raw_os_error(libc::EADDRINUSE))
             }
-            Target::Known(_) => Answer { address: request.address, ..verdict(Verdict::Done) },
+            Target::Known(listener) => {
+                self.reserve_for(worker, usize::from(listener.0));
+                Answer { address: request.address, ..verdict(Verdict::Done) }
+            }
             Target::New(address) => match self.make_listener(address.clone()) {
-                Ok(_) => Answer { address: request.address, ..verdict(Verdict::Done) },
+                Ok(key) => {
+                    self.reserve_for(worker, key);
+                    Answer { address: request.address, ..verdict(Verdict::Done) }
+                }
                 Err(error) => {
                     self.announcer.bind_failed(worker, &address, &error);
                     refused(&error)
                 }
             },
         };
-        question.answer(&answer, &[]);
+        question.tell(&answer);
     }
 
     /// One process binds one address twice without `SO_REUSEPORT`: it shall hear what bind(2) says.
-    fn bound_twice(
-        &self,
-        q: &Question,
-        request: &Request,
-        worker: WorkerId,
-        listener: ListenerId,
-    ) -> bool {
+    fn bound_twice(&self, q: &Question, request: &Request, worker: WorkerId) -> bool {
         !has_option(request, libc::SOL_SOCKET, libc::SO_REUSEPORT)
-            && self.workers.get(worker).is_some_and(|w| w.process_listens_on(listener, q.pid))
+            && self
+                .workers
+                .get(worker)
+                .is_some_and(|w| w.process_listens_on(&request.address, q.pid))
+    }
+
+    fn reserve_for(&mut self, worker: WorkerId, key: usize) {
+        if let Some(listener) = self.listeners.get_mut(key) {
+            listener.restore_path();
+            if !listener.reserved.contains(&worker) {
+                listener.reserved.push(worker);
+            }
+        }
+    }
+
+    /// The program gave an address back that it never listened on: others may have it.
+    fn note_unbind(&mut self, request: &Request, worker: WorkerId) {
+        if let Target::Known(listener) = self.target(request) {
+            let key = usize::from(listener.0);
+            if let Some(listener) = self.listeners.get_mut(key) {
+                listener.reserved.retain(|known| *known != worker);
+            }
+            self.drop_unreserved(key);
+        }
+    }
+
+    /// A bound address that nobody means to listen on any more.
+    pub(super) fn drop_unreserved(&mut self, key: usize) {
+        let unwanted = |listener: &Listener| {
+            listener.phase == Phase::Bound
+                && listener.origin == Origin::Asked
+                && listener.reserved.is_empty()
+        };
+        if self.listeners.get(key).is_some_and(unwanted) {
+            self.listeners.remove(key);
+        }
     }
 
     fn target(&self, request: &Request) -> Target {
@@ -186,7 +240,7 @@ impl Primary {
     /// # Errors
     /// bind(2)'s errno; `ENOSPC` beyond [`LISTENERS_MAX`].
     pub(super) fn make_listener(&mut self, address: ListenAddress) -> io::Result<usize> {
-        if self.listeners.len() >= LISTENERS_MAX {
+        if self.listeners.len() >= LISTENERS_MAX || self.commands.ending != Ending::No {
             return Err(io::Error::from_raw_os_error(libc::ENOSPC));
         }
         let entry = self.listeners.vacant_entry();
@@ -199,7 +253,7 @@ impl Primary {
 
     fn answer_listen(&mut self, question: &Question, request: &Request, worker: WorkerId) {
         let answer = match self.target(request) {
-            Target::Theirs => return question.answer(&verdict(Verdict::Pass), &[]),
+            Target::Theirs => return question.tell(&verdict(Verdict::Pass)),
             Target::Known(listener) => self.listen(question, request, worker, listener),
             Target::New(address) => self.make_listener(address).and_then(|key| {
                 self.listen(
@@ -212,7 +266,7 @@ impl Primary {
         };
         if let Err(error) = answer {
             log::warn!("worker {} cannot listen: {error}", worker.0);
-            question.answer(&refused(&error), &[]);
+            question.tell(&refused(&error));
         }
     }
 
@@ -239,9 +293,13 @@ impl Primary {
             }
             Policy::Shared => {
                 listener.listen(backlog)?;
-                Some(sys::duplicate(listener.socket())?)
+                Some(listener.shared_socket()?)
             }
-            Policy::Reuseport => Some(slot_socket(listener, slot, backlog)?),
+            Policy::Reuseport => {
+                // Its successor's flags are on the same open file: the primary must not accept on it.
+                end_adoption(&mut self.adopted, &self.poll, |adopted| adopted.is_of(slot, id));
+                Some(slot_socket(listener, slot, backlog)?)
+            }
         };
         let declared = listener.origin == Origin::Declared;
         if was_bound {
@@ -280,7 +338,13 @@ impl Primary {
         let seat = self.seat_of(worker).ok_or_else(gone)?;
         let rest = socket.as_ref().map(AsFd::as_fd).into_iter().chain(channel);
         let descriptors: Vec<BorrowedFd<'_>> = seat.into_iter().chain(rest).collect();
-        question.answer(&answer, &descriptors);
+        if !question.answer(&answer, &descriptors) {
+            // Nobody has the other end: nothing may be sent there.
+            if let Some(found) = self.workers.get_mut(worker) {
+                found.close_channel(answer.channel);
+            }
+            return Ok(());
+        }
         if first {
             self.tell(Event::Listening { worker, listener });
         }
@@ -297,7 +361,7 @@ impl Primary {
                     answer.channel = channel.number;
                     answer.address = *address;
                 }
-                None => return question.answer(&refused(&io::ErrorKind::NotFound.into()), &[]),
+                None => return question.tell(&refused(&io::ErrorKind::NotFound.into())),
             }
         }
         if let Some(seat) = self.seat_of(worker) {
@@ -306,12 +370,23 @@ impl Primary {
     }
 
     fn note_close(&mut self, question: &Question, request: &Request, worker: WorkerId) {
-        let last =
-            self.workers.get_mut(worker).and_then(|found| found.close_channel(request.channel));
+        self.close_channel(worker, request.channel);
+        question.tell(&verdict(Verdict::Done));
+    }
+
+    /// Nobody of the worker listens there any more: others get what waits.
+    pub(super) fn close_channel(&mut self, worker: WorkerId, number: u32) {
+        let Some(found) = self.workers.get_mut(worker) else { return };
+        let last = found.close_channel(number);
+        let queue = found.queue_of(number);
         if let Some(listener) = last {
             self.tell(Event::Unlistened { worker, listener });
         }
-        question.answer(&verdict(Verdict::Done), &[]);
+        if let Some(queue) = queue
+            && !self.rescue.take_back(worker, vec![queue], TAKE_BACK_MAX, self.now)
+        {
+            log::warn!("connections wait at a closed listener of worker {}", worker.0);
+        }
     }
 
     fn set_options(&mut self, request: &Request, worker: WorkerId) {

@@ -23,6 +23,9 @@ use crate::sys;
 /// Send buffer per queued message that the kernel charges for a message below 192 bytes; measured
 /// once at start, this is only what is assumed until then.
 static MESSAGE_COST: AtomicU32 = AtomicU32::new(768);
+/// Tells this primary's channels from those of another with the same number in another PID namespace
+/// that shares the network namespace, and so the abstract names.
+static NAMES: AtomicU32 = AtomicU32::new(0);
 
 /// One channel.
 #[derive(Debug)]
@@ -52,7 +55,8 @@ impl Channel {
     ) -> io::Result<Self> {
         let (send, receive) = pair()?;
         let prefix = String::from_utf8_lossy(CHANNEL_PREFIX).into_owned();
-        let name = format!("{prefix}{}/{}/{number}", std::process::id(), worker.0);
+        let own = NAMES.load(Ordering::Relaxed);
+        let name = format!("{prefix}{}/{own:08x}/{}/{number}", std::process::id(), worker.0);
         bind(std::os::fd::AsRawFd::as_raw_fd(&receive), &UnixAddr::new_abstract(name.as_bytes())?)?;
         // Only the sender's buffer counts. Twice what is needed: with an exact fit the kernel
         // reports room late.
@@ -82,6 +86,11 @@ impl Channel {
         fdpass::send(self.send.as_fd(), header, &[conn])
     }
 
+    /// The inode of the worker's end, by which it is found among a process's descriptors.
+    pub(crate) fn inode(&self) -> Option<u64> {
+        nix::sys::stat::fstat(&self.receive).ok().map(|found| found.st_ino)
+    }
+
     /// Connections in the queue: exact, from the kernel's own count.
     pub(crate) fn queued(&self) -> Option<u32> {
         let bytes = sys::unread_by_peer(self.send.as_fd()).ok()?;
@@ -94,6 +103,11 @@ fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
         socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
     shutdown(std::os::fd::AsRawFd::as_raw_fd(&send), Shutdown::Read)?;
     Ok((send, receive))
+}
+
+/// Makes the names of this primary's channels its own.
+pub(crate) fn name_after(random: [u8; 4]) {
+    NAMES.store(u32::from_ne_bytes(random), Ordering::Relaxed);
 }
 
 /// Measures what one queued message costs, so that `SIOCOUTQ` can be read as a number of messages.

@@ -20,9 +20,19 @@ pub(super) struct Commands {
     waiting: Vec<ClientId>,
     reloads: Vec<Reloader>,
     interrupts: u32,
+    pub(super) ending: Ending,
     terminal: Terminal,
+}
+
+/// Whether the operator wants an end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Ending {
+    /// Not yet.
+    No,
+    /// A graceful one.
+    Asked,
     /// `stop --now`: a success, unlike a second Ctrl-C.
-    pub(super) killed_by_command: bool,
+    Killed,
 }
 
 /// Who waits for a reload.
@@ -87,8 +97,8 @@ impl Commands {
             waiting: Vec::new(),
             reloads: Vec::new(),
             interrupts: 0,
+            ending: Ending::No,
             terminal: Terminal::at_start(),
-            killed_by_command: false,
         }
     }
 
@@ -181,6 +191,7 @@ impl Primary {
 
     fn stop(&mut self, why: &str) {
         log::info!("stopping ({why}): {} connections to finish", self.connections_held());
+        self.commands.ending = Ending::Asked;
         self.tell(Event::StopAsked { now: false });
     }
 
@@ -191,6 +202,7 @@ impl Primary {
             let held = self.connections_held();
             let plural = if held == 1 { "connection" } else { "connections" };
             self.say(&format!("draining {held} {plural}, Ctrl-C again to stop at once"));
+            self.commands.ending = Ending::Asked;
             self.tell(Event::StopAsked { now: false });
         } else {
             self.tell(Event::StopAsked { now: true });
@@ -241,7 +253,7 @@ impl Primary {
             Request::Ping => Some(Reply::Done),
             Request::Status => Some(Reply::Status(Box::new(self.status()))),
             Request::Stop { now } => {
-                self.commands.killed_by_command |= now;
+                self.commands.ending = if now { Ending::Killed } else { Ending::Asked };
                 log::info!("stopping (asked by croupier stop)");
                 self.tell(Event::StopAsked { now });
                 Some(Reply::Done)

@@ -2,23 +2,22 @@
 //!
 //! Owns the sockets of one address: for the hand-off policies and `shared` one socket, for
 //! `reuseport` one for each slot. Promises: accept never blocks, an edge is never lost (a listener
-//! that is not read to its end is remembered as `pending`), and a socket file is removed only by
-//! the primary that made it.
+//! that is not read to its end is remembered as `pending`), and no option of a worker makes a close
+//! of the primary's block.
 
 use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::os::unix::net::UnixStream;
-use std::path::Path;
 
-use croupier_core::event::{ListenerId, SlotId};
+use croupier_core::event::{ListenerId, SlotId, WorkerId};
 use croupier_wire::message::{PEER_MAX, RawAddress, SocketOption};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::socket::{
-    AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage, UnixAddr, bind, getsockname,
-    listen, setsockopt, socket, sockopt,
+    AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage, bind, getsockname, listen,
+    setsockopt, socket, sockopt,
 };
 
+use super::socket_file::SocketFile;
 use crate::config::ListenAddress;
 use crate::sys;
 
@@ -44,6 +43,8 @@ pub(crate) enum Phase {
     Bound,
     /// Clients connect.
     Listening,
+    /// Clients connect, and workers have the socket itself (`shared`).
+    HandedOut,
     /// Stopping: a filter drops new clients, the backlog is accepted to its end.
     Quiet,
 }
@@ -83,7 +84,11 @@ pub(crate) struct Listener {
     /// What accept4(2) sets on a connection: `SOCK_NONBLOCK` when the workers want it.
     pub(crate) accept_flags: i32,
     pub(crate) backlog: i32,
+    /// Workers that have bound it and not given it back.
+    pub(crate) reserved: Vec<WorkerId>,
     socket: OwnedFd,
+    /// A Unix listener's names.
+    file: Option<SocketFile>,
     /// `reuseport`: the socket of each slot.
     slots: Vec<(SlotId, OwnedFd)>,
     options: Vec<SocketOption>,
@@ -99,7 +104,7 @@ impl Listener {
         address: ListenAddress,
         reuseport: bool,
     ) -> io::Result<Self> {
-        let socket = bound_socket(&address, reuseport)?;
+        let (socket, file) = bound_socket(&address, reuseport)?;
         Ok(Self {
             id,
             address,
@@ -111,7 +116,9 @@ impl Listener {
             accepted: 0,
             accept_flags: 0,
             backlog: 0,
+            reserved: Vec::new(),
             socket,
+            file,
             slots: Vec::new(),
             options: Vec::new(),
         })
@@ -137,6 +144,26 @@ impl Listener {
         self.socket.as_fd()
     }
 
+    /// Makes a Unix listener reachable by its path again: programs remove the file before they bind.
+    pub(crate) fn restore_path(&mut self) {
+        if let Some(file) = &self.file {
+            file.restore();
+        }
+    }
+
+    /// `shared`: the socket itself. Programs expect it to block, so it does at its first hand-out;
+    /// later its flags are left alone, because the open file is in other workers' event loops.
+    ///
+    /// # Errors
+    /// EMFILE and the like.
+    pub(crate) fn shared_socket(&mut self) -> io::Result<OwnedFd> {
+        if self.phase != Phase::HandedOut {
+            fcntl(&self.socket, FcntlArg::F_SETFL(OFlag::empty()))?;
+            self.phase = Phase::HandedOut;
+        }
+        sys::duplicate(&self.socket)
+    }
+
     /// `reuseport`: the slot's own socket, made at its first listen and kept for its successors. The
     /// first slot gets the socket that reserved the address: it must not listen without an owner.
     ///
@@ -152,7 +179,7 @@ impl Listener {
         let fresh = if self.slots.is_empty() {
             sys::duplicate(&self.socket)?
         } else {
-            bound_socket(&self.address, true)?
+            bound_socket(&self.address, true)?.0
         };
         for option in &self.options {
             apply(fresh.as_fd(), *option);
@@ -254,20 +281,10 @@ impl fmt::Display for Listener {
     }
 }
 
-impl Drop for Listener {
-    fn drop(&mut self) {
-        if let ListenAddress::Unix(path) = &self.address
-            && let Err(error) = std::fs::remove_file(path)
-        {
-            log::debug!("the socket file {} was gone already: {error}", path.display());
-        }
-    }
-}
-
-/// Options that a program sets on its listening socket for its connections to inherit.
-const DEALT_OPTIONS: [(i32, i32); 13] = [
+/// Options that a program sets on its listening socket for its connections to inherit. Not
+/// `SO_LINGER`: the primary closes its copy of each connection, and that close would block.
+const DEALT_OPTIONS: [(i32, i32); 12] = [
     (libc::SOL_SOCKET, libc::SO_KEEPALIVE),
-    (libc::SOL_SOCKET, libc::SO_LINGER),
     (libc::SOL_SOCKET, libc::SO_PRIORITY),
     (libc::SOL_SOCKET, libc::SO_RCVBUF),
     (libc::SOL_SOCKET, libc::SO_SNDBUF),
@@ -286,11 +303,7 @@ fn apply(socket: BorrowedFd<'_>, option: SocketOption) {
     let doubled = matches!(option.name, libc::SO_RCVBUF | libc::SO_SNDBUF);
     let value =
         if option.level == libc::SOL_SOCKET && doubled { option.value / 2 } else { option.value };
-    let words = [value, option.extra];
-    let count =
-        if (option.level, option.name) == (libc::SOL_SOCKET, libc::SO_LINGER) { 2 } else { 1 };
-    let words = words.get(..count).unwrap_or(&[]);
-    if let Err(error) = sys::set_option(socket, option.level, option.name, words) {
+    if let Err(error) = sys::set_option(socket, option.level, option.name, &[value]) {
         log::debug!(
             "socket option {}/{} of a worker was not taken: {error}",
             option.level,
@@ -334,7 +347,10 @@ fn limit(backlog: i32) -> Backlog {
     Backlog::new(backlog.max(1)).unwrap_or(Backlog::MAXCONN)
 }
 
-fn bound_socket(address: &ListenAddress, reuseport: bool) -> io::Result<OwnedFd> {
+fn bound_socket(
+    address: &ListenAddress,
+    reuseport: bool,
+) -> io::Result<(OwnedFd, Option<SocketFile>)> {
     let family = match address {
         ListenAddress::Tcp { address, .. } if address.is_ipv4() => AddressFamily::Inet,
         ListenAddress::Tcp { .. } => AddressFamily::Inet6,
@@ -342,6 +358,7 @@ fn bound_socket(address: &ListenAddress, reuseport: bool) -> io::Result<OwnedFd>
     };
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let socket = socket(family, SockType::Stream, flags, None)?;
+    let mut file = None;
     match address {
         ListenAddress::Tcp { address, dual_stack } => {
             setsockopt(&socket, sockopt::ReuseAddr, &true)?;
@@ -353,26 +370,9 @@ fn bound_socket(address: &ListenAddress, reuseport: bool) -> io::Result<OwnedFd>
             }
             bind(socket.as_raw_fd(), &SockaddrStorage::from(*address))?;
         }
-        ListenAddress::Unix(path) => {
-            let name = UnixAddr::new(path.as_path())?;
-            if let Err(error) = bind(socket.as_raw_fd(), &name) {
-                if error != nix::errno::Errno::EADDRINUSE || somebody_listens(path) {
-                    return Err(error.into());
-                }
-                std::fs::remove_file(path)?;
-                bind(socket.as_raw_fd(), &name)?;
-            }
-        }
+        ListenAddress::Unix(path) => file = Some(SocketFile::bind(socket.as_fd(), path)?),
     }
-    Ok(socket)
-}
-
-/// Whether a socket file has an owner. Only ECONNREFUSED proves that it has none.
-fn somebody_listens(path: &Path) -> bool {
-    match UnixStream::connect(path) {
-        Ok(_) => true,
-        Err(error) => error.kind() != io::ErrorKind::ConnectionRefused,
-    }
+    Ok((socket, file))
 }
 
 #[cfg(test)]
@@ -426,5 +426,30 @@ mod tests {
         assert!(path.exists());
         drop(Listener::bind(ListenerId(2), unix, false).unwrap());
         assert!(!path.exists());
+    }
+    #[test]
+    fn the_shared_socket_is_made_blocking_once() {
+        let mut listener = Listener::bind(ListenerId(0), any_port(), false).unwrap();
+        listener.listen(1).unwrap();
+        let flags = |fd: &OwnedFd| OFlag::from_bits_retain(fcntl(fd, FcntlArg::F_GETFL).unwrap());
+        let first = listener.shared_socket().unwrap();
+        assert!(!flags(&first).contains(OFlag::O_NONBLOCK));
+        // The first worker's event loop.
+        sys::set_nonblocking(first.as_fd()).unwrap();
+        let second = listener.shared_socket().unwrap();
+        assert!(flags(&second).contains(OFlag::O_NONBLOCK));
+    }
+
+    #[test]
+    fn a_linger_is_not_inherited() {
+        let mut listener = Listener::bind(ListenerId(0), any_port(), false).unwrap();
+        listener.listen(1).unwrap();
+        let (level, name) = (libc::SOL_SOCKET, libc::SO_LINGER);
+        listener.set_option(SocketOption { level, name, value: 1, extra: 60 });
+        let linger = nix::sys::socket::getsockopt(&listener.socket, sockopt::Linger).unwrap();
+        assert_eq!(linger.l_onoff, 0);
+        let (level, name) = (libc::SOL_SOCKET, libc::SO_KEEPALIVE);
+        listener.set_option(SocketOption { level, name, value: 1, extra: 0 });
+        assert!(nix::sys::socket::getsockopt(&listener.socket, sockopt::KeepAlive).unwrap());
     }
 }

@@ -8,7 +8,8 @@
 //!             supervise.rs  starts, ends, families
 //!             replace.rs    what a reload says
 //!             commands.rs   status, stop, reload, wait from the command line
-//!             rescue.rs     everything that a worker could make block
+//!             rescue.rs     takes connections back   ┐ what a worker could make block,
+//!             disposal.rs   closes what is done with ┘ on threads of their own
 //! ```
 //!
 //! The core decides, this does. Nothing in here chooses a worker, keeps a deadline of its own for one,
@@ -21,6 +22,7 @@ mod announce;
 mod answers;
 mod channel;
 mod commands;
+mod disposal;
 mod listener;
 mod page;
 mod perform;
@@ -30,6 +32,7 @@ mod questions;
 mod replace;
 mod rescue;
 mod run;
+mod socket_file;
 mod start;
 mod status;
 mod supervise;

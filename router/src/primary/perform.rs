@@ -10,6 +10,7 @@ use super::accept::raw_peer;
 use super::listener::Phase;
 use super::rescue::Rescued;
 use super::run::{Held, Primary};
+use super::worker::Worker;
 use super::{address, probe, process};
 
 impl Primary {
@@ -142,8 +143,21 @@ impl Primary {
 
     fn forget(&mut self, worker: WorkerId) {
         let Some(gone) = self.workers.remove(worker) else { return };
+        for key in 0..self.listeners.capacity() {
+            if let Some(listener) = self.listeners.get_mut(key) {
+                listener.reserved.retain(|known| *known != worker);
+                // A program may remove its socket file on the way out: it is everybody's.
+                listener.restore_path();
+                self.drop_unreserved(key);
+            }
+        }
+        self.retire_descriptors(gone);
+    }
+
+    /// Closes what belongs to a worker that is no more, or never was.
+    pub(super) fn retire_descriptors(&self, gone: Worker) {
         self.unwatch(&gone.bell);
-        if let Some(notify) = &gone.notify {
+        if let Some((notify, _)) = &gone.notify {
             self.unwatch(notify.as_ref());
         }
         self.rescue.close(gone.into_descriptors());

@@ -129,7 +129,7 @@ pub(crate) fn kill_family(worker: &Worker, mains: &[u32]) -> usize {
         if let Err(error) = kill(to_pid(*pid), Signal::SIGKILL)
             && error != Errno::ESRCH
         {
-            log::warn!("cannot kill process {pid} of worker {}: {error}", worker.id.0);
+            log::debug!("cannot kill process {pid} of worker {}: {error}", worker.id.0);
         }
     }
     found.len()
@@ -152,6 +152,20 @@ pub(crate) fn family(worker: &Worker, mains: &[u32]) -> Vec<u32> {
         descend(child, &mut found);
     }
     found
+}
+
+/// Whether the worker's main process or one of its family has the socket with this inode open.
+pub(crate) fn family_holds(worker: &Worker, mains: &[u32], inode: u64) -> bool {
+    let mut pids = family(worker, mains);
+    pids.push(worker.pid);
+    pids.into_iter().any(|pid| {
+        let fds = Proc::new(i32::try_from(pid).unwrap_or(0)).and_then(|process| process.fd());
+        let is_it = |fd: &procfs::process::FDInfo| {
+            matches!(fd.target, procfs::process::FDTarget::Socket(found) if found == inode)
+        };
+        // One that cannot be looked into may hold it.
+        fds.map_or(pid == worker.pid, |fds| fds.flatten().any(|fd| is_it(&fd)))
+    })
 }
 
 /// Processes of one worker that are looked for below one another; deeper ones surface when their

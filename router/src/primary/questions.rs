@@ -30,6 +30,8 @@ pub(crate) struct Question {
     pub(crate) uid: u32,
     /// What it asks; `None` for bytes that are no request.
     pub(crate) request: Option<Request>,
+    /// It left without a word: it died, or thought better of it.
+    pub(crate) silent: bool,
 }
 
 /// The socket and its open connections.
@@ -93,23 +95,37 @@ impl Questions {
         let (client, _) = self.clients.get(key)?;
         let mut bytes = [0; REQUEST_LEN + 1];
         let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
-        let request = match recv(client.as_raw_fd(), &mut bytes, flags) {
-            Ok(len) => bytes.get(..len).and_then(|bytes| Request::decode(bytes).ok()),
+        let (silent, request) = match recv(client.as_raw_fd(), &mut bytes, flags) {
+            Ok(len) => (len == 0, bytes.get(..len).and_then(|bytes| Request::decode(bytes).ok())),
             Err(nix::errno::Errno::EAGAIN) => return None,
-            Err(_) => None,
+            Err(_) => (true, None),
         };
         let peer = getsockopt(client, sockopt::PeerCredentials).ok();
         let (client, _) = self.clients.remove(key);
         let pid = peer.and_then(|peer| u32::try_from(peer.pid()).ok()).unwrap_or(0);
-        Some(Question { client, pid, uid: peer.map_or(u32::MAX, |peer| peer.uid()), request })
+        Some(Question {
+            client,
+            pid,
+            uid: peer.map_or(u32::MAX, |peer| peer.uid()),
+            request,
+            silent,
+        })
     }
 }
 
 impl Question {
-    /// Answers; a client that is gone or full is not worth a retry.
-    pub(crate) fn answer(&self, answer: &Answer, descriptors: &[BorrowedFd<'_>]) {
-        if let Err(error) = fdpass::send(self.client.as_fd(), &answer.encode(), descriptors) {
+    /// Answers with words only.
+    pub(crate) fn tell(&self, answer: &Answer) {
+        self.answer(answer, &[]);
+    }
+
+    /// Answers. A client that is gone or full is not worth a retry, but what was made for it is to be
+    /// undone: returns whether the answer is on its way.
+    pub(crate) fn answer(&self, answer: &Answer, descriptors: &[BorrowedFd<'_>]) -> bool {
+        let sent = fdpass::send(self.client.as_fd(), &answer.encode(), descriptors);
+        if let Err(error) = &sent {
             log::debug!("process {} did not wait for its answer: {error}", self.pid);
         }
+        sent.is_ok()
     }
 }

@@ -2,14 +2,15 @@
 //!
 //! A worker can hold the lock of its receive end for as long as its memory takes to page in
 //! (measured: 1.5 s with userfaultfd), and `MSG_DONTWAIT` does not help against that. So the loop
-//! never receives; it asks this thread and keeps a deadline. A thread that misses it is abandoned,
-//! and a new one started, at most [`ABANDONED_MAX`] times at once.
-//! It also closes what a worker could have filled with descriptors whose close blocks.
+//! never receives; it asks this thread and keeps a deadline. Promises: only a worker whose job has
+//! really begun is blamed for a missed deadline, never one that waited behind it; a stuck thread is
+//! abandoned and a new one goes on with the same queue, at most [`ABANDONED_MAX`] times at once; no
+//! connection is destroyed because descriptors ran out.
+//! The loop's side of the disposal thread (`disposal.rs`) is here too: the loop knows one rescue.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
@@ -17,6 +18,7 @@ use croupier_core::event::{ListenerId, WorkerId};
 use croupier_wire::fdpass::{self, Received};
 use croupier_wire::message::{HANDOFF_LEN, Handoff};
 
+use super::disposal::{Desk, Disposal};
 use crate::sys;
 
 /// How long a job may take before its worker counts as holding the lock on purpose.
@@ -34,15 +36,6 @@ struct Order {
     worker: WorkerId,
     queues: Queues,
     max: u32,
-}
-
-/// Work for the thread.
-#[derive(Debug)]
-enum Job {
-    TakeBack(Order),
-    Notifications(u32, Arc<OwnedFd>),
-    Close(Vec<Arc<OwnedFd>>),
-    Dismiss(OwnedFd),
 }
 
 /// One connection out of a queue.
@@ -65,48 +58,52 @@ pub(crate) struct Taken {
     pub(crate) empty: bool,
 }
 
-/// One thread. Dismissed, it does nothing after the job that it is stuck in.
+/// What a thread needs. All threads share one queue: a new one goes on where the stuck one is.
+#[derive(Debug, Clone)]
+struct Tools {
+    inbox: Receiver<Order>,
+    results: Sender<Taken>,
+    waker: Arc<mio::Waker>,
+}
+
+/// A job that has no result yet.
 #[derive(Debug)]
-struct Crew {
-    jobs: Sender<Job>,
-    dismissed: Arc<AtomicBool>,
+struct Pending {
+    serial: u64,
+    worker: WorkerId,
+    /// When to look at it (nanoseconds, monotonic).
+    deadline: u64,
 }
 
 /// The loop's side.
 #[derive(Debug)]
 pub(crate) struct Rescue {
-    crew: Crew,
+    orders: Sender<Order>,
+    tools: Tools,
+    /// The thread's; `None`: none can be made now.
+    desk: Option<Arc<Desk>>,
     results: Receiver<Taken>,
-    results_to: Sender<Taken>,
-    notified: Receiver<(u32, bool)>,
-    notified_to: Sender<(u32, bool)>,
-    waker: Arc<mio::Waker>,
-    /// Jobs under way, oldest first, with their deadlines (ns).
-    pending: Vec<(Order, u64)>,
+    /// Jobs under way, oldest first.
+    pending: Vec<Pending>,
     next_serial: u64,
-    abandoned: usize,
+    /// The jobs that threads are stuck in.
+    abandoned: Vec<u64>,
+    disposal: Disposal,
 }
 
 impl Rescue {
-    /// Starts the thread.
+    /// Starts the threads.
     ///
     /// # Errors
     /// EAGAIN: no thread can be made.
     pub(crate) fn start(waker: Arc<mio::Waker>) -> io::Result<Self> {
+        let disposal = Disposal::start(Arc::clone(&waker))?;
+        let (orders, inbox) = unbounded();
         let (results_to, results) = unbounded();
-        let (notified_to, notified) = unbounded();
-        let crew = hire(results_to.clone(), notified_to.clone(), Arc::clone(&waker))?;
-        Ok(Self {
-            crew,
-            results,
-            results_to,
-            notified,
-            notified_to,
-            waker,
-            pending: Vec::new(),
-            next_serial: 0,
-            abandoned: 0,
-        })
+        let tools = Tools { inbox, results: results_to, waker };
+        let desk = Some(hire(tools.clone())?);
+        let (pending, abandoned) = (Vec::new(), Vec::new());
+        Ok(Self { orders, tools, desk, results, pending, next_serial: 0, abandoned, disposal })
     }
 
     /// Asks for at most `max` connections out of `queues`, oldest first within each. Returns whether
@@ -118,116 +115,126 @@ impl Rescue {
         max: u32,
         now_ns: u64,
     ) -> bool {
-        if self.abandoned >= ABANDONED_MAX {
+        if self.abandoned.len() >= ABANDONED_MAX {
             return false;
         }
+        self.staff();
         self.next_serial += 1;
-        let order = Order { serial: self.next_serial, worker, queues, max };
-        self.pending.push((order.clone(), deadline_from(now_ns)));
-        self.crew.jobs.send(Job::TakeBack(order)).is_ok()
+        let serial = self.next_serial;
+        self.pending.push(Pending { serial, worker, deadline: after(now_ns, RESCUE_DEADLINE) });
+        self.orders.send(Order { serial, worker, queues, max }).is_ok()
     }
 
     /// Reads a worker's sd_notify(3) messages until there is none.
     pub(crate) fn read_notifications(&self, worker: u32, socket: Arc<OwnedFd>) {
-        drop(self.crew.jobs.send(Job::Notifications(worker, socket)));
+        self.disposal.read_notifications(worker, socket);
     }
 
     /// A worker notified: its id, and whether it said `READY=1`.
     pub(crate) fn notified(&self) -> Option<(u32, bool)> {
-        self.notified.try_recv().ok()
+        self.disposal.notified()
     }
 
     /// Closes descriptors away from the loop.
     pub(crate) fn close(&self, descriptors: Vec<Arc<OwnedFd>>) {
-        // Without a thread they are closed here: late is better than leaked.
-        drop(self.crew.jobs.send(Job::Close(descriptors)));
+        self.disposal.close(descriptors);
     }
 
     /// Closes an answered question. It was only peeked at: closed with the question unread, its
     /// sender would read ECONNRESET instead of the answer (unix(7)).
     pub(crate) fn dismiss(&self, client: OwnedFd) {
-        drop(self.crew.jobs.send(Job::Dismiss(client)));
+        self.disposal.dismiss(client);
     }
 
     /// A finished take-back. Results of jobs that were given up are still used: the connections in
     /// them are real.
     pub(crate) fn finished(&mut self) -> Option<Taken> {
         let taken = self.results.try_recv().ok()?;
-        let before = self.pending.len();
-        self.pending.retain(|(order, _)| order.serial != taken.serial);
-        if self.pending.len() == before {
-            self.abandoned = self.abandoned.saturating_sub(1);
-        }
+        self.pending.retain(|job| job.serial != taken.serial);
+        self.abandoned.retain(|serial| *serial != taken.serial);
         Some(taken)
     }
 
-    /// When the oldest job's deadline is.
+    /// When to call [`Self::overdue`].
     pub(crate) fn deadline(&self) -> Option<u64> {
-        self.pending.first().map(|(_, deadline)| *deadline)
+        let jobs = self.pending.iter().map(|job| job.deadline);
+        jobs.chain(self.disposal.deadline()).min()
     }
 
     /// The worker whose job has missed its deadline. Its thread is left to itself; a new one does
-    /// the jobs that waited behind it.
+    /// the jobs that waited behind it, each with its own deadline.
     pub(crate) fn overdue(&mut self, now_ns: u64) -> Option<WorkerId> {
-        if self.pending.first().is_none_or(|(_, deadline)| now_ns < *deadline) {
+        self.disposal.look(now_ns);
+        if self.pending.iter().all(|job| now_ns < job.deadline) {
             return None;
         }
-        let (stuck, _) = self.pending.remove(0);
-        self.abandoned += 1;
-        self.crew.dismissed.store(true, Ordering::Relaxed);
-        match hire(self.results_to.clone(), self.notified_to.clone(), Arc::clone(&self.waker)) {
-            Ok(crew) => self.crew = crew,
-            Err(error) => log::error!("cannot start another rescue thread: {error}"),
-        }
-        for (order, deadline) in &mut self.pending {
-            *deadline = deadline_from(now_ns);
-            if self.crew.jobs.send(Job::TakeBack(order.clone())).is_err() {
-                log::error!("no rescue thread for worker {}", order.worker.0);
+        let stuck = self.stuck(now_ns);
+        self.staff();
+        let begun = self.desk.as_ref().and_then(|desk| desk.at_work());
+        for job in &mut self.pending {
+            if stuck.is_some() || job.deadline <= now_ns {
+                let since = begun.filter(|(serial, _)| *serial == job.serial);
+                let since = since.map_or(now_ns, |(_, since)| since);
+                // One that began in time and cannot be given up now is looked at again later.
+                job.deadline = match after(since, RESCUE_DEADLINE) {
+                    later if later > now_ns => later,
+                    _ => after(now_ns, RESCUE_DEADLINE),
+                };
             }
         }
-        Some(stuck.worker)
+        stuck
+    }
+
+    /// Gives up the job at work, if it has been at work for too long.
+    fn stuck(&mut self, now_ns: u64) -> Option<WorkerId> {
+        let desk = self.desk.as_ref()?;
+        let (serial, since) = desk.at_work()?;
+        let at = self.pending.iter().position(|job| job.serial == serial)?;
+        if now_ns < after(since, RESCUE_DEADLINE) || !desk.leave(serial) {
+            return None;
+        }
+        self.desk = None;
+        self.abandoned.push(serial);
+        Some(self.pending.remove(at).worker)
+    }
+
+    /// Sees to it that there is a thread, unless too many are stuck.
+    fn staff(&mut self) {
+        if self.desk.is_some() || self.abandoned.len() > ABANDONED_MAX {
+            return;
+        }
+        match hire(self.tools.clone()) {
+            Ok(desk) => self.desk = Some(desk),
+            Err(error) => log::error!("cannot start another rescue thread: {error}"),
+        }
     }
 }
 
-fn deadline_from(now_ns: u64) -> u64 {
-    now_ns.saturating_add(u64::try_from(RESCUE_DEADLINE.as_nanos()).unwrap_or(u64::MAX))
+/// The end of a span that begins at `start_ns`.
+pub(super) fn after(start_ns: u64, span: Duration) -> u64 {
+    start_ns.saturating_add(u64::try_from(span.as_nanos()).unwrap_or(u64::MAX))
 }
 
-fn hire(
-    results: Sender<Taken>,
-    notified: Sender<(u32, bool)>,
-    waker: Arc<mio::Waker>,
-) -> io::Result<Crew> {
-    let (jobs, inbox) = unbounded();
-    let dismissed = Arc::new(AtomicBool::new(false));
-    let stop = Arc::clone(&dismissed);
+fn hire(tools: Tools) -> io::Result<Arc<Desk>> {
+    let desk = Arc::new(Desk::default());
+    let own = Arc::clone(&desk);
     let work = move || {
-        for job in inbox {
-            match job {
-                Job::Close(descriptors) => drop(descriptors),
-                Job::Dismiss(client) => read_away(&client),
-                Job::Notifications(worker, socket) => {
-                    let ready = read_notifications(&socket);
-                    if notified.send((worker, ready)).is_err() || waker.wake().is_err() {
-                        return;
-                    }
-                }
-                Job::TakeBack(_) if stop.load(Ordering::Relaxed) => {}
-                Job::TakeBack(order) => {
-                    let taken = take(&order);
-                    drop(order);
-                    if results.send(taken).is_err() {
-                        return;
-                    }
-                    if let Err(error) = waker.wake() {
-                        log::error!("the rescue thread cannot wake the loop: {error}");
-                    }
-                }
+        for order in tools.inbox.iter() {
+            own.begin(order.serial);
+            let taken = take(&order);
+            drop(order);
+            let sent = tools.results.send(taken).is_ok();
+            let goes_on = own.finish();
+            if sent && let Err(error) = tools.waker.wake() {
+                log::error!("the rescue thread cannot wake the loop: {error}");
+            }
+            if !goes_on {
+                return;
             }
         }
     };
     std::thread::Builder::new().name("rescue".into()).stack_size(256 * 1024).spawn(work)?;
-    Ok(Crew { jobs, dismissed })
+    Ok(desk)
 }
 
 fn take(order: &Order) -> Taken {
@@ -262,58 +269,170 @@ enum Step {
     Failed,
 }
 
+/// Takes one message out. At EMFILE recvmsg destroys the connection (measured; no man page says so),
+/// so a descriptor must be proved free first; but another thread may take that one before recvmsg
+/// does. A peek makes a copy that nobody can take: if the message then comes without its connection,
+/// the copy is it.
 fn receive(queue: &OwnedFd) -> Step {
-    // At EMFILE recvmsg destroys the connection (measured; no man page says so): prove that a
-    // descriptor is free first, and leave the queue alone if not.
+    let flags = libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC;
+    let (mut seen, mut copy) = ([0; HANDOFF_LEN], [None]);
+    // What the peek says is not believed: with SO_PEEK_OFF a worker decides that.
+    if fdpass::recv(queue.as_fd(), &mut seen, &mut copy, flags | libc::MSG_PEEK).is_err() {
+        copy = [None];
+    }
     match sys::duplicate(queue) {
         Ok(spare) => drop(spare),
         Err(_) => return Step::Failed,
     }
-    let mut bytes = [0; HANDOFF_LEN];
-    let mut conn = [None];
-    let flags = libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC;
-    match fdpass::recv(queue.as_fd(), &mut bytes, &mut conn, flags) {
+    let (mut bytes, mut conn) = ([0; HANDOFF_LEN], [None]);
+    let received = fdpass::recv(queue.as_fd(), &mut bytes, &mut conn, flags);
+    let ([conn], [copy]) = (conn, copy);
+    // A worker that lives may have claimed the message that was seen: then this is another one, and
+    // its own descriptor is the only right one.
+    let conn = conn.or_else(|| copy.filter(|_| bytes == seen));
+    judge(received, &bytes, conn)
+}
+
+fn judge(received: io::Result<Received>, bytes: &[u8], conn: Option<OwnedFd>) -> Step {
+    match received {
         Ok(Received::Message(len)) => match (conn, bytes.get(..len).map(Handoff::decode)) {
-            ([Some(conn)], Some(Ok(handoff))) => Step::Conn(conn, handoff),
-            ([_], _) => Step::Lost,
+            (Some(conn), Some(Ok(handoff))) => Step::Conn(conn, handoff),
+            (_, _) => Step::Lost,
         },
         Ok(Received::Ended) => Step::Nothing,
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => Step::Nothing,
-        // Cut off: the message is gone, its descriptor closed.
-        Err(error) if error.raw_os_error() == Some(libc::EPROTO) => Step::Lost,
+        // Cut off: the message is gone and its descriptor closed, unless there is a copy.
+        Err(error) if error.raw_os_error() == Some(libc::EPROTO) => {
+            match (conn, Handoff::decode(bytes)) {
+                (Some(conn), Ok(handoff)) => Step::Conn(conn, handoff),
+                (_, _) => Step::Lost,
+            }
+        }
         Err(_) => Step::Failed,
     }
 }
 
-/// Messages taken out of an answered question's socket before it is closed: one was asked for.
-const DISMISSED_MAX: usize = 4;
+#[cfg(test)]
+mod tests {
+    use super::super::disposal::tests::{lingering, wait_for, waker};
+    use super::*;
+    use croupier_wire::message::RawAddress;
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+    use std::io::{PipeReader, Read};
 
-fn read_away(client: &OwnedFd) {
-    for _ in 0..DISMISSED_MAX {
-        // No room for descriptors: the kernel closes what came along, here, where it may block.
-        match fdpass::recv(client.as_fd(), &mut [0; 1], &mut [], libc::MSG_DONTWAIT) {
-            Ok(Received::Message(_)) => {}
-            Err(error) if error.raw_os_error() == Some(libc::EPROTO) => {}
-            Ok(Received::Ended) | Err(_) => return,
+    fn channel() -> (OwnedFd, Arc<OwnedFd>) {
+        let flags = SockFlag::SOCK_CLOEXEC;
+        let (send, receive) =
+            socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags).unwrap();
+        (send, Arc::new(receive))
+    }
+
+    fn handoff(accepted_at: u64) -> Handoff {
+        Handoff { nonblocking: false, accepted_at, peer: RawAddress::NONE }
+    }
+
+    /// Queues a connection: the writing end of a pipe, so that its last close can be read.
+    fn deal(send: &OwnedFd, accepted_at: u64) -> PipeReader {
+        let (reader, writer) = io::pipe().unwrap();
+        let bytes = handoff(accepted_at).encode();
+        fdpass::send(send.as_fd(), &bytes, &[writer.as_fd()]).unwrap();
+        reader
+    }
+
+    fn queues(queue: &Arc<OwnedFd>) -> Queues {
+        vec![(ListenerId(3), Arc::clone(queue))]
+    }
+
+    fn start() -> (Rescue, mio::Poll) {
+        let (poll, waker) = waker();
+        (Rescue::start(waker).unwrap(), poll)
+    }
+
+    #[test]
+    fn takes_the_oldest_and_leaves_no_copy() {
+        let (send, queue) = channel();
+        let mut readers = [deal(&send, 1), deal(&send, 2), deal(&send, 3)];
+        let mut order = Order { serial: 1, worker: WorkerId(1), queues: queues(&queue), max: 2 };
+        let first = take(&order);
+        let at: Vec<u64> = first.rescued.iter().map(|one| one.handoff.accepted_at).collect();
+        assert_eq!((at.as_slice(), first.lost, first.empty), ([1, 2].as_slice(), 0, false));
+        order.max = 9;
+        let second = take(&order);
+        assert_eq!((second.rescued.len(), second.lost, second.empty), (1, 0, true));
+        drop((first, second));
+        for reader in &mut readers {
+            assert_eq!(reader.read(&mut [0; 1]).unwrap(), 0, "every copy is closed");
         }
     }
-}
 
-/// sd_notify(3) messages read in one go.
-const NOTIFICATIONS_MAX: usize = 64;
-
-fn read_notifications(socket: &OwnedFd) -> bool {
-    let mut ready = false;
-    for _ in 0..NOTIFICATIONS_MAX {
-        let mut bytes = [0; 4096];
-        // No room for descriptors: the kernel closes what came along, here, where it may block.
-        match fdpass::recv(socket.as_fd(), &mut bytes, &mut [], libc::MSG_DONTWAIT) {
-            Ok(Received::Message(len)) => {
-                let text = bytes.get(..len).unwrap_or(&[]);
-                ready |= text.split(|byte| *byte == b'\n').any(|line| line == b"READY=1");
-            }
-            Ok(Received::Ended) | Err(_) => break,
+    #[test]
+    fn a_worker_cannot_hide_its_queue_by_a_peek_offset() {
+        let (send, queue) = channel();
+        let _readers = [deal(&send, 1), deal(&send, 2)];
+        for offset in [10, 48, 4096] {
+            sys::set_option(queue.as_fd(), libc::SOL_SOCKET, libc::SO_PEEK_OFF, &[offset]).unwrap();
+            let _more = deal(&send, 3);
+            let Step::Conn(_, found) = receive(&queue) else { panic!("two are queued") };
+            assert!(found.accepted_at > 0);
         }
     }
-    ready
+
+    #[test]
+    fn a_message_cut_off_is_lost_only_without_its_own_copy() {
+        let cut = || Err(io::Error::from_raw_os_error(libc::EPROTO));
+        let bytes = handoff(7).encode();
+        let copy = || Some(OwnedFd::from(io::pipe().unwrap().0));
+        assert!(
+            matches!(judge(cut(), &bytes, copy()), Step::Conn(_, found) if found.accepted_at == 7)
+        );
+        assert!(matches!(judge(cut(), &bytes, None), Step::Lost));
+        assert!(matches!(judge(cut(), b"garbage", copy()), Step::Lost));
+        let full = Err(io::Error::from_raw_os_error(libc::EAGAIN));
+        assert!(matches!(judge(full, &bytes, copy()), Step::Nothing));
+    }
+
+    #[test]
+    fn only_the_worker_whose_job_is_stuck_is_blamed() {
+        let (mut rescue, _poll) = start();
+        let (send, queue) = channel();
+        let (bad_send, bad_queue) = channel();
+        let _readers = [deal(&send, 1), deal(&send, 2)];
+        // Two descriptors are one too many: both are closed, and one of the closes waits.
+        let (lingers, peer) = lingering();
+        let other = io::pipe().unwrap().0;
+        fdpass::send(bad_send.as_fd(), &handoff(9).encode(), &[lingers.as_fd(), other.as_fd()])
+            .unwrap();
+        drop(lingers);
+        let start = sys::monotonic_ns();
+        assert!(rescue.take_back(WorkerId(1), queues(&bad_queue), 9, start));
+        assert!(rescue.take_back(WorkerId(2), queues(&queue), 9, start));
+        let begun = |rescue: &Rescue| rescue.desk.as_ref().and_then(|desk| desk.at_work());
+        let (_, since) = wait_for("the first job", || begun(&rescue));
+        let due = after(since, RESCUE_DEADLINE);
+        assert_eq!(rescue.overdue(due - 1), None);
+        assert_eq!(rescue.overdue(due), Some(WorkerId(1)));
+        // The second only waited: its time begins now.
+        assert_eq!(rescue.overdue(due), None);
+        assert!(rescue.pending.iter().all(|job| job.deadline == after(due, RESCUE_DEADLINE)));
+        let taken = wait_for("the second job", || rescue.finished());
+        assert_eq!((taken.worker, taken.rescued.len()), (WorkerId(2), 2));
+        assert_eq!((rescue.abandoned.len(), rescue.deadline()), (1, None));
+        drop(peer);
+        let late = wait_for("the stuck job", || rescue.finished());
+        assert_eq!((late.worker, late.lost), (WorkerId(1), 1));
+        assert_eq!(rescue.abandoned.len(), 0);
+    }
+
+    #[test]
+    fn a_close_that_blocks_holds_up_no_take_back() {
+        let (mut rescue, _poll) = start();
+        let (lingers, _peer) = lingering();
+        rescue.close(vec![Arc::new(lingers)]);
+        let (send, queue) = channel();
+        let _reader = deal(&send, 1);
+        assert!(rescue.take_back(WorkerId(1), queues(&queue), 1, sys::monotonic_ns()));
+        let taken = wait_for("the take-back", || rescue.finished());
+        assert_eq!(taken.rescued.len(), 1);
+        assert_eq!(rescue.overdue(u64::MAX), None);
+    }
 }

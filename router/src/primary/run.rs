@@ -41,7 +41,7 @@ pub(super) const EXHAUSTED_WAIT: Duration = Duration::from_millis(50);
 pub(super) const BELL_WAIT: Duration = Duration::from_millis(20);
 const BELL_WAIT_MAX: Duration = Duration::from_millis(320);
 /// How often what a killed family left behind is looked for, when no SIGCHLD says so.
-const BURIAL_WAIT: Duration = Duration::from_millis(50);
+pub(super) const BURIAL_WAIT: Duration = Duration::from_millis(50);
 
 /// An accepted connection that the primary holds: its only owner.
 #[derive(Debug)]
@@ -80,6 +80,11 @@ pub(super) struct Primary {
     pub(super) outcome: Option<Outcome>,
     /// Workers whose families are being buried.
     pub(super) burials: usize,
+    /// When they are looked at again, should no SIGCHLD come.
+    pub(super) burial_at: u64,
+    /// When questions and adopted sockets are looked at again: descriptors had run out, or a turn was
+    /// not enough.
+    pub(super) again_at: Option<u64>,
     /// Doorbells are set, because nobody had room when it was last asked.
     pub(super) bells_set: bool,
     pub(super) bell_wait: Duration,
@@ -155,9 +160,10 @@ impl Primary {
         let core = self.core.poll_timeout().map(|Now(at)| at);
         let retries = self.listeners.iter().filter_map(|(_, listener)| listener.retry_at).min();
         let bell = self.clients_wait().then(|| self.later(self.bell_wait));
-        let burial = (self.burials > 0).then(|| self.later(BURIAL_WAIT));
-        let all = [core, retries, bell, burial, self.rescue.deadline(), self.announcer.deadline()];
-        if let Some(earliest) = all.into_iter().flatten().min() {
+        let burial = (self.burials > 0).then_some(self.burial_at);
+        let own = [self.again_at, self.rescue.deadline(), self.announcer.deadline()];
+        let all = [core, retries, bell, burial].into_iter().chain(own);
+        if let Some(earliest) = all.flatten().min() {
             self.alarm.ring_by(earliest);
         }
         None
@@ -174,7 +180,16 @@ impl Primary {
                 listener.pending = true;
             }
         }
-        self.look_at_burials();
+        if self.burials > 0 && self.burial_at <= now {
+            self.look_at_burials();
+        }
+        if self.again_at.is_some_and(|at| at <= now) {
+            self.again_at = None;
+            self.take_questions();
+            for key in 0..self.adopted.capacity() {
+                self.note_adopted(key);
+            }
+        }
         if self.clients_wait() {
             self.bell_wait = (self.bell_wait * 2).min(BELL_WAIT_MAX);
         }

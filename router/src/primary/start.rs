@@ -23,8 +23,8 @@ use slab::Slab;
 
 use super::alarm::Alarm;
 use super::announce::Announcer;
-use super::commands::Commands;
-use super::listener::{Listener, Origin};
+use super::commands::{Commands, Ending};
+use super::listener::{Listener, Origin, Phase};
 use super::process::{self, Started, hex};
 use super::questions::Questions;
 use super::replace::Replacing;
@@ -151,6 +151,8 @@ fn assemble(
         outcome: None,
         bells_set: false,
         burials: 0,
+        burial_at: 0,
+        again_at: None,
         bell_wait: BELL_WAIT,
         alarm: Alarm::new().map_err(cannot("make a timer"))?,
         poll,
@@ -167,6 +169,8 @@ fn assemble(
 
 /// By feature, not by version: each by using it.
 fn check_kernel() -> Result<(), StartError> {
+    let [a, b, c, d, ..] = random_token().map_err(cannot("get random bytes"))?;
+    channel::name_after([a, b, c, d]);
     let missing = |what: &'static str| move |source: io::Error| StartError::Kernel { what, source };
     channel::calibrate()
         .map_err(missing("count descriptors queued on a Unix socket (SIOCOUTQ)"))?;
@@ -228,7 +232,7 @@ impl Primary {
     fn exit_code(&self, outcome: Outcome) -> u8 {
         match outcome {
             Outcome::Stopped => 0,
-            Outcome::Killed if self.commands.killed_by_command => 0,
+            Outcome::Killed if self.commands.ending == Ending::Killed => 0,
             Outcome::Killed => 130,
             Outcome::NeverStarted | Outcome::AllFailed => 1,
         }
@@ -301,15 +305,17 @@ impl Launcher {
         self.queue_depth
     }
 
-    /// `--ready notify`: a datagram socket of its own for each worker (sd_notify(3)).
-    pub(super) fn notify_socket(&self, token: &[u8; 16]) -> io::Result<Option<OwnedFd>> {
+    /// `--ready notify`: a datagram socket of its own for each worker (sd_notify(3)), and its name. The
+    /// name is not the token: everybody can read the abstract names.
+    pub(super) fn notify_socket(&self) -> io::Result<Option<(OwnedFd, String)>> {
         if self.ready != ReadyRule::Notify {
             return Ok(None);
         }
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
         let socket = socket(AddressFamily::Unix, SockType::Datagram, flags, None)?;
-        bind(socket.as_raw_fd(), &UnixAddr::new_abstract(notify_name(token).as_bytes())?)?;
-        Ok(Some(socket))
+        let name = format!("croupier-notify/{}/{}", std::process::id(), hex(&random_token()?));
+        bind(socket.as_raw_fd(), &UnixAddr::new_abstract(name.as_bytes())?)?;
+        Ok(Some((socket, name)))
     }
 
     /// What a worker inherits, because it will not ask for it: with `listen-fds` the sockets of every
@@ -341,7 +347,7 @@ impl Launcher {
                             sys::duplicate(listener.slot_socket(worker.slot, backlog)?)?
                         }
                         Policy::Least | Policy::Rr | Policy::Ip | Policy::Shared => {
-                            sys::duplicate(listener.socket())?
+                            listener.shared_socket()?
                         }
                     });
                 }
@@ -361,20 +367,19 @@ impl Launcher {
         ask: &str,
         inherit: Vec<OwnedFd>,
     ) -> io::Result<Started> {
-        let (slot, token) = (worker.slot, &worker.token);
-        let worker = worker.id;
+        let (slot, token, id) = (worker.slot, &worker.token, worker.id);
         let place = adapter::Place {
             slot: slot.0,
-            worker: worker.0,
+            worker: id.0,
             generation: generation.0,
             control: format!("{}@{ask}", hex(token)),
         };
         let mut environment = adapter::spawn_env(&self.config, &self.resolved, &place);
-        if self.ready == ReadyRule::Notify {
-            environment.push(("NOTIFY_SOCKET".into(), format!("@{}", notify_name(token)).into()));
+        if let Some((_, name)) = &worker.notify {
+            environment.push(("NOTIFY_SOCKET".into(), format!("@{name}").into()));
         }
         let mut arguments: Vec<OsString> =
-            self.resolved.argv.iter().map(|word| expand(word, slot.0, worker.0)).collect();
+            self.resolved.argv.iter().map(|word| expand(word, slot.0, id.0)).collect();
         let mut program = self.resolved.program.clone();
         match self.resolved.adapter {
             Adapter::Preload | Adapter::Shim => {}
@@ -413,12 +418,9 @@ fn with_listen_pid(program: PathBuf, arguments: Vec<OsString>) -> (PathBuf, Vec<
     ("/bin/sh".into(), wrapped)
 }
 
-fn notify_name(token: &[u8; 16]) -> String {
-    format!("croupier-notify/{}/{}", std::process::id(), hex(token))
-}
-
 /// For messages: where clients connect.
 pub(super) fn addresses(listeners: &Slab<Listener>) -> String {
-    let all: Vec<String> = listeners.iter().map(|(_, listener)| listener.to_string()).collect();
+    let open = listeners.iter().filter(|(_, listener)| listener.phase != Phase::Bound);
+    let all: Vec<String> = open.map(|(_, listener)| listener.to_string()).collect();
     if all.is_empty() { "no address".into() } else { all.join(", ") }
 }

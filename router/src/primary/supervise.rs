@@ -2,15 +2,20 @@
 
 use std::os::fd::AsFd;
 use std::sync::Arc;
+use std::time::Duration;
 
-use croupier_core::event::{Event, Generation, SlotId, WorkerId};
+use croupier_core::event::{Event, ExitStatus, Generation, SlotId, WorkerId};
 use nix::sys::signal::Signal;
 
 use super::page::SharedPage;
 use super::process::{self, Ended};
-use super::run::Primary;
+use super::run::{BURIAL_WAIT, Primary};
 use super::tokens::Source;
 use super::worker::{Process, Worker, doorbell};
+
+/// How long a killed family may take to go before it is given up: a process of another user, or one that
+/// hangs in the kernel, must not keep the primary from ending.
+const BURIAL_MAX: Duration = Duration::from_secs(5);
 
 impl Primary {
     pub(super) fn spawn(&mut self, slot: SlotId, worker: WorkerId, generation: Generation) {
@@ -37,17 +42,24 @@ impl Primary {
         let page = SharedPage::new(id)?;
         let bell = doorbell()?;
         let token = super::start::random_token()?;
-        let notify = self.launcher.notify_socket(&token)?.map(Arc::new);
+        let notify = self.launcher.notify_socket()?;
         let ask = self.questions.name().to_owned();
         let mut worker = Worker::new(id, slot, token, page, bell, self.now);
         let inherit = self.launcher.inheritance(&mut worker, &mut self.listeners)?;
-        let started = self.launcher.start(&worker, generation, &ask, inherit)?;
-        worker.pid = started.pid;
+        // Everything that can fail comes before the process: nobody would supervise it.
         self.watch(&worker.bell, Source::Bell)?;
-        if let Some(notify) = notify {
-            self.watch(notify.as_ref(), Source::Notify(id.0))?;
-            worker.notify = Some(notify);
+        if let Some((socket, name)) = notify {
+            self.watch(&socket, Source::Notify(id.0))?;
+            worker.notify = Some((Arc::new(socket), name));
         }
+        let started = match self.launcher.start(&worker, generation, &ask, inherit) {
+            Ok(started) => started,
+            Err(error) => {
+                self.retire_descriptors(worker);
+                return Err(error);
+            }
+        };
+        worker.pid = started.pid;
         if let (Some(output), Some((out, err))) = (&self.output, started.output) {
             self.show_generations();
             output.attach(id.0, slot.0, generation.0, out, err);
@@ -93,7 +105,7 @@ impl Primary {
     /// number that is certainly its own.
     fn last_call(&self, worker: WorkerId) {
         if let Some(worker) = self.workers.get(worker)
-            && worker.burying
+            && worker.burying.is_some()
         {
             process::signal_group(worker, Signal::SIGKILL);
         }
@@ -108,8 +120,8 @@ impl Primary {
         let Some(found) = self.workers.get_mut(worker) else {
             return self.tell(Event::FamilyGone { worker });
         };
-        self.burials += usize::from(!found.burying);
-        found.burying = true;
+        self.burials += usize::from(found.burying.is_none());
+        found.burying.get_or_insert(self.now);
         process::kill_family(found, &mains);
         self.look_at_burials();
     }
@@ -119,20 +131,37 @@ impl Primary {
         if self.burials == 0 {
             return;
         }
+        self.burial_at = self.later(BURIAL_WAIT);
         let mains = self.mains();
-        let mut gone = Vec::new();
-        for worker in self.workers.iter_mut().filter(|worker| worker.burying) {
+        let (mut gone, now) = (Vec::new(), self.now);
+        for worker in self.workers.iter_mut() {
+            let Some(since) = worker.burying else { continue };
             let left = process::kill_family(worker, &mains);
-            match worker.process {
-                Process::Reaped(_) if left == 0 => {
-                    worker.burying = false;
-                    gone.push(worker.id);
-                }
-                Process::Running | Process::Zombie(_) | Process::Reaped(_) => {}
+            let over = match worker.process {
+                Process::Reaped(_) => left == 0,
+                Process::Running | Process::Zombie(_) => false,
+            };
+            let patience = u64::try_from(BURIAL_MAX.as_nanos()).unwrap_or(u64::MAX);
+            let given_up = !over && now.saturating_sub(since) > patience;
+            if given_up {
+                log::error!(
+                    "{left} processes of worker {} (pid {}) cannot be killed: they belong to another user \
+                     or hang in the kernel; they are left alone",
+                    worker.id.0,
+                    worker.pid
+                );
+            }
+            if over || given_up {
+                worker.burying = None;
+                gone.push((worker.id, worker.is_running()));
             }
         }
         self.burials = self.burials.saturating_sub(gone.len());
-        for worker in gone {
+        for (worker, unkillable) in gone {
+            if unkillable {
+                let status = ExitStatus::Signal(libc::SIGKILL);
+                self.tell(Event::Exited { worker, status, orphans: false });
+            }
             self.tell(Event::FamilyGone { worker });
         }
     }
@@ -141,7 +170,7 @@ impl Primary {
     /// descriptors to it.
     pub(super) fn take_notification(&mut self, worker: u32) {
         if let Some(found) = self.workers.get(WorkerId(worker))
-            && let Some(notify) = &found.notify
+            && let Some((notify, _)) = &found.notify
         {
             self.rescue.read_notifications(worker, Arc::clone(notify));
         }
@@ -154,6 +183,23 @@ impl Primary {
             for worker in self.workers.iter_mut().filter(|worker| worker.page.attached) {
                 worker.page.drop_dead_lines(process::exists);
             }
+            self.close_dead_channels();
+        }
+    }
+
+    /// A process that listened and was replaced within its worker (`while :; do server; done`, a
+    /// reloader) leaves a channel that nobody reads. Others of the family may have inherited it.
+    fn close_dead_channels(&mut self) {
+        let mut dead = Vec::new();
+        for worker in self.workers.iter().filter(|worker| worker.is_running()) {
+            for (number, inode) in worker.orphaned_channels(process::exists) {
+                if !process::family_holds(worker, &self.mains(), inode) {
+                    dead.push((worker.id, number));
+                }
+            }
+        }
+        for (worker, number) in dead {
+            self.close_channel(worker, number);
         }
     }
 

@@ -42,10 +42,10 @@ pub(crate) struct Worker {
     pub(crate) page: SharedPage,
     pub(crate) bell: OwnedFd,
     pub(crate) started_ns: u64,
-    /// KILL was sent to the family; the core waits to hear that nobody is left.
-    pub(crate) burying: bool,
-    /// `--ready notify`: where the worker's sd_notify(3) arrives.
-    pub(crate) notify: Option<Arc<OwnedFd>>,
+    /// KILL was sent to the family, first then; the core waits to hear that nobody is left.
+    pub(crate) burying: Option<u64>,
+    /// `--ready notify`: where the worker's sd_notify(3) arrives, and its abstract name.
+    pub(crate) notify: Option<(Arc<OwnedFd>, String)>,
     channels: Vec<(Channel, RawAddress<ADDRESS_MAX>)>,
     sockets: Vec<ListenerId>,
     next_channel: u32,
@@ -74,7 +74,7 @@ impl Worker {
             page,
             bell,
             started_ns,
-            burying: false,
+            burying: None,
             notify: None,
             channels: Vec::new(),
             sockets: Vec::new(),
@@ -97,6 +97,8 @@ impl Worker {
         depth: u32,
         address: RawAddress<ADDRESS_MAX>,
     ) -> io::Result<u32> {
+        // A program may close and listen again as often as it likes.
+        self.channels.retain(|(channel, _)| !channel.closed || channel.queued() != Some(0));
         if self.channels.len() >= CHANNELS_MAX {
             return Err(io::Error::from_raw_os_error(libc::ENOSPC));
         }
@@ -148,12 +150,26 @@ impl Worker {
         self.process == Process::Running
     }
 
-    /// Whether process `pid` itself has one.
-    pub(crate) fn process_listens_on(&self, listener: ListenerId, pid: u32) -> bool {
-        self.channels.iter().any(|(c, _)| c.listener == listener && c.owner == pid && !c.closed)
+    /// Whether process `pid` itself has one for this very address.
+    pub(crate) fn process_listens_on(&self, address: &RawAddress<ADDRESS_MAX>, pid: u32) -> bool {
+        self.channels.iter().any(|(c, at)| at == address && c.owner == pid && !c.closed)
     }
 
-    /// Sends on a channel for `listener`; several (one per process of a pre-forker) take turns.
+    /// Open channels whose owner has gone, with the inode to look for among the rest of the family.
+    pub(crate) fn orphaned_channels(&self, alive: impl Fn(u32) -> bool) -> Vec<(u32, u64)> {
+        let open =
+            self.channels.iter().filter(|(c, _)| !c.closed && c.owner != 0 && !alive(c.owner));
+        open.filter_map(|(channel, _)| Some((channel.number, channel.inode()?))).collect()
+    }
+
+    /// What is queued on one channel, for the rescue thread.
+    pub(crate) fn queue_of(&self, number: u32) -> Option<(ListenerId, Arc<OwnedFd>)> {
+        let (channel, _) = self.channels.iter().find(|(channel, _)| channel.number == number)?;
+        (channel.queued() != Some(0)).then(|| (channel.listener, channel.duplicate()))
+    }
+
+    /// Sends on a channel for `listener`; of several (one per process of a pre-forker) the shortest
+    /// queue, in turn.
     ///
     /// # Errors
     /// The errno of sendmsg(2); `EPIPE` when there is no channel.
@@ -163,18 +179,28 @@ impl Worker {
         header: &[u8; HANDOFF_LEN],
         conn: BorrowedFd<'_>,
     ) -> io::Result<()> {
+        let at =
+            self.shortest(listener).ok_or_else(|| io::Error::from_raw_os_error(libc::EPIPE))?;
+        let (channel, _) = self.channels.get(at).ok_or(io::ErrorKind::NotFound)?;
+        channel.send(header, conn)?;
+        self.next_send = at + 1;
+        self.sent += 1;
+        Ok(())
+    }
+
+    /// The open channel of `listener` with the fewest queued connections, beginning behind the last
+    /// one used. With one channel, as nearly all workers have, that is no system call.
+    fn shortest(&self, listener: ListenerId) -> Option<usize> {
         let count = self.channels.len();
-        for step in 0..count {
-            let at = (self.next_send + step) % count;
-            let Some((channel, _)) = self.channels.get(at) else { continue };
-            if channel.listener == listener && !channel.closed {
-                self.next_send = at + 1;
-                channel.send(header, conn)?;
-                self.sent += 1;
-                return Ok(());
-            }
-        }
-        Err(io::Error::from_raw_os_error(libc::EPIPE))
+        let turn = (0..count).map(|step| (self.next_send + step) % count);
+        let mut open = turn.filter(|at| {
+            let channel = self.channels.get(*at).map(|(channel, _)| channel);
+            channel.is_some_and(|channel| channel.listener == listener && !channel.closed)
+        });
+        let first = open.next()?;
+        let Some(second) = open.next() else { return Some(first) };
+        let queued = |at: &usize| self.channels.get(*at).and_then(|(channel, _)| channel.queued());
+        [first, second].into_iter().chain(open).min_by_key(queued)
     }
 
     /// Connections came back out of the queues.
@@ -199,7 +225,7 @@ impl Worker {
     /// Everything whose close the worker could make block.
     pub(crate) fn into_descriptors(self) -> Vec<Arc<OwnedFd>> {
         let receive = self.channels.iter().map(|(channel, _)| channel.duplicate());
-        receive.chain(self.notify.clone()).collect()
+        receive.chain(self.notify.map(|(socket, _)| socket)).collect()
     }
 
     /// Exact number of queued connections: one ioctl(2) per channel.

@@ -60,7 +60,7 @@ fn real_name(fd: c_int) -> Option<RawAddress<ADDRESS_MAX>> {
     (!failed).then(|| RawAddress::new(bytes.get(..len as usize).unwrap_or(&bytes)))
 }
 
-/// The channel's number, when `name` is a channel's: `\0croupier/<pid>/<worker>/<channel>`.
+/// The channel's number, when `name` is a channel's: `\0croupier/<pid>/<random>/<worker>/<channel>`.
 fn channel_of(name: &RawAddress<ADDRESS_MAX>) -> Option<u32> {
     let (family, path) = name.bytes().split_first_chunk::<2>()?;
     if c_int::from(u16::from_ne_bytes(*family)) != libc::AF_UNIX {

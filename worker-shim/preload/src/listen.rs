@@ -146,8 +146,11 @@ fn put_over(fd: c_int, from: &OwnedFd) -> Outcome {
     if status < 0 || descriptor < 0 {
         return Outcome::Errno(libc::EBADF);
     }
-    // SAFETY: sets the flags of a socket of ours.
-    unsafe { libc::fcntl(new, libc::F_SETFL, status & libc::O_NONBLOCK) };
+    // A channel comes blocking, and a socket that other workers share must never become so again.
+    if status & libc::O_NONBLOCK != 0 {
+        // SAFETY: sets the flags of a socket of ours.
+        unsafe { libc::fcntl(new, libc::F_SETFL, libc::O_NONBLOCK) };
+    }
     let mut limit = libc::timeval { tv_sec: 0, tv_usec: 0 };
     let mut size = socklen_t::try_from(size_of_val(&limit)).unwrap_or(0);
     let value: *mut c_void = (&raw mut limit).cast();

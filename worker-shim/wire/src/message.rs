@@ -28,7 +28,7 @@ pub const OPTIONS_MAX: usize = 16;
 /// Descriptors that one [`Answer`] may carry.
 pub const ANSWER_FDS_MAX: usize = 4;
 /// What the abstract name of every channel's receive end starts with, after the leading NUL:
-/// `croupier/<pid of the primary>/<worker id>/<channel>`.
+/// `croupier/<pid of the primary>/<a random number>/<worker id>/<channel>`.
 pub const CHANNEL_PREFIX: &[u8] = b"croupier/";
 /// Environment variable: `<32 hex digits of the token>@<abstract name of the control socket>`.
 pub const CONTROL_VAR: &str = "CROUPIER_CONTROL";

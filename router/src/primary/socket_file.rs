@@ -1,0 +1,237 @@
+//! The file of a Unix listener, and the second name that keeps it alive.
+//!
+//! Owns two names of one socket: the path that clients connect to, and a private one beside it
+//! (`PATH.croupier-<pid>`). Why two: many programs unlink their path before they bind (asyncio,
+//! gunicorn, uvicorn), and a second worker would take the file from under the listener; a socket
+//! cannot be bound twice and a file without a name cannot be linked again. connect(2) goes by inode,
+//! so any hard link reaches the listener. Promises: only sockets that nobody owns are ever removed
+//! to make room, and at the end only names that are the listener's own; nothing here blocks.
+
+use std::ffi::OsString;
+use std::fs::{hard_link, remove_file, symlink_metadata};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, bind, connect, socket};
+
+/// Device and inode: which file a name means.
+type Identity = (u64, u64);
+
+/// The names of one bound Unix socket.
+#[derive(Debug)]
+pub(super) struct SocketFile {
+    path: PathBuf,
+    private: PathBuf,
+    identity: Identity,
+}
+
+impl SocketFile {
+    /// Binds `socket` to `path` and gives it its second name. A stale socket file is replaced.
+    ///
+    /// # Errors
+    /// bind(2)'s errno: `EADDRINUSE` when something is there that is not a socket without an owner.
+    pub(super) fn bind(socket: BorrowedFd<'_>, path: &Path) -> io::Result<Self> {
+        let name = UnixAddr::new(path)?;
+        if let Err(error) = bind(socket.as_raw_fd(), &name) {
+            if error != Errno::EADDRINUSE || !is_stale(path) {
+                return Err(error.into());
+            }
+            remove_file(path)?;
+            bind(socket.as_raw_fd(), &name)?;
+        }
+        let identity = identity_of(path).ok_or(io::ErrorKind::NotFound)?;
+        let mut private = OsString::from(path);
+        private.push(format!(".croupier-{}", std::process::id()));
+        let file = Self { path: path.into(), private: private.into(), identity };
+        file.keep();
+        Ok(file)
+    }
+
+    /// Makes the path reach the listener again, if it does not.
+    pub(super) fn restore(&self) {
+        if identity_of(&self.path) == Some(self.identity) {
+            return self.keep();
+        }
+        let (path, private) = (self.path.display(), self.private.display());
+        if identity_of(&self.private) != Some(self.identity) {
+            log::error!("{path} was removed, and so was {private}: restart to be reachable there");
+        } else if let Err(error) = place(&self.private, &self.path) {
+            log::error!("{path} was removed and cannot be put back: {error}; link {private} to it");
+        } else {
+            log::debug!("{path} was removed and is back");
+        }
+    }
+
+    /// Gives the socket its private name, if it has none.
+    fn keep(&self) {
+        if identity_of(&self.private) == Some(self.identity) {
+            return;
+        }
+        if let Err(error) = place(&self.path, &self.private) {
+            let (path, private) = (self.path.display(), self.private.display());
+            log::warn!(
+                "cannot link {private} to {path}: {error}; a program that removes {path} before it binds will make it unreachable"
+            );
+        }
+    }
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        for name in [&self.path, &self.private] {
+            // Gone already, or somebody else's by now: not ours to remove.
+            if identity_of(name) == Some(self.identity)
+                && let Err(error) = remove_file(name)
+            {
+                log::warn!("cannot remove the socket file {}: {error}", name.display());
+            }
+        }
+    }
+}
+
+/// Hard-links `from` to `to`; a stale socket file makes room.
+fn place(from: &Path, to: &Path) -> io::Result<()> {
+    match hard_link(from, to) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && is_stale(to) => {
+            remove_file(to)?;
+            hard_link(from, to)
+        }
+        done => done,
+    }
+}
+
+fn identity_of(path: &Path) -> Option<Identity> {
+    symlink_metadata(path).ok().map(|found| (found.dev(), found.ino()))
+}
+
+/// Whether this is a socket file that no socket is bound to any more. bind(2) says `EADDRINUSE` for
+/// any file, and connect(2) says `ECONNREFUSED` for a regular one too, so the type is asked first.
+///
+/// The probe is a datagram socket: it cannot wait for a full backlog, no owner sees a client that is
+/// none, and one that has bound but does not listen yet answers `EPROTOTYPE`, where a stream socket
+/// would read `ECONNREFUSED` (unix(7)). Only that one errno proves that nobody is there.
+fn is_stale(path: &Path) -> bool {
+    if !symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket()) {
+        return false;
+    }
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let probe = socket(AddressFamily::Unix, SockType::Datagram, flags, None);
+    let (Ok(probe), Ok(name)) = (probe, UnixAddr::new(path)) else { return false };
+    connect(probe.as_fd().as_raw_fd(), &name) == Err(Errno::ECONNREFUSED)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::fd::OwnedFd;
+    use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
+
+    use nix::sys::socket::{Backlog, listen};
+
+    fn stream() -> OwnedFd {
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        socket(AddressFamily::Unix, SockType::Stream, flags, None).unwrap()
+    }
+
+    fn listening(path: &Path) -> (OwnedFd, SocketFile) {
+        let socket = stream();
+        let file = SocketFile::bind(socket.as_fd(), path).unwrap();
+        listen(&socket, Backlog::new(8).unwrap()).unwrap();
+        (socket, file)
+    }
+
+    fn errno_at(path: &Path) -> Option<i32> {
+        SocketFile::bind(stream().as_fd(), path).unwrap_err().raw_os_error()
+    }
+
+    fn names(folder: &tempfile::TempDir) -> usize {
+        std::fs::read_dir(folder.path()).unwrap().count()
+    }
+
+    #[test]
+    fn what_is_not_a_stale_socket_is_left_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name| folder.path().join(name);
+        std::fs::write(at("data"), "precious").unwrap();
+        std::fs::create_dir(at("folder")).unwrap();
+        drop(UnixListener::bind(at("stale")).unwrap());
+        std::os::unix::fs::symlink(at("stale"), at("link")).unwrap();
+        let datagrams = UnixDatagram::bind(at("datagrams")).unwrap();
+        let bound = stream();
+        bind(bound.as_raw_fd(), &UnixAddr::new(&at("bound")).unwrap()).unwrap();
+        for name in ["data", "folder", "link", "datagrams", "bound"] {
+            assert_eq!(errno_at(&at(name)), Some(libc::EADDRINUSE), "{name}");
+            assert!(symlink_metadata(at(name)).is_ok(), "{name}");
+        }
+        assert_eq!(std::fs::read(at("data")).unwrap(), b"precious");
+        drop((datagrams, bound));
+        for name in ["stale", "datagrams", "bound"] {
+            drop(SocketFile::bind(stream().as_fd(), &at(name)).unwrap());
+            assert!(symlink_metadata(at(name)).is_err(), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_full_backlog_is_somebody_and_never_waited_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("full");
+        let owner = stream();
+        let name = UnixAddr::new(&path).unwrap();
+        bind(owner.as_raw_fd(), &name).unwrap();
+        listen(&owner, Backlog::new(1).unwrap()).unwrap();
+        let mut clients = Vec::new();
+        let full = loop {
+            clients.push(stream());
+            if let Err(error) = connect(clients.last().unwrap().as_raw_fd(), &name) {
+                break error;
+            }
+        };
+        assert_eq!(full, Errno::EAGAIN);
+        assert_eq!(errno_at(&path), Some(libc::EADDRINUSE));
+        assert!(path.exists());
+    }
+
+    #[test]
+    fn a_removed_path_comes_back_and_reaches_the_listener() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("app.sock");
+        let (socket, file) = listening(&path);
+        assert_eq!(names(&folder), 2);
+        remove_file(&path).unwrap();
+        assert!(UnixStream::connect(&path).is_err());
+        file.restore();
+        let client = UnixStream::connect(&path).unwrap();
+        let (_conn, _peer) = crate::sys::accept4(socket.as_fd(), 0).unwrap();
+        // What clients and programs see is the path, not the private name.
+        let seen = client.peer_addr().unwrap();
+        assert_eq!(seen.as_pathname(), Some(path.as_path()));
+        // The private name comes back too.
+        remove_file(&file.private).unwrap();
+        file.restore();
+        assert_eq!(names(&folder), 2);
+        drop(file);
+        assert_eq!(names(&folder), 0);
+    }
+
+    #[test]
+    fn a_stale_socket_in_the_way_goes_and_what_others_own_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("app.sock");
+        let (_socket, file) = listening(&path);
+        remove_file(&path).unwrap();
+        drop(UnixListener::bind(&path).unwrap());
+        file.restore();
+        assert_eq!(identity_of(&path), Some(file.identity));
+        remove_file(&path).unwrap();
+        let other = UnixListener::bind(&path).unwrap();
+        file.restore();
+        assert_ne!(identity_of(&path), Some(file.identity));
+        drop(file);
+        assert!(path.exists(), "the other's file");
+        assert_eq!(names(&folder), 1);
+        drop(other);
+    }
+}
