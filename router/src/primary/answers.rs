@@ -301,9 +301,8 @@ impl Primary {
                 Some(slot_socket(listener, slot, backlog)?)
             }
         };
-        let declared = listener.origin == Origin::Declared;
-        if was_bound {
-            self.tell(Event::ListenerOpened { listener: id, declared });
+        if was_bound && listener.origin == Origin::Asked {
+            self.tell(Event::ListenerOpened { listener: id, declared: false });
         }
         self.hand_out(question, request, worker, id, dealt)?;
         self.arm(key);

@@ -212,10 +212,12 @@ impl Primary {
             let Some(listener) = self.listeners.get_mut(key) else { continue };
             listener.origin = Origin::Declared;
             let id = listener.id;
+            // Under `reuseport` each slot's own socket listens, at its first listen(); that the address is
+            // wanted is true from now on.
             if policy != Policy::Reuseport {
                 listener.listen(backlog).map_err(&failed)?;
-                self.tell(Event::ListenerOpened { listener: id, declared: true });
             }
+            self.tell(Event::ListenerOpened { listener: id, declared: true });
             self.arm(key);
         }
         // Port 0 has become a number, which workers hear as PORT.
