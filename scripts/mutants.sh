@@ -66,6 +66,7 @@ plant the-dead-get-clients dealer.rs 's/| State::Killing { .. }$/\n/;s/| State::
 plant the-draining-get-clients scheduler.rs 's/Standing::Finishing if ask.origin == Origin::Held => Standing::Regular,/Standing::Finishing => Standing::Regular,/'
 plant max-active-is-ignored seat.rs 's/window.min(active)/window.max(window.min(active))/'
 plant windows-never-grow window.rs 's/self.size.saturating_mul(2).min(most)/self.size.min(most)/'
+plant many-workers-get-deep-windows window.rs 's/if self.size < DEEP { share.max(BATCH) }/if self.size < u16::MAX { share.max(BATCH) }/'
 plant windows-never-shrink window.rs 's/(self.size \/ 2).max(1)/self.size/'
 plant the-idle-are-fast window.rs 's/let soon = active_then > 0 \&\& /let soon = /'
 plant waves-shrink-windows window.rs 's/^const LONG: u32 = 64;/const LONG: u32 = 9;/'

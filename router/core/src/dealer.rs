@@ -288,7 +288,7 @@ impl Dealer {
     pub(crate) fn new_turn(&mut self) {
         self.new_epoch();
         let now = self.now;
-        if self.pace.turn(now) && self.rules.by_load() {
+        if self.pace.turn(self.seats.len(), now) && self.rules.by_load() {
             let pace = self.pace.size();
             for (seat, worker) in self.seats.iter_mut().zip(&self.workers) {
                 seat.window = worker.window.size(pace, now);

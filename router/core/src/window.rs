@@ -4,8 +4,9 @@
 //! late costs a wake-up of the primary. Times say little about the right size: they depend on the
 //! machine, and where workers outnumber CPUs everything stands. What a wake-up achieves means the
 //! same everywhere, so that is what is steered ([`Pace`]): while clients wait and a wake-up deals
-//! fewer than [`BATCH`] connections, all windows double; when wake-ups are seldom anyway ([`CALM`]),
-//! deal far more than that, or find that clients cannot fill the windows, they halve.
+//! fewer than [`BATCH`] connections, or fewer than [`SHARE`] for each worker, all windows double; when
+//! connections are few anyway ([`CALM`]), when wake-ups deal far more than that, or find that clients
+//! cannot fill the windows, they halve. Beyond [`DEEP`] a larger window only makes what is queued older.
 //!
 //! Only workers that are known to be fast get the large window ([`Window`]); all others one
 //! connection. Fast is a worker that claims in less than [`FAST`] what had to wait for it, or that ran
@@ -15,7 +16,8 @@
 //! |---|---|
 //! | blocking, 20 ms a request, any number | 1: never claims fast what had to wait |
 //! | 2 that share 40,000 connections/s | 8 |
-//! | 64 that share them on 2 CPUs | 4 to 8 |
+//! | 64 that share them on 2 CPUs | 8 |
+//! | 256 with 8 clients each, who cannot fill 8 | 4 |
 
 use alloc::boxed::Box;
 use alloc::vec;
@@ -24,9 +26,16 @@ use core::time::Duration;
 use crate::time::Now;
 
 /// Connections that a wake-up shall deal while clients wait: its cost is then a small part of theirs.
-pub(crate) const BATCH: u32 = 12;
-/// Woken more seldom than this, the primary can afford a wake-up for each connection.
-pub(crate) const CALM: Duration = Duration::from_millis(2);
+pub(crate) const BATCH: u32 = 6;
+/// Connections that a wake-up shall deal for each worker: whoever gets one at a time sleeps before
+/// each, and its wake-up takes the CPU from the primary (64 workers on 2 CPUs: 0.3 times a connection
+/// with windows of 1 to 4, 0.1 with 8).
+pub(crate) const SHARE: u32 = 4;
+/// The largest window that more than [`BATCH`] can be a reason for (2, 8 and 64 workers: with 16
+/// fewer connections/s than with 8, at the same cost).
+pub(crate) const DEEP: u16 = 8;
+/// Where connections come more seldom than this, the primary can afford a wake-up for each.
+pub(crate) const CALM: Duration = Duration::from_micros(500);
 /// A connection that had to wait and is claimed within this proves that its worker is fast.
 pub(crate) const FAST: Duration = Duration::from_millis(1);
 /// For how long that proof holds.
@@ -119,9 +128,9 @@ impl Sample {
         self.dealt / self.turns.max(1)
     }
 
-    /// Whether turns, the sleep after each included, are seldom.
+    /// Whether there were few connections, for the time that the turns and their sleeps took.
     fn is_calm(&self, now: Now) -> bool {
-        now.since(self.since) / self.turns.max(1) > CALM
+        now.since(self.since) / self.dealt.max(1) > CALM
     }
 }
 
@@ -172,8 +181,9 @@ impl Pace {
         self.turn.end = End::Empty;
     }
 
-    /// A new turn begins: draws conclusions from those before. True: the size has changed.
-    pub(crate) fn turn(&mut self, now: Now) -> bool {
+    /// A new turn begins, with so many workers: draws conclusions from those before. True: the size has
+    /// changed.
+    pub(crate) fn turn(&mut self, workers: usize, now: Now) -> bool {
         let fresh = Turn { began: now, dealt: 0, end: End::Open };
         let turn = core::mem::replace(&mut self.turn, fresh);
         if turn.dealt == 0 {
@@ -182,13 +192,14 @@ impl Pace {
         self.short.add(turn);
         self.long.add(turn);
         let before = self.size;
+        let share = u32::try_from(workers).unwrap_or(u32::MAX).saturating_mul(SHARE);
         if now.since(turn.began) > UNUSED {
             self.size = self.half();
         } else if self.long.turns >= LONG {
-            self.size = self.shrunk(now);
+            self.size = self.shrunk(share, now);
             self.long.turns = 0;
         } else if self.short.turns >= SHORT {
-            self.size = self.grown(now);
+            self.size = self.grown(share, now);
             self.short.turns = 0;
         }
         if self.size != before {
@@ -202,9 +213,10 @@ impl Pace {
     }
 
     /// Larger, if most of the last turns were for a few connections that filled the windows.
-    fn grown(&self, now: Now) -> u16 {
+    fn grown(&self, share: u32, now: Now) -> u16 {
         let filled = self.short.filled * 2 >= self.short.turns;
-        if !filled || self.short.batch() >= BATCH || self.short.is_calm(now) {
+        let enough = if self.size < DEEP { share.max(BATCH) } else { BATCH };
+        if !filled || self.short.batch() >= enough || self.short.is_calm(now) {
             return self.size;
         }
         let (ceiling, until, _) = self.ceiling;
@@ -213,12 +225,13 @@ impl Pace {
     }
 
     /// Smaller, if turns are seldom, deal more than they need to, or do not fill the windows.
-    fn shrunk(&mut self, now: Now) -> u16 {
+    fn shrunk(&mut self, share: u32, now: Now) -> u16 {
         let (batch, half) = (self.long.batch(), self.half());
-        if self.long.is_calm(now) || batch > 4 * BATCH {
+        let deep = self.size > DEEP && batch >= 2 * BATCH;
+        if self.long.is_calm(now) || deep || batch > share.saturating_mul(2).max(8 * BATCH) {
             return half;
         }
-        let swallows_all = self.long.filled * 4 < self.long.turns && batch < BATCH / 2;
+        let swallows_all = self.long.filled * 4 < self.long.turns && batch < BATCH;
         if !swallows_all || self.size == 1 {
             return self.size;
         }
@@ -310,7 +323,7 @@ mod tests {
                 End::Open => {}
             }
             *now += each;
-            pace.turn(Now(*now));
+            pace.turn(1, Now(*now));
         }
         pace.size()
     }
@@ -323,8 +336,31 @@ mod tests {
         }
         let right = turns(&mut pace, &mut now, 3 * LONG, BATCH, 600 * US, End::Full);
         assert_eq!(right, 20, "as it should be");
-        let early = turns(&mut pace, &mut now, 2 * LONG - 1, 50, 600 * US, End::Full);
-        assert_eq!(early, 10, "too early");
+        let deep = turns(&mut pace, &mut now, 2 * LONG - 1, 2 * BATCH, 600 * US, End::Full);
+        assert_eq!(deep, 10, "half would do");
+        assert_eq!(turns(&mut pace, &mut now, 4 * LONG, 2 * BATCH, 600 * US, End::Full), 5);
+        assert_eq!(
+            turns(&mut pace, &mut now, 2 * LONG - 1, 50, 600 * US, End::Full),
+            2,
+            "far too early"
+        );
+    }
+
+    #[test]
+    fn many_workers_want_a_share_each_but_no_deep_windows() {
+        let (mut pace, mut now) = (Pace::new(64, Now(0)), 0);
+        let mut many = |pace: &mut Pace, batch: u32| {
+            for _ in 0..4 * LONG {
+                (0..batch).for_each(|_| pace.dealt());
+                pace.full(true);
+                now += 4 * MS;
+                pace.turn(64, Now(now));
+            }
+            pace.size()
+        };
+        assert_eq!(many(&mut pace, 60), DEEP, "less than four for each of 64");
+        assert_eq!(many(&mut pace, 300), DEEP, "right");
+        assert_eq!(many(&mut pace, 600), 1, "nine for each");
     }
 
     #[test]
@@ -344,7 +380,7 @@ mod tests {
             pace.dealt();
             pace.full(pace.size() == 1);
             now += 100 * US;
-            pace.turn(Now(now));
+            pace.turn(1, Now(now));
         }
         assert!(pace.size() <= 2);
     }
@@ -385,7 +421,7 @@ mod tests {
         // Turns that deal nothing say nothing.
         for _ in 0..100 {
             now += 100 * MS;
-            assert!(!pace.turn(Now(now)));
+            assert!(!pace.turn(1, Now(now)));
         }
         assert_eq!(pace.size(), 4);
     }
