@@ -45,7 +45,7 @@ fn everything_goes_wrong_and_then_right() {
     let steps = number("SIM_STEPS").unwrap_or(250);
     let seeds = match number("SIM_SEED") {
         Some(seed) => seed..seed + 1,
-        None => 0..number("SIM_SEEDS").unwrap_or(soak_or(10_000, 200)),
+        None => 0..number("SIM_SEEDS").unwrap_or_else(|| soak_or(10_000, 200)),
     };
     let mut sum = Sum::default();
     for seed in seeds {

@@ -186,8 +186,9 @@ fn kill_without_pause(workers: &str) {
         drop(ended);
         load.join().unwrap()
     });
-    let totals = croupier
-        .wait_status("nobody unanswered", |status| (status.open() == (0, 0)).then_some(status.totals));
+    let totals = croupier.wait_status("nobody unanswered", |status| {
+        (status.open() == (0, 0)).then_some(status.totals)
+    });
     croupier.stop_well();
     let hung = run.failures.iter().filter(|failure| matches!(failure, Failure::Hung(_))).count();
     figure(&Figure {

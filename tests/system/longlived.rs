@@ -90,8 +90,7 @@ fn a_new_worker_is_not_flooded_and_balance_comes_back() {
     let croupier = guard.run(args.into_iter().chain([program.as_str(), &port.to_string()])).ready();
     let mut crowd = Crowd::new(port, count);
     let wanted = u64::try_from(count).unwrap();
-    croupier
-        .wait_status("all of them held", |status| (status.open() == (0, wanted)).then_some(()));
+    croupier.wait_status("all of them held", |status| (status.open() == (0, wanted)).then_some(()));
     let before = active(&croupier);
 
     let victim = croupier.status().slot(1).cloned().unwrap();

@@ -5,8 +5,7 @@ use std::time::Duration;
 
 use croupier_tests::{
     Client, Croupier, Figure, Finished, Guard, PATIENCE, Status, example, figure, find_program,
-    hammer, skip,
-    soak_or, wait_until, wrk,
+    hammer, skip, soak_or, wait_until, wrk,
 };
 use nix::sys::signal::Signal;
 
