@@ -230,7 +230,8 @@ impl Game {
             }
             assert!(self.table.story.outcome.is_none(), "it ended: {:?}", self.table.story.outcome);
         }
-        // Whoever has just ended is known to have ended after this.
+        // What has just happened, and what was just asked for, is known after this.
+        self.table.asleep_until = self.table.now;
         self.table.run_for(MS);
         if self.all_done() {
             return;

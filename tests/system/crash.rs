@@ -38,7 +38,7 @@ fn end_by(guard: &Guard, croupier: &Croupier<'_>, signal: &str) -> String {
 /// Whether this machine writes core dumps for who may have them.
 fn dumps(guard: &Guard) -> bool {
     let mut shell = guard.command("sh");
-    shell.args(["-c", "ulimit -c unlimited; kill -SEGV $$"]);
+    shell.args(["-c", "ulimit -c unlimited; kill -ABRT $$"]);
     shell.stdout(Stdio::null()).stderr(Stdio::null());
     shell.status().unwrap().core_dumped()
 }
@@ -56,7 +56,7 @@ fn exits_signals_and_core_dumps_are_told_apart() {
         (next.last_exit.as_deref() == Some("exit 7")).then_some(())
     });
     croupier.wait_for_line("worker 1 exited with status 7");
-    let ends = [("SEGV", "SIGSEGV"), ("KILL", "SIGKILL"), ("TERM", "SIGTERM"), ("40", "signal 40")];
+    let ends = [("ABRT", "SIGABRT"), ("KILL", "SIGKILL"), ("TERM", "SIGTERM"), ("40", "signal 40")];
     for (signal, word) in ends {
         assert_eq!(end_by(&guard, &croupier, signal), word);
         croupier.wait_for_line(&format!("was killed by {word}"));
@@ -73,8 +73,8 @@ fn exits_signals_and_core_dumps_are_told_apart() {
         skip!("crash-core", "this machine writes no core dumps (kernel.core_pattern)");
     }
     let croupier = guard.run(limited("ulimit -c unlimited", port)).ready();
-    assert_eq!(end_by(&guard, &croupier, "SEGV"), "SIGSEGV (core dumped)");
-    croupier.wait_for_line("was killed by SIGSEGV and left a core dump");
+    assert_eq!(end_by(&guard, &croupier, "ABRT"), "SIGABRT (core dumped)");
+    croupier.wait_for_line("was killed by SIGABRT and left a core dump");
     croupier.stop_well();
 }
 
@@ -266,13 +266,9 @@ impl Cell {
 
 impl Drop for Cell {
     fn drop(&mut self) {
-        let removed = wait_until(Duration::from_secs(5), "the cgroup to be empty", || {
-            match fs::remove_dir(&self.folder) {
-                Ok(()) => Ok(Ok::<(), ()>(())),
-                Err(error) => Err(error.to_string()),
-            }
+        wait_until(Duration::from_secs(5), "the cgroup to be empty", || {
+            fs::remove_dir(&self.folder).map_err(|error| error.to_string())
         });
-        drop(removed);
     }
 }
 

@@ -230,7 +230,7 @@ fn an_exit_that_is_meant_is_no_crash() {
     // When all have meant it, all is well.
     let mut croupier = croupier;
     wait_until(PATIENCE, "the end", || {
-        let _ = client.get("/exit?code=0");
+        drop(client.get("/exit?code=0"));
         croupier.exited().ok_or("it still runs")
     });
     croupier.finished(PATIENCE).expect_code(0);

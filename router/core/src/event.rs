@@ -173,7 +173,8 @@ pub enum Event {
         /// The queue was found empty: of a dead worker nothing is left to salvage.
         empty: bool,
     },
-    /// [`Action::TakeBack`] missed its deadline: the worker holds the socket's lock.
+    /// [`Action::TakeBack`] missed its deadline: the worker holds the socket's lock. What it brings
+    /// in the end comes as [`Event::TakenBack`], without another [`Event::TakeBackDone`].
     TakeBackStuck {
         /// By whom.
         worker: WorkerId,

@@ -91,7 +91,10 @@ impl Primary {
                 let arrival = self.hold(rescued);
                 self.tell(Event::TakenBack { worker, arrival });
             }
-            self.tell(Event::TakeBackDone { worker, removed, lost: taken.lost, empty });
+            // The end of one that was given up must not be taken for the end of the next.
+            if !taken.late {
+                self.tell(Event::TakeBackDone { worker, removed, lost: taken.lost, empty });
+            }
             self.settle();
         }
         while let Some((worker, ready)) = self.rescue.notified() {
