@@ -120,7 +120,7 @@ fn a_crash_loop_is_cheap_and_a_start_ends_it() {
             ("failed", Some("exit 7"))
         );
         figure(&Figure {
-            item: "5 crash loop, 64 clients waiting",
+            item: "replace 5 crash loop, 64 clients waiting",
             measured: format!(
                 "{cpu:.1?} of CPU in {time:.1?} = {share:.3} %, {crashes} ends, then failed"
             ),
@@ -297,7 +297,7 @@ fn an_oom_kill_in_a_cgroup_is_named_as_such() {
     let line = croupier.wait_for_line("was killed for lack of memory (OOM)");
     let named = killed.last_exit.as_deref() == Some("OOM kill");
     figure(&Figure {
-        item: "5 OOM kill in a cgroup",
+        item: "replace 5 OOM kill in a cgroup",
         measured: format!("last_exit {:?}; log: {line}", killed.last_exit),
         goal: "named as an OOM kill, with the limit",
         met: named && line.contains("its cgroup may use 96 MiB"),
