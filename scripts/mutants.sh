@@ -18,7 +18,7 @@ mkdir -p "$copy/router"
 cp -r "$here/router/core" "$copy/router/core"
 sed -e 's/^members = .*/members = ["router\/core"]/' -e '/^default-members/d' "$here/Cargo.toml" >"$copy/Cargo.toml"
 sed -e 's|"../../router/core/tests/table/mod.rs"|"table/mod.rs"|' -e '/^mod hot_path;/d' \
-    -e 's|^use croupier_tests::|#[path = "table/figures.rs"]\nmod croupier_tests;\n&|' \
+    -e 's|^use croupier_tests::|#[allow(unreachable_pub)]\n#[path = "table/figures.rs"]\nmod croupier_tests;\n&|' \
     "$here/tests/sim/main.rs" >"$copy/router/core/tests/sim.rs"
 cp "$here/tests/support/figures.rs" "$copy/router/core/tests/table/figures.rs"
 cp -r "$copy/router/core/src" "$copy/whole"
