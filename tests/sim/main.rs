@@ -277,10 +277,12 @@ impl Game {
             }
             Move::Stick => {
                 let until = self.table.now + self.dice.between(50, 3000) * MS;
+                let lacks_cpu = self.dice.permille(300);
                 if let Some(worker) = self.any_worker()
                     && let Some(player) = self.table.room.players.get_mut(&worker)
                 {
                     player.habit.stuck_until = until;
+                    player.habit.lacks_cpu = lacks_cpu;
                 }
             }
             Move::FullKernel => {

@@ -265,7 +265,7 @@ impl Dealer {
             return;
         }
         if claimed > before {
-            worker.note_claims(claimed, seat.active(), stall_after, now);
+            worker.note_claims(claimed, stall_after, now);
         }
         if by_load {
             let seen = Seen {
