@@ -18,7 +18,9 @@ mkdir -p "$copy/router"
 cp -r "$here/router/core" "$copy/router/core"
 sed -e 's/^members = .*/members = ["router\/core"]/' -e '/^default-members/d' "$here/Cargo.toml" >"$copy/Cargo.toml"
 sed -e 's|"../../router/core/tests/table/mod.rs"|"table/mod.rs"|' -e '/^mod hot_path;/d' \
+    -e 's|^use croupier_tests::|#[allow(unreachable_pub)]\n#[path = "table/figures.rs"]\nmod croupier_tests;\n&|' \
     "$here/tests/sim/main.rs" >"$copy/router/core/tests/sim.rs"
+cp "$here/tests/support/figures.rs" "$copy/router/core/tests/table/figures.rs"
 cp -r "$copy/router/core/src" "$copy/whole"
 
 play() {
@@ -126,6 +128,26 @@ plant restarts-beside-the-next life.rs 's/matches!(slot.beside, Beside::Next { .
 plant ends-though-a-reload-may-help life.rs 's/if self.reload.is_under_way() {/if self.reload.is_under_way() \&\& self.slots.is_empty() {/'
 plant draining-without-bound reload.rs 's/for _ in usize::from(self.config.max_draining.max(1))..count {/for _ in count..count {/'
 plant a-restart-takes-a-new-number reload.rs 's/slot.generation = generation;/slot.generation = Generation(1);/'
+
+# Slots by hand
+plant a-stopped-slot-comes-back wants.rs '/let (sits, beside)/,/match beside/s/slot.take(SlotInput::Withdraw);/let _ = SlotInput::Withdraw;/'
+plant a-stop-kills wants.rs 's/SlotState::Up { worker } => self.take_leave(worker),/SlotState::Up { worker } => self.condemn(worker),/'
+plant a-starting-one-is-left wants.rs 's/SlotState::Starting { worker } => self.condemn(worker),/SlotState::Starting { .. } => {}/'
+plant the-parked-one-stays wants.rs 's/Beside::Last { worker } => self.take_leave(worker),/Beside::Last { .. } => {}/'
+plant the-next-one-stays wants.rs 's/Beside::Next { worker } => self.condemn(worker),/Beside::Next { .. } => {}/'
+plant no-fresh-record wants.rs 's/        slot.streak.lived();/        let _ = \&slot.streak;/'
+plant a-start-waits-its-turn wants.rs 's/slot.take(SlotInput::Raise { at: now });/slot.take(SlotInput::Raise { at: now.after(core::time::Duration::from_millis(500)) });/'
+plant a-start-counts-as-restart wants.rs 's/slot.starts = slot.starts.saturating_sub(1);/slot.starts = slot.starts.saturating_sub(0);/'
+plant a-start-has-the-first-number wants.rs 's/slot.generation.max(held) };/slot.generation };/'
+plant a-start-is-the-canary wants.rs 's/if new == Some(slot.generation) { held }/if new.is_none() { held }/'
+plant no-canary-after-a-stop reload.rs 's/            way if !any => /            way if !any \&\& generation.0 == 0 => /'
+plant a-crash-is-meant wants.rs 's/(sits \&\& self.config.stop_exit_codes.contains(code))/(sits \&\& (code == 1 || self.config.stop_exit_codes.contains(code)))/'
+plant the-new-mean-it-too wants.rs 's/ \&\& !self.reload.started(worker);/;/'
+plant all-done-goes-on wants.rs 's/            self.begin_to_stop();/            let _ = 0;/'
+plant the-operator-is-not-asked life.rs 's/self.reload.is_under_way() || self.is_held_down()/self.reload.is_under_way()/'
+plant the-stopped-count-as-failed life.rs 's/let failed = wanted().all/let failed = self.slots.iter().all/'
+plant sockets-of-the-stopped-are-left wants.rs 's/slot.sockets = Sockets::Left { since: now };/slot.sockets = Sockets::Own;/'
+plant the-stopped-are-missed views.rs 's/let mut wanted = self.slots.iter().filter(|slot| slot.want == Want::Up).peekable();/let mut wanted = self.slots.iter().peekable();/'
 
 if [ "$planted" -eq 0 ]; then
     echo "mutants: no bug of that name" >&2

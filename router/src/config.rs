@@ -13,7 +13,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use croupier_core::config::{Config, Policy, ReadyRule, RestartPolicy};
+use croupier_core::config::{Config, ExitCodes, Policy, ReadyRule, RestartPolicy};
 use nix::sys::signal::Signal;
 use nix::unistd::{Gid, Group, Uid, User, geteuid, getgrouplist};
 
@@ -334,6 +334,10 @@ fn core_config(
             first_tries: 3,
             stay: args.stay,
         },
+        stop_exit_codes: args
+            .stop_exit_codes
+            .iter()
+            .fold(ExitCodes::default(), |codes, code| codes.with(*code)),
         // std's keys for hash maps are the kernel's random numbers.
         seed: RandomState::new().build_hasher().finish(),
     })
@@ -596,6 +600,29 @@ pub fn parse_workers(text: &str) -> Result<WorkersArg, String> {
     } else {
         number(text).map(WorkersArg::Count)
     }
+}
+
+/// Parses one of `--stop-exit-codes`.
+///
+/// # Errors
+/// What the value should have been.
+pub fn parse_exit_code(text: &str) -> Result<u8, String> {
+    text.trim().parse().map_err(|_| {
+        "exit statuses are numbers from 0 to 255, as in 0,3; an end by a signal is always a crash"
+            .into()
+    })
+}
+
+/// Parses the number of a slot: `2`, or `w2` as the status shows it.
+///
+/// # Errors
+/// What the value should have been.
+pub fn parse_slot(text: &str) -> Result<u16, String> {
+    text.strip_prefix('w').unwrap_or(text).parse().map_err(|_| {
+        "a slot is a number, as in 2 or w2 (croupier status shows them); a name goes to -n, as in \
+         -n web"
+            .into()
+    })
 }
 
 /// Parses `--max-surge`.
@@ -981,6 +1008,22 @@ mod tests {
         }
         assert!(parse_signal("KILL").unwrap_err().contains("--kill-after"));
         assert!(parse_signal("WHAT").is_err());
+    }
+
+    #[test]
+    fn exit_codes_and_slots() {
+        let codes = config(&["--stop-exit-codes", "0,3, 255", "x"]).core.stop_exit_codes;
+        let all: Vec<i32> = (-1..300).filter(|code| codes.contains(*code)).collect();
+        assert_eq!(all, [0, 3, 255]);
+        assert_eq!(config(&["x"]).core.stop_exit_codes, ExitCodes::default());
+        for bad in ["256", "-1", "KILL", "", "1,,2"] {
+            let why = refusal(&[&format!("--stop-exit-codes={bad}"), "x"]);
+            assert!(why.contains("from 0 to 255"), "{bad}: {why}");
+        }
+        assert_eq!((parse_slot("7"), parse_slot("w0")), (Ok(7), Ok(0)));
+        for bad in ["web", "w", "-1", "65536", "ww1"] {
+            assert!(parse_slot(bad).unwrap_err().contains("-n web"), "{bad}");
+        }
     }
 
     #[test]

@@ -189,6 +189,42 @@ pub fn backlog(listener: BorrowedFd<'_>) -> io::Result<(u32, u32)> {
     }
 }
 
+/// A child that ended, as waitid(2) tells it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct EndedChild {
+    /// The process.
+    pub pid: u32,
+    /// `CLD_EXITED`, `CLD_KILLED` or `CLD_DUMPED`.
+    pub how: c_int,
+    /// The exit status, or the signal: any number, as realtime signals have no names.
+    pub status: c_int,
+}
+
+/// The next child of this process that ended, without reaping it: its number stays its own. (nix
+/// refuses to tell of children that a realtime signal ended.)
+#[must_use]
+pub fn next_ended_child() -> Option<EndedChild> {
+    let flags = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
+    loop {
+        // SAFETY: all-zero bytes are a valid siginfo_t.
+        let mut info: libc::siginfo_t = unsafe { MaybeUninit::zeroed().assume_init() };
+        // SAFETY: `info` lives through the call; the kernel writes no more than a siginfo_t.
+        let result = unsafe { libc::waitid(libc::P_ALL, 0, &raw mut info, flags) };
+        if result < 0 {
+            if io::Error::last_os_error().kind() == io::ErrorKind::Interrupted {
+                continue;
+            }
+            return None;
+        }
+        // SAFETY: waitid(2) fills in the fields of SIGCHLD, or leaves the zeros.
+        let pid = unsafe { info.si_pid() };
+        // SAFETY: as above.
+        let status = unsafe { info.si_status() };
+        let pid = u32::try_from(pid).ok().filter(|pid| *pid > 0)?;
+        return Some(EndedChild { pid, how: info.si_code, status });
+    }
+}
+
 /// What a child does between fork and exec.
 #[derive(Debug, Clone)]
 pub struct ChildSetup {

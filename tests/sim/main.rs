@@ -24,7 +24,7 @@ mod hot_path;
 use std::panic::AssertUnwindSafe;
 use std::time::Duration;
 
-use croupier_core::config::{Config, Policy, ReadyRule, RestartPolicy};
+use croupier_core::config::{Config, ExitCodes, Policy, ReadyRule, RestartPolicy};
 use croupier_core::event::{
     Client, ConnId, Event, ExitStatus, ListenerId, Outcome, Report, SendFailure, WorkerId,
 };
@@ -90,6 +90,10 @@ struct Sum {
     probes: u64,
     /// Reloads that replaced everybody, and that did not.
     reloads: [u64; 2],
+    /// Slots that were stopped by hand, and that went down because their worker meant to end.
+    down: [u64; 2],
+    /// Games that were over because everybody had ended for good.
+    all_done: u64,
 }
 
 impl Sum {
@@ -113,6 +117,9 @@ impl Sum {
         ];
         assert_eq!(began, ends[0] + ends[1], "each reload has one end");
         self.reloads = [self.reloads[0] + ends[0], self.reloads[1] + ends[1]];
+        self.down[0] += reported(|report| matches!(report, Report::SlotStopped { .. }));
+        self.down[1] += reported(|report| matches!(report, Report::SlotDone { .. }));
+        self.all_done += reported(|report| *report == Report::AllDone);
     }
 
     fn check(&self) {
@@ -121,7 +128,7 @@ impl Sum {
             for count in [self.served, self.salvaged, self.waits, self.kills] {
                 assert!(count > least, "too quiet a game: {self:?}");
             }
-            let few = self.reloads.into_iter().min().unwrap();
+            let few = self.reloads.into_iter().chain(self.down).min().unwrap();
             assert!(self.stolen > 10 && self.probes > 10 && self.lost > 10, "{self:?}");
             assert!(few > 10, "{self:?}");
         }
@@ -142,6 +149,8 @@ enum Move {
     Misbehave,
     Close,
     Reload(bool),
+    StopSlot,
+    StartSlot,
     Recover,
     Stop,
 }
@@ -173,6 +182,7 @@ fn any_config(dice: &mut Dice) -> Config {
         sticky_bound: dice.permille(300).then_some(1250),
         // Hopeless cases have tests of their own; here everybody gets another chance.
         restart: RestartPolicy { budget: u32::MAX, first_tries: u32::MAX, ..base.restart },
+        stop_exit_codes: ExitCodes::default().with(5),
         seed: dice.next(),
         ..base
     }
@@ -205,6 +215,7 @@ fn any_habit(dice: &mut Dice, well: bool) -> Habit {
         8 => Habit { stubborn: true, ..habit },
         9 => Habit { holds_lock: true, stuck_until: dice.between(2, 20) * SEC, ..habit },
         10 => Habit { spawn_fails: true, ..habit },
+        11 => Habit { exits: Some((after, ExitStatus::Code(5), dice.permille(200))), ..habit },
         _ => habit,
     }
 }
@@ -224,10 +235,32 @@ impl Game {
         for step in 0..steps {
             self.step = step;
             self.turn();
+            if self.all_done() {
+                return;
+            }
             assert!(self.table.story.outcome.is_none(), "it ended: {:?}", self.table.story.outcome);
+        }
+        // What has just happened, and what was just asked for, is known after this.
+        self.table.asleep_until = self.table.now;
+        self.table.run_for(MS);
+        if self.all_done() {
+            return;
         }
         self.recover();
         self.stop();
+    }
+
+    /// Everybody has ended for good: so does the game, and well.
+    fn all_done(&mut self) -> bool {
+        if !self.table.story.reports.iter().any(|(_, report)| *report == Report::AllDone) {
+            return false;
+        }
+        assert_eq!(self.table.down.len(), usize::from(self.table.config.slots));
+        let over = |table: &Table| table.story.outcome.is_some();
+        assert!(self.table.run_until(15 * SEC, over), "it does not end");
+        assert_eq!(self.table.story.outcome.map(|(_, outcome)| outcome), Some(Outcome::Stopped));
+        assert!(self.table.room.players.is_empty(), "somebody is left");
+        true
     }
 
     /// One move of the game, and some time.
@@ -274,6 +307,14 @@ impl Game {
             }
             Move::Close => self.close(),
             Move::Reload(rolling) => self.table.reload(rolling),
+            Move::StopSlot => {
+                let slot = self.any_slot();
+                self.table.stop_slot(slot);
+            }
+            Move::StartSlot => {
+                let slot = self.any_slot();
+                self.table.start_slot(slot);
+            }
         }
         let pause = match self.dice.below(4) {
             0 => self.dice.below(100 * US),
@@ -296,8 +337,9 @@ impl Game {
             84..=92 => Move::Stale,
             93 => Move::Misbehave,
             94 => Move::Close,
-            95..=97 => Move::Reload(self.dice.permille(300)),
-            _ => Move::Wait,
+            95..=96 => Move::Reload(self.dice.permille(300)),
+            97 => Move::StopSlot,
+            _ => Move::StartSlot,
         }
     }
 
@@ -311,6 +353,11 @@ impl Game {
             };
             self.table.client(client);
         }
+    }
+
+    /// Now and then one that there is not.
+    fn any_slot(&mut self) -> u16 {
+        u16::try_from(self.dice.below(u64::from(self.table.config.slots) + 1)).unwrap()
     }
 
     fn any_worker(&mut self) -> Option<u32> {
@@ -378,6 +425,14 @@ impl Game {
     fn recover(&mut self) {
         self.doing = Move::Recover;
         self.table.full_permille = 0;
+        // What is stopped stays stopped, but somebody must be there.
+        let down: Vec<u16> = self.table.down.iter().copied().collect();
+        let some_stay = self.dice.permille(400);
+        for (at, slot) in down.iter().enumerate() {
+            if at == 0 || !(some_stay && self.dice.permille(500)) {
+                self.table.start_slot(*slot);
+            }
+        }
         self.table.habits = Box::new(|_, _, dice| Habit {
             // Slow enough to matter, fast enough for the bound.
             service: dice.between(1, 5) * MS,

@@ -59,6 +59,7 @@ pub struct WorkerStatus {
     pub window: Option<u64>,
     pub late: Option<bool>,
     pub restarts: Option<u64>,
+    pub last_exit: Option<String>,
     pub uptime_s: Option<f64>,
     pub rss_bytes: Option<u64>,
     pub queued_p50_us: Option<f64>,

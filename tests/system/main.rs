@@ -7,6 +7,7 @@
 mod blocked;
 mod capacity;
 mod cli;
+mod crash;
 mod harness;
 mod hostile;
 mod idle;
@@ -17,6 +18,7 @@ mod policies;
 mod programs;
 mod reload;
 mod servers;
+mod slots;
 mod start;
 mod sticky;
 mod stop;

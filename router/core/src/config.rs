@@ -47,6 +47,30 @@ pub struct RestartPolicy {
     pub stay: bool,
 }
 
+/// A set of exit statuses, 0 to 255.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ExitCodes {
+    bits: [u64; 4],
+}
+
+impl ExitCodes {
+    /// The set with one more.
+    #[must_use]
+    pub fn with(mut self, code: u8) -> Self {
+        if let Some(word) = self.bits.get_mut(usize::from(code / 64)) {
+            *word |= 1 << (code % 64);
+        }
+        self
+    }
+
+    /// Whether exit(2) with this status is among them.
+    #[must_use]
+    pub fn contains(&self, status: i32) -> bool {
+        let Ok(code) = u8::try_from(status) else { return false };
+        self.bits.get(usize::from(code / 64)).is_some_and(|word| word & (1 << (code % 64)) != 0)
+    }
+}
+
 /// Everything the core must know before its first event.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Config {
@@ -86,6 +110,8 @@ pub struct Config {
     pub sticky_key: [u64; 2],
     /// Restarts.
     pub restart: RestartPolicy,
+    /// A worker that exits with one of these means it: its slot stays down.
+    pub stop_exit_codes: ExitCodes,
     /// Seed of the jitter.
     pub seed: u64,
 }

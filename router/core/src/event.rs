@@ -54,6 +54,10 @@ pub enum ExitStatus {
     Code(i32),
     /// Killed by this signal.
     Signal(i32),
+    /// Killed by this signal, and left a core dump.
+    Dumped(i32),
+    /// Killed by the kernel because its cgroup, or the machine, had no memory left.
+    OutOfMemory,
 }
 
 /// Why a hand-off did not happen.
@@ -169,7 +173,8 @@ pub enum Event {
         /// The queue was found empty: of a dead worker nothing is left to salvage.
         empty: bool,
     },
-    /// [`Action::TakeBack`] missed its deadline: the worker holds the socket's lock.
+    /// [`Action::TakeBack`] missed its deadline: the worker holds the socket's lock. What it brings
+    /// in the end comes as [`Event::TakenBack`], without another [`Event::TakeBackDone`].
     TakeBackStuck {
         /// By whom.
         worker: WorkerId,
@@ -193,6 +198,16 @@ pub enum Event {
     Misbehaved {
         /// The worker.
         worker: WorkerId,
+    },
+    /// The operator wants this slot up: at once, and with its crashes forgotten.
+    StartAsked {
+        /// Which.
+        slot: SlotId,
+    },
+    /// The operator wants nobody in this slot, until he says otherwise.
+    StopSlotAsked {
+        /// Which.
+        slot: SlotId,
     },
     /// The operator wants a new generation of workers. One reload at a time; another one queues.
     ReloadAsked {
@@ -384,6 +399,24 @@ pub enum Report {
         /// Which.
         slot: SlotId,
     },
+    /// A slot goes down because the operator wants it: who is there leaves.
+    SlotStopped {
+        /// Which.
+        slot: SlotId,
+    },
+    /// A worker exited with a status that is meant: its slot stays down.
+    SlotDone {
+        /// Which worker.
+        worker: WorkerId,
+        /// Its slot.
+        slot: SlotId,
+        /// Its exit status.
+        code: i32,
+        /// How many connections were queued for it.
+        queued: u32,
+    },
+    /// The workers of all slots have exited with a status that is meant: everything ends.
+    AllDone,
     /// A worker's oldest queued connection waits longer than `--stall-after`.
     Late {
         /// Which.

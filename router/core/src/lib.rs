@@ -62,10 +62,12 @@ mod slot;
 mod sticky;
 mod stop;
 mod views;
+mod wants;
 mod window;
 mod worker;
 
 pub use ledger::HELD_MAX;
 pub use primary::Core;
 pub use seat::LISTENERS_MAX;
+pub use slot::Want;
 pub use views::{SlotView, Totals, WorkerView};

@@ -12,7 +12,7 @@ use crate::event::{
 };
 use crate::primary::{Core, NamedBy, Start};
 use crate::restart::Verdict;
-use crate::slot::{Beside, Slot, SlotInput, SlotState, Sockets};
+use crate::slot::{Beside, Slot, SlotInput, SlotState, Sockets, Want};
 use crate::time::Now;
 use crate::worker::{Fresh, Input, Lateness, ReadyProbe, State, Word, Worker};
 
@@ -151,10 +151,9 @@ impl Core {
     }
 
     /// How many are ready; whether all are.
-    fn recount(&mut self) {
+    pub(crate) fn recount(&mut self) {
         self.ready = u32::from(self.ready_count());
-        let up = |slot: &Slot| matches!(slot.state, SlotState::Up { .. });
-        if self.start != Start::Everybody && self.slots.iter().all(up) {
+        if self.start != Start::Everybody && self.all_up() {
             self.start = Start::Everybody;
             self.report(Report::AllReady);
         }
@@ -256,17 +255,21 @@ impl Core {
     }
 
     /// Whether starting is hopeless: nobody was ever ready and it was tried often enough, or every
-    /// slot is given up.
+    /// slot is given up. While the operator holds a slot down it is his to say what comes next.
     pub(crate) fn look_for_the_end(&mut self) {
-        if self.reload.is_under_way() {
+        if self.reload.is_under_way() || self.is_held_down() {
             return;
         }
+        let wanted = || self.slots.iter().filter(|slot| slot.want == Want::Up);
+        if wanted().next().is_none() {
+            return self.all_done();
+        }
         let crashes = |slot: &Slot| slot.streak.crashes();
-        let most = self.slots.iter().map(crashes).max().unwrap_or(0);
-        let least = self.slots.iter().map(crashes).min().unwrap_or(0);
+        let most = wanted().map(crashes).max().unwrap_or(0);
+        let least = wanted().map(crashes).min().unwrap_or(0);
         let never = self.start == Start::Nobody;
         let hopeless = never && least > 0 && most >= self.config.restart.first_tries.max(1);
-        let failed = self.slots.iter().all(|slot| slot.state == SlotState::Failed);
+        let failed = wanted().all(|slot| slot.state == SlotState::Failed);
         if hopeless || (failed && never) {
             self.end(Outcome::NeverStarted);
         } else if failed {
@@ -425,9 +428,13 @@ impl Core {
         let queued = u32::try_from(seat.queued()).unwrap_or(u32::MAX);
         let before = who.state;
         who.fault = Fault::Ended(status);
+        let code = self.ends_for_good(i, status);
         match before {
             State::Starting { .. } | State::Ready { .. } | State::Parked { .. } => {
-                if status == ExitStatus::Code(0) && orphans {
+                let in_background = status == ExitStatus::Code(0) && orphans;
+                if let Some(code) = code.filter(|_| !in_background) {
+                    self.slot_done(i, code, queued);
+                } else if in_background {
                     // Never a good end, however long it ran: the program does not stay where it can
                     // be looked after.
                     self.leave_slot(i, before, Blame::Surely);
@@ -443,6 +450,9 @@ impl Core {
         }
         if let Some(i) = self.dealer.find(worker) {
             self.enter(i, Input::Ended);
+        }
+        if code.is_some() {
+            self.look_for_the_end();
         }
     }
 

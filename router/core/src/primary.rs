@@ -2,7 +2,7 @@
 //!
 //! Owns everything that is known. The parts: [`Dealer`] (who has what, who is next), [`Ledger`]
 //! (connections in hand), slots (who shall be there), and beside this file `life` (workers come and
-//! go), `reload`, `salvage` (queues of the dead and the leaving), `late` (steal, probe), `stop`.
+//! go), `wants` (slots by hand), `reload`, `salvage` (queues of the dead and the leaving), `late` (steal, probe), `stop`.
 
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
@@ -21,7 +21,7 @@ use crate::seat::LISTENERS_MAX;
 #[cfg(debug_assertions)]
 use crate::seat::{Seat, Standing};
 #[cfg(debug_assertions)]
-use crate::slot::Beside;
+use crate::slot::{Beside, SlotState, Want};
 use crate::slot::{Slot, SlotInput};
 use crate::sticky::Sticky;
 use crate::stop::{Closing, Stop};
@@ -203,6 +203,8 @@ impl Core {
             | Event::Exited { .. }
             | Event::FamilyGone { .. }
             | Event::Misbehaved { .. }
+            | Event::StartAsked { .. }
+            | Event::StopSlotAsked { .. }
             | Event::ReloadAsked { .. }
             | Event::StopAsked { .. } => {
                 self.rare(event);
@@ -489,6 +491,8 @@ impl Core {
             Event::Exited { worker, status, orphans } => self.exited(worker, status, orphans),
             Event::FamilyGone { worker } => self.family_gone(worker),
             Event::Misbehaved { worker } => self.condemn(worker),
+            Event::StartAsked { slot } => self.start_asked(slot),
+            Event::StopSlotAsked { slot } => self.stop_slot_asked(slot),
             Event::ReloadAsked { rolling } => self.reload_asked(rolling),
             Event::StopAsked { now } => self.stop_asked(now),
             Event::Accepted(_)
@@ -641,6 +645,9 @@ impl Core {
                 beside.is_none() || self.reload.is_under_way(),
                 "{slot:?} without a reload"
             );
+            let down = slot.want != Want::Up;
+            debug_assert!(!down || slot.state == SlotState::Down, "{slot:?} is not wanted");
+            debug_assert!(!down || slot.beside == Beside::Nobody, "{slot:?} is not wanted");
             slot.state.worker().into_iter().chain(beside)
         });
         while let Some(worker) = sitting.next() {

@@ -25,6 +25,8 @@
 //! | a slot is in backoff or failed | its turn comes first, as it has nothing to lose; a new worker that gets ready is a fresh record |
 //! | all slots fail | the primary ends only when the reload has failed too |
 //! | another reload is asked for | it queues; two that queue are one |
+//! | a slot is stopped by hand, or its old worker ends for good | both its workers leave; the reload goes on without it |
+//! | a slot is started by hand | it starts under the old number, and has its turn |
 //! | a stop | it wins: the reload fails, new workers that are not ready are killed, everybody else drains |
 
 use crate::event::{Generation, Loads, ReloadFault, Report, WorkerId};
@@ -42,6 +44,8 @@ pub(crate) struct Reload {
     next: Option<bool>,
     /// The last number that was given to a generation, whether it held or not.
     last: Generation,
+    /// The last generation that held: of the workers that the operator starts by hand.
+    pub(crate) held: Generation,
     /// The last reload that was decided, while somebody of it may still be leaving.
     decided: Option<Generation>,
 }
@@ -65,7 +69,13 @@ pub(crate) enum Way {
 
 impl Default for Reload {
     fn default() -> Self {
-        Self { way: Way::Nothing, next: None, last: Generation(1), decided: None }
+        Self {
+            way: Way::Nothing,
+            next: None,
+            last: Generation(1),
+            held: Generation(1),
+            decided: None,
+        }
     }
 }
 
@@ -222,6 +232,7 @@ impl Core {
         if done {
             self.reload.way = Way::Nothing;
             self.reload.decided = Some(generation);
+            self.reload.held = generation;
             self.report(Report::ReloadDone { generation });
         } else {
             let left = if rolling { self.config.max_surge.max(1) } else { u16::MAX };
@@ -231,6 +242,31 @@ impl Core {
             for at in 0..self.slots.len() {
                 self.let_go(at);
             }
+        }
+        if done {
+            self.look_for_the_end();
+        }
+    }
+
+    /// A slot is not wanted any more, and who was `beside` it leaves: the reload goes on without it.
+    /// What the slot was to show, another one shows: with no new worker left there is a new canary.
+    pub(crate) fn reload_goes_without(&mut self, beside: Beside) {
+        let (generation, rolling) = match self.reload.way {
+            Way::Nothing => return,
+            Way::Fill { generation, rolling, .. } | Way::Soak { generation, rolling, .. } => {
+                (generation, rolling)
+            }
+        };
+        let new = |slot: &crate::slot::Slot| {
+            matches!(slot.beside, Beside::Next { .. })
+                || self.is_of(slot.state.worker(), generation)
+        };
+        let any = self.slots.iter().any(new);
+        let gives_back = u16::from(matches!(beside, Beside::Next { .. }));
+        match &mut self.reload.way {
+            way if !any => *way = Way::Fill { generation, rolling, left: 1 },
+            Way::Fill { left, .. } => *left = left.saturating_add(gives_back),
+            Way::Nothing | Way::Soak { .. } => {}
         }
     }
 

@@ -23,6 +23,17 @@ use crate::event::{Generation, SlotId, WorkerId};
 use crate::restart::Streak;
 use crate::time::Now;
 
+/// What is wanted of a slot. Only the operator, and a worker that ends for good, change it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Want {
+    /// A worker.
+    Up,
+    /// Nobody: the operator stopped it.
+    DownByHand,
+    /// Nobody: its worker exited with one of `--stop-exit-codes`.
+    DownByExit,
+}
+
 /// What is true of a slot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum SlotState {
@@ -154,6 +165,7 @@ pub(crate) enum Sockets {
 #[derive(Debug, Clone)]
 pub(crate) struct Slot {
     pub(crate) id: SlotId,
+    pub(crate) want: Want,
     pub(crate) state: SlotState,
     pub(crate) beside: Beside,
     /// Of the workers that are started here after crashes.
@@ -168,6 +180,7 @@ impl Slot {
     pub(crate) fn new(id: SlotId) -> Self {
         Self {
             id,
+            want: Want::Up,
             state: SlotState::Down,
             beside: Beside::Nobody,
             generation: Generation(1),

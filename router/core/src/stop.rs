@@ -113,7 +113,7 @@ impl Core {
         }
     }
 
-    fn begin_to_stop(&mut self) {
+    pub(crate) fn begin_to_stop(&mut self) {
         let deadline = self.dealer.now.after(self.config.drain_timeout);
         self.stop = Stop::Closing { deadline };
         self.end_reloads();

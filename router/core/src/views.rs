@@ -2,7 +2,7 @@
 
 use crate::event::{Generation, SlotId, WorkerId};
 use crate::primary::{Core, Start};
-use crate::slot::SlotState;
+use crate::slot::{SlotState, Want};
 use crate::time::Now;
 use crate::worker::{Lateness, State};
 
@@ -42,6 +42,10 @@ pub struct SlotView {
     pub restarts: u32,
     /// In backoff: when the next one starts.
     pub until: Option<Now>,
+    /// What is wanted of it.
+    pub want: Want,
+    /// Crashes in a row.
+    pub crashes: u32,
 }
 
 /// Counters since the start.
@@ -91,6 +95,8 @@ impl Core {
                 | SlotState::Up { .. }
                 | SlotState::Failed => None,
             },
+            want: slot.want,
+            crashes: slot.streak.crashes(),
         })
     }
 
@@ -111,6 +117,20 @@ impl Core {
     #[must_use]
     pub fn all_were_ready(&self) -> bool {
         self.start == Start::Everybody
+    }
+
+    /// Slots that are to have a worker.
+    #[must_use]
+    pub fn wanted_count(&self) -> u16 {
+        let wanted = self.slots.iter().filter(|slot| slot.want == Want::Up);
+        u16::try_from(wanted.count()).unwrap_or(u16::MAX)
+    }
+
+    /// Whether every slot that is to have a worker has one that is ready, and there is such a slot.
+    #[must_use]
+    pub fn all_up(&self) -> bool {
+        let mut wanted = self.slots.iter().filter(|slot| slot.want == Want::Up).peekable();
+        wanted.peek().is_some() && wanted.all(|slot| matches!(slot.state, SlotState::Up { .. }))
     }
 
     /// Whether everything ends.

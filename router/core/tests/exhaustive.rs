@@ -21,7 +21,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use croupier_core::Core;
-use croupier_core::config::{Config, Policy, ReadyRule, RestartPolicy};
+use croupier_core::config::{Config, ExitCodes, Policy, ReadyRule, RestartPolicy};
 use croupier_core::event::{
     Action, Arrival, Client, ConnId, Event, ExitStatus, ListenerId, Load, Loads, SlotId, WorkerId,
 };
@@ -45,6 +45,9 @@ enum Input {
     Time,
     Reload,
     Stop,
+    /// The operator stops and starts this slot.
+    StopSlot(u16),
+    StartSlot(u16),
     /// Messages that came too late, about workers and connections of the past.
     Stale,
 }
@@ -62,6 +65,20 @@ const ALL: [Input; 10] = [
     Input::Stale,
 ];
 
+/// The same inputs where slots are stopped and started by hand, without what has little to do with it.
+const BY_HAND: [Input; 10] = [
+    Input::Works(0),
+    Input::Works(1),
+    Input::Ends(0),
+    Input::Answers,
+    Input::Time,
+    Input::Reload,
+    Input::Stop,
+    Input::StopSlot(0),
+    Input::StartSlot(0),
+    Input::StopSlot(1),
+];
+
 /// What was asked of others and is not done yet.
 #[derive(Debug, Clone, Copy)]
 enum Answer {
@@ -76,6 +93,7 @@ struct Worker {
     listens: bool,
     ended: bool,
     condemned: bool,
+    drains: bool,
     queue: VecDeque<u32>,
     claimed: u64,
     active: u32,
@@ -108,6 +126,8 @@ struct Puppet {
     held: Vec<u32>,
     next_conn: u32,
     answers: Vec<Answer>,
+    /// The operator wants nobody there.
+    down: [bool; 2],
     finished: bool,
 }
 
@@ -138,6 +158,7 @@ impl Puppet {
                 first_tries: 2,
                 stay: false,
             },
+            stop_exit_codes: ExitCodes::default(),
             seed: 1,
         };
         let mut puppet = Self {
@@ -147,6 +168,7 @@ impl Puppet {
             held: Vec::new(),
             next_conn: 0,
             answers: Vec::new(),
+            down: [false; 2],
             finished: false,
         };
         puppet.settle();
@@ -172,9 +194,15 @@ impl Puppet {
         match action {
             Action::Spawn { slot, worker, generation } => {
                 let generation = generation.0;
-                // One that even KILL does not end is waited for, but not for ever.
+                assert!(!self.down[usize::from(slot.0)], "{slot:?} is to stay down");
+                // One that even KILL does not end is waited for, but not for ever; one that drains
+                // does not stand in the way of the next.
                 let sits = |w: &&Worker| {
-                    w.slot == slot.0 && w.generation == generation && !w.ended && !w.condemned
+                    w.slot == slot.0
+                        && w.generation == generation
+                        && !w.ended
+                        && !w.condemned
+                        && !w.drains
                 };
                 assert_eq!(
                     self.workers.0.values().filter(sits).count(),
@@ -215,8 +243,12 @@ impl Puppet {
                 assert!(!self.finished, "finished twice");
                 self.finished = true;
             }
+            Action::TellDraining { worker, draining } => {
+                if let Some(worker) = self.workers.0.get_mut(&worker.0) {
+                    worker.drains = draining;
+                }
+            }
             Action::Ring { .. }
-            | Action::TellDraining { .. }
             | Action::Signal { .. }
             | Action::AdoptSockets { .. }
             | Action::Report(_) => {}
@@ -257,6 +289,14 @@ impl Puppet {
             }
             Input::Reload => self.tell(Event::ReloadAsked { rolling: self.now.is_multiple_of(2) }),
             Input::Stop => self.tell(Event::StopAsked { now: false }),
+            Input::StopSlot(slot) => {
+                self.tell(Event::StopSlotAsked { slot: SlotId(slot) });
+                self.down[usize::from(slot)] = true;
+            }
+            Input::StartSlot(slot) => {
+                self.down[usize::from(slot)] = false;
+                self.tell(Event::StartAsked { slot: SlotId(slot) });
+            }
             Input::Stale => self.stale(),
         }
     }
@@ -364,8 +404,8 @@ impl Puppet {
         assert_eq!(before, self.core.workers().collect::<Vec<_>>());
     }
 
-    fn explore(&self, depth: u32, path: &mut Vec<Input>, count: &mut u64) {
-        for input in ALL {
+    fn explore(&self, inputs: &[Input], depth: u32, path: &mut Vec<Input>, count: &mut u64) {
+        for &input in inputs {
             let mut next = self.clone();
             path.push(input);
             let told = std::panic::AssertUnwindSafe(|| next.step(input));
@@ -374,7 +414,7 @@ impl Puppet {
             }
             *count += 1;
             if depth > 1 && !next.finished {
-                next.explore(depth - 1, path, count);
+                next.explore(inputs, depth - 1, path, count);
             }
             path.pop();
         }
@@ -383,7 +423,7 @@ impl Puppet {
 
 fn every_sequence(policy: Policy) {
     let mut count = 0;
-    Puppet::new(policy).explore(DEPTH, &mut Vec::new(), &mut count);
+    Puppet::new(policy).explore(&ALL, DEPTH, &mut Vec::new(), &mut count);
     assert!(count > 300_000, "{count} steps");
 }
 
@@ -407,7 +447,24 @@ fn all_short_sequences_from_the_middle_of_a_reload() {
         let states: Vec<_> = puppet.core.workers().map(|worker| worker.state).collect();
         assert_eq!(states, ["parked", "ready", "ready"], "worker 3 took over from worker 1");
         let mut count = 0;
-        puppet.explore(DEPTH - 1, &mut Vec::new(), &mut count);
+        puppet.explore(&ALL, DEPTH - 1, &mut Vec::new(), &mut count);
+        assert!(count > 40_000, "{count} steps");
+    }
+}
+
+/// Slots stopped and started by hand, from the start, from a table with connections, and from the
+/// middle of a reload.
+#[test]
+fn all_short_sequences_of_slots_by_hand() {
+    let busy = [Input::Works(0), Input::Works(1), Input::Client, Input::Client, Input::Client];
+    let reload = [Input::Reload, Input::Works(0)];
+    for before in [&[][..], &busy[..], &[&busy[..], &reload[..]].concat()[..]] {
+        let mut puppet = Puppet::new(Policy::Least);
+        for input in before {
+            puppet.step(*input);
+        }
+        let mut count = 0;
+        puppet.explore(&BY_HAND, DEPTH - 1, &mut Vec::new(), &mut count);
         assert!(count > 40_000, "{count} steps");
     }
 }
@@ -420,7 +477,7 @@ fn all_short_sequences_from_a_busy_table() {
         puppet.step(input);
     }
     let mut count = 0;
-    puppet.explore(DEPTH - 1, &mut Vec::new(), &mut count);
+    puppet.explore(&ALL, DEPTH - 1, &mut Vec::new(), &mut count);
     assert!(count > 40_000, "{count} steps");
 }
 
@@ -431,7 +488,8 @@ fn random_long_sequences_under_every_policy() {
         for _ in 0..300 {
             let mut puppet = Puppet::new(policy);
             for _ in 0..60 {
-                let pick = ALL[usize::try_from(dice.below(10)).unwrap()];
+                let inputs = if dice.permille(800) { ALL } else { BY_HAND };
+                let pick = inputs[usize::try_from(dice.below(10)).unwrap()];
                 // A stop ends the game soon; most games go on.
                 if !puppet.finished && (pick != Input::Stop || dice.permille(100)) {
                     puppet.step(pick);
@@ -495,7 +553,8 @@ fn any_event(dice: &mut dice::Dice) -> Event {
     let status = ExitStatus::Code(0);
     let orphans = dice.permille(500);
     let count = u32::try_from(dice.below(3)).unwrap();
-    match dice.below(27) {
+    let slot = SlotId(u16::try_from(dice.below(4)).unwrap());
+    match dice.below(29) {
         0 | 1 => Event::Woke,
         2..=4 => Event::Accepted(arrival),
         5 => Event::HandedOff { conn, worker },
@@ -517,6 +576,8 @@ fn any_event(dice: &mut dice::Dice) -> Event {
         23 => Event::Exited { worker, status, orphans },
         24 => Event::FamilyGone { worker },
         25 => Event::ReloadAsked { rolling: orphans },
+        26 => Event::StartAsked { slot },
+        27 => Event::StopSlotAsked { slot },
         _ if dice.permille(100) => Event::StopAsked { now: orphans },
         _ => Event::Misbehaved { worker },
     }

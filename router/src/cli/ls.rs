@@ -1,5 +1,7 @@
 //! `croupier ls`: the primaries that run.
 
+use std::collections::BTreeSet;
+
 use clap::Args;
 
 use super::table::{Align, Table, age};
@@ -59,16 +61,17 @@ pub(super) fn ready(status: &Status) -> String {
 
 /// Slots with a ready worker, and slots that want one.
 pub(super) fn count_ready(status: &Status) -> (usize, usize) {
-    let slots = |which: &dyn Fn(WorkerState) -> bool| {
-        let mut slots: Vec<u16> = status
-            .workers
-            .iter()
-            .filter(|worker| which(worker.state))
-            .map(|worker| worker.slot)
-            .collect();
-        slots.sort_unstable();
-        slots.dedup();
-        slots.len()
+    let slots = |which: &dyn Fn(WorkerState) -> bool| -> BTreeSet<u16> {
+        let workers = status.workers.iter().filter(|worker| which(worker.state));
+        workers.map(|worker| worker.slot).collect()
     };
-    (slots(&|state| state == WorkerState::Ready), slots(&|state| state != WorkerState::Down))
+    // A slot that is down may still have a worker that drains.
+    let down = slots(&|state| state == WorkerState::Down);
+    let wanted = slots(&|_| true).difference(&down).count();
+    (slots(&|state| state == WorkerState::Ready).len(), wanted)
+}
+
+/// Slots that nobody wants up.
+pub(super) fn count_down(status: &Status) -> usize {
+    status.workers.iter().filter(|worker| worker.state == WorkerState::Down).count()
 }

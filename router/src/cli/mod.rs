@@ -6,6 +6,7 @@
 mod ls;
 mod reload;
 pub mod run;
+mod start;
 mod status;
 mod stop;
 mod table;
@@ -71,6 +72,7 @@ Examples:
   croupier ls
   croupier status -n app
   croupier reload -n app
+  croupier stop 2 -n app && croupier start 2 -n app
   croupier stop -n app && croupier wait stopped -n app --timeout 30s
 
 Exit status: 0 done, 1 failed, 2 usage, 3 no such primary, 126 not executable, 127 not found,
@@ -96,6 +98,7 @@ enum Command {
     Ls(ls::LsArgs),
     Status(status::StatusArgs),
     Reload(reload::ReloadArgs),
+    Start(start::StartArgs),
     Stop(stop::StopArgs),
     Wait(wait::WaitArgs),
 }
@@ -149,7 +152,8 @@ pub fn execute(
         Command::Ls(args) => ls::execute(&args),
         Command::Status(args) => status::execute(&args),
         Command::Reload(args) => reload::execute(&args, say),
-        Command::Stop(args) => stop::execute(&args),
+        Command::Start(args) => start::execute(args, say),
+        Command::Stop(args) => stop::execute(args, say),
         Command::Wait(args) => wait::execute(&args),
     }
 }

@@ -15,7 +15,7 @@ use nix::sys::signal::Signal;
 
 use crate::config::{
     AdapterChoice, LogFormat, QUEUE_LIMIT_MAX, Surge, WorkersArg, parse_bound, parse_duration,
-    parse_name, parse_policy, parse_signal, parse_surge, parse_workers,
+    parse_exit_code, parse_name, parse_policy, parse_signal, parse_surge, parse_workers,
 };
 
 const AFTER_HELP: &str = "\
@@ -279,6 +279,20 @@ pub struct RunArgs {
     /// Let workers write to stdout and stderr themselves, without the [w2] in front.
     #[arg(long, env = "CROUPIER_RAW_OUTPUT", value_parser = FalseyValueParser::new())]
     pub raw_output: bool,
+
+    /// Exit statuses that a worker means: its slot stays down until `croupier start SLOT`.
+    ///
+    /// Not a crash: it is not restarted, and when the workers of all slots have ended so, croupier
+    /// ends with status 0. Several are separated by commas, as in 0,3. Default: none, every exit
+    /// is a reason to start the next worker.
+    #[arg(
+        long,
+        value_name = "N,…",
+        env = "CROUPIER_STOP_EXIT_CODES",
+        value_delimiter = ',',
+        value_parser = parse_exit_code
+    )]
+    pub stop_exit_codes: Vec<u8>,
 
     /// Keep trying when every worker has failed, instead of leaving with status 1.
     #[arg(long, env = "CROUPIER_STAY", value_parser = FalseyValueParser::new())]

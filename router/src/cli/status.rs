@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use clap::Args;
 
-use super::ls::count_ready;
+use super::ls::{count_down, count_ready};
 use super::table::{Align, Table, age, bytes, known, micros, number};
 use super::{Exit, Which, code, not_answered, not_found};
 use crate::control::client::{ANSWER_WAIT, find};
@@ -67,7 +67,15 @@ pub(super) fn execute(args: &StatusArgs) -> Exit {
 fn check(status: &Status) -> Exit {
     let (ready, wanted) = count_ready(status);
     let code = if wanted > 0 && ready == wanted { code::DONE } else { code::FAILED };
-    Exit::with(code, format!("{}: {ready} of {wanted} ready\n", status.name))
+    Exit::with(code, format!("{}: {ready} of {wanted} ready{}\n", status.name, stopped(status)))
+}
+
+/// `, 2 stopped`: slots that are not missed.
+fn stopped(status: &Status) -> String {
+    match count_down(status) {
+        0 => String::new(),
+        count => format!(", {count} stopped"),
+    }
 }
 
 fn render(status: &Status) -> String {
@@ -75,11 +83,12 @@ fn render(status: &Status) -> String {
     let mut text = String::new();
     let written = writeln!(
         text,
-        "{}  pid {}, up {}, policy {}, {ready} of {wanted} ready, croupier {}",
+        "{}  pid {}, up {}, policy {}, {ready} of {wanted} ready{}, croupier {}",
         status.name,
         status.pid,
         age(status.uptime_s),
         status.policy,
+        stopped(status),
         status.version
     );
     debug_assert!(written.is_ok(), "a String takes everything");
@@ -131,6 +140,7 @@ fn workers(status: &Status) -> String {
         ("RESTARTS", Align::Right),
         ("UP", Align::Right),
         ("RSS", Align::Right),
+        ("LAST EXIT", Align::Left),
     ]);
     for one in &status.workers {
         table.row(worker(one));
@@ -155,6 +165,7 @@ fn worker(one: &WorkerStatus) -> Vec<String> {
         number(one.restarts.into()),
         one.uptime_s.map_or_else(|| "-".to_owned(), age),
         bytes(one.rss_bytes),
+        one.last_exit.clone().unwrap_or_else(|| "-".to_owned()),
     ]
 }
 
@@ -194,6 +205,7 @@ mod tests {
             window: Some(16),
             late: slot == 1,
             restarts: 0,
+            last_exit: None,
             uptime_s: Some(11_520),
             rss_bytes: Some(23_592_960),
             queued_p50_us: Some(85),
@@ -245,7 +257,7 @@ mod tests {
         let status = status(vec![
             worker(0, WorkerState::Ready),
             worker(1, WorkerState::Ready),
-            vacant(10, WorkerState::Backoff),
+            WorkerStatus { last_exit: Some("OOM kill".into()), ..vacant(10, WorkerState::Backoff) },
         ]);
         let wanted = "\
 web  pid 4242, up 3h 12m, policy least, 2 of 3 ready, croupier 0.1.0
@@ -253,10 +265,10 @@ web  pid 4242, up 3h 12m, policy least, 2 of 3 ready, croupier 0.1.0
 LISTENS ON  POLICY  ACCEPTED  WAITING  BACKLOG
 [::]:8080   least    120,034        0    4,096
 
-SLOT  ID  GEN   PID  STATE        HANDED OFF  QUEUED  ACTIVE  WINDOW  WAIT p50     p99  RESTARTS      UP    RSS
-w0     1    1  4243  ready            30,012       2       9      16      85µs  12.3ms         0  3h 12m  22.5M
-w1     2    1  4243  ready, late      30,012       2       9      16      85µs  12.3ms         0  3h 12m  22.5M
-w10    -    -     -  backoff               -       -       -       -         -       -         0       -      -
+SLOT  ID  GEN   PID  STATE        HANDED OFF  QUEUED  ACTIVE  WINDOW  WAIT p50     p99  RESTARTS      UP    RSS  LAST EXIT
+w0     1    1  4243  ready            30,012       2       9      16      85µs  12.3ms         0  3h 12m  22.5M  -
+w1     2    1  4243  ready, late      30,012       2       9      16      85µs  12.3ms         0  3h 12m  22.5M  -
+w10    -    -     -  backoff               -       -       -       -         -       -         0       -      -  OOM kill
 
 accepted 120,034, handed off 120,030, salvaged 0, stolen 0, refused 0; nobody had room 0 times
 accept to hand-off: p50 -, p99 -
@@ -275,5 +287,14 @@ accept to hand-off: p50 -, p99 -
         assert_eq!(code(vec![worker(0, ready), vacant(1, WorkerState::Down)]), code::DONE);
         assert_eq!(code(vec![worker(0, WorkerState::Draining), worker(0, ready)]), code::DONE);
         assert_eq!(code(Vec::new()), code::FAILED);
+        // One that was stopped by hand and has not ended yet; and nobody at all.
+        let leaving = vec![worker(0, ready), vacant(1, WorkerState::Down)];
+        let leaving = [leaving, vec![worker(1, WorkerState::Draining)]].concat();
+        let exit = check(&status(leaving));
+        assert_eq!(
+            (exit.code, exit.stdout.as_str()),
+            (code::DONE, "web: 1 of 1 ready, 1 stopped\n")
+        );
+        assert_eq!(code(vec![vacant(0, WorkerState::Down)]), code::FAILED);
     }
 }

@@ -144,7 +144,12 @@ impl Found {
         self.converse(request, None, say)
     }
 
-    fn converse(
+    /// Sends the request and waits for the reply, for ever if there is no `within`; `say` hears how
+    /// far it is.
+    ///
+    /// # Errors
+    /// [`AskError`].
+    pub fn converse(
         &mut self,
         request: Request,
         within: Option<Duration>,

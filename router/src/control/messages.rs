@@ -14,8 +14,8 @@ pub const REPLY_MAX: usize = 4 << 20;
 pub const SCHEMA: u32 = 1;
 
 /// What a client asks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "request", rename_all = "lowercase", deny_unknown_fields)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "request", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Request {
     /// Who is there? Answered [`Reply::Done`].
     Ping,
@@ -25,6 +25,22 @@ pub enum Request {
     Stop {
         /// Kill the workers instead of draining them.
         now: bool,
+    },
+    /// These slots are to be up. [`Reply::Said`] for each, then, when all are, [`Reply::Done`], or
+    /// [`Reply::Failed`].
+    Start {
+        /// By number.
+        slots: Vec<u16>,
+        /// If not: answered [`Reply::Done`] at once.
+        wait: bool,
+    },
+    /// These slots are to be down. [`Reply::Said`] for each, then, when nobody is there any more,
+    /// [`Reply::Done`], or [`Reply::Failed`].
+    StopSlots {
+        /// By number.
+        slots: Vec<u16>,
+        /// If not: answered [`Reply::Done`] at once.
+        wait: bool,
     },
     /// New workers instead of the old. [`Reply::Said`] for each step, then, when all that leave have
     /// left, [`Reply::Done`] or [`Reply::Failed`].
@@ -201,6 +217,10 @@ pub struct WorkerStatus {
     pub late: bool,
     /// How often this slot's worker was replaced because it ended by itself.
     pub restarts: u32,
+    /// How the last worker of this slot ended that was not asked to: `exit 1`, `SIGSEGV (core
+    /// dumped)`, `OOM kill`.
+    #[serde(default)]
+    pub last_exit: Option<String>,
     /// Seconds since it was started.
     pub uptime_s: Option<u64>,
     /// Resident memory of its main process.
@@ -246,6 +266,14 @@ mod tests {
                 Request::Reload { rolling: false, wait: true },
                 "{\"request\":\"reload\",\"rolling\":false,\"wait\":true}\n",
             ),
+            (
+                Request::Start { slots: vec![2], wait: true },
+                "{\"request\":\"start\",\"slots\":[2],\"wait\":true}\n",
+            ),
+            (
+                Request::StopSlots { slots: vec![0, 3], wait: false },
+                "{\"request\":\"stop-slots\",\"slots\":[0,3],\"wait\":false}\n",
+            ),
             (Request::Wait { r#for: Awaited::Ready }, "{\"request\":\"wait\",\"for\":\"ready\"}\n"),
         ] {
             assert_eq!(request.to_line(), line);
@@ -254,6 +282,13 @@ mod tests {
         for bad in ["{}", "{\"request\":\"stop\"}", "{\"request\":\"reboot\"}", "[]", "1"] {
             assert!(serde_json::from_str::<Request>(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn every_slot_fits_a_request() {
+        let slots: Vec<u16> = (0..crate::config::WORKERS_MAX).collect();
+        let line = Request::StopSlots { slots, wait: false }.to_line();
+        assert!(line.len() <= REQUEST_MAX, "{}", line.len());
     }
 
     #[test]
@@ -272,6 +307,7 @@ mod tests {
             window: None,
             late: false,
             restarts: 3,
+            last_exit: None,
             uptime_s: None,
             rss_bytes: None,
             queued_p50_us: None,
@@ -282,7 +318,7 @@ mod tests {
             text,
             "{\"slot\":1,\"id\":null,\"generation\":null,\"pid\":null,\"state\":\"backoff\",\
              \"handed_off\":null,\"claimed\":null,\"closed\":null,\"queued\":null,\"active\":null,\
-             \"window\":null,\"late\":false,\"restarts\":3,\"uptime_s\":null,\"rss_bytes\":null,\
+             \"window\":null,\"late\":false,\"restarts\":3,\"last_exit\":null,\"uptime_s\":null,\"rss_bytes\":null,\
              \"queued_p50_us\":null,\"queued_p99_us\":null}"
         );
         assert_eq!(serde_json::from_str::<WorkerStatus>(&text).unwrap(), slot);
@@ -304,6 +340,7 @@ mod tests {
             window: Some(u16::MAX),
             late: false,
             restarts: u32::MAX,
+            last_exit: Some("SIGVTALRM (core dumped)".into()),
             uptime_s: Some(u64::MAX),
             rss_bytes: Some(u64::MAX),
             queued_p50_us: Some(u64::MAX),

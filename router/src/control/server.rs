@@ -147,6 +147,12 @@ impl ControlServer {
         }
     }
 
+    /// Whether a client is still there.
+    #[must_use]
+    pub fn has(&self, client: ClientId) -> bool {
+        self.clients.iter().any(|(_, one)| one.id == client)
+    }
+
     /// Edge-triggered: accepts until there is nobody. The number of clients bounds the turn, as
     /// every client beyond it ends one.
     fn accept(&mut self, registry: &Registry, requests: &mut Vec<(ClientId, Request)>) {
@@ -427,7 +433,8 @@ mod tests {
         let first = bench.ask("{\"request\":\"ping\"}\n");
         let second = bench.ask("{\"request\":\"wait\",\"for\":\"ready\"}\n");
         bench.turn();
-        let asked: Vec<Request> = bench.requests.iter().map(|(_, request)| *request).collect();
+        let asked: Vec<Request> =
+            bench.requests.iter().map(|(_, request)| request.clone()).collect();
         assert_eq!(asked, [Request::Ping, Request::Wait { r#for: Awaited::Ready }]);
         let (ping, wait) = (bench.requests[0].0, bench.requests[1].0);
         bench.reply(wait, &Reply::Done);
@@ -629,7 +636,7 @@ mod tests {
                         answered = true;
                     }
                     Request::Ping => {}
-                    Request::Reload { .. } => {
+                    Request::Reload { .. } | Request::Start { .. } | Request::StopSlots { .. } => {
                         bench.server.say(id, "one", bench.poll.registry());
                         bench.server.say(id, "two", bench.poll.registry());
                         bench.reply(id, &Reply::Done);

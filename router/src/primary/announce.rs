@@ -81,10 +81,19 @@ pub(super) fn plural(count: u32, noun: &str) -> String {
 pub(super) fn how(status: ExitStatus) -> String {
     match status {
         ExitStatus::Code(code) => format!("exited with status {code}"),
-        ExitStatus::Signal(number) => match nix::sys::signal::Signal::try_from(number) {
-            Ok(signal) => format!("was killed by {signal}"),
-            Err(_) => format!("was killed by signal {number}"),
-        },
+        ExitStatus::Signal(number) => format!("was killed by {}", signal_name(number)),
+        ExitStatus::Dumped(number) => {
+            format!("was killed by {} and left a core dump", signal_name(number))
+        }
+        ExitStatus::OutOfMemory => "was killed for lack of memory (OOM)".to_owned(),
+    }
+}
+
+/// `SIGSEGV`; realtime signals have no names.
+pub(super) fn signal_name(number: i32) -> String {
+    match nix::sys::signal::Signal::try_from(number) {
+        Ok(signal) => signal.to_string(),
+        Err(_) => format!("signal {number}"),
     }
 }
 
@@ -106,6 +115,18 @@ fn sentence(report: Report) -> (Level, String) {
         Report::SlotFailed { slot } => {
             (Level::Error, format!("slot {} used up its crash budget and stays down", slot.0))
         }
+        Report::SlotDone { worker, slot, code, queued: _ } => (
+            Level::Info,
+            format!(
+                "worker {} exited with status {code}, which --stop-exit-codes names: slot {1} stays \
+                 down; croupier start {1} starts it",
+                worker.0, slot.0
+            ),
+        ),
+        Report::AllDone => (
+            Level::Info,
+            "every worker has exited with a status that --stop-exit-codes names: stopping".into(),
+        ),
         Report::Recovered { worker } => (Level::Info, format!("worker {} claims again", worker.0)),
         Report::Stole { worker, count } => (
             Level::Info,
@@ -133,6 +154,7 @@ fn sentence(report: Report) -> (Level, String) {
         | Report::Ready { .. }
         | Report::NotReadyInTime { .. }
         | Report::Died { .. }
+        | Report::SlotStopped { .. }
         | Report::Late { .. }
         | Report::Drained { .. }
         | Report::Drains { .. }
@@ -189,7 +211,7 @@ impl Primary {
             ReadyRule::Notify => "READY=1 (sd_notify)",
             ReadyRule::Start => "its start",
         };
-        let (ready, all) = (self.core.ready_count(), self.config.workers.count);
+        let (ready, all) = (self.core.ready_count(), self.core.wanted_count());
         self.say(&format!("{ready} of {all} ready; waiting for {waiting}"));
     }
 
@@ -197,8 +219,12 @@ impl Primary {
     pub(super) fn report(&mut self, report: Report) {
         match report {
             Report::AllReady => self.announce_ready(),
-            Report::Ready { worker, .. } if self.is_successor(worker) => self.report_reload(report),
+            Report::Ready { worker, .. } if self.is_successor(worker) => {
+                self.note_cgroup(worker);
+                self.report_reload(report);
+            }
             Report::Ready { worker, slot, .. } => {
+                self.note_cgroup(worker);
                 if self.announcer.said_ready {
                     log::info!("worker {} took over slot {}", worker.0, slot.0);
                 }
@@ -206,6 +232,12 @@ impl Primary {
             Report::NotReadyInTime { worker } => self.report_not_ready(worker),
             Report::Died { worker, status, queued } => self.report_death(worker, status, queued),
             Report::Late { .. } => log::debug!("{report:?}"),
+            Report::SlotStopped { slot } => self.slot_stopped(slot),
+            Report::Drained { worker } | Report::DrainCut { worker, .. }
+                if self.hands.is_leaving(worker) =>
+            {
+                self.report_leaving(report);
+            }
             // While everything stops, nobody wants to hear of each worker.
             Report::Drained { .. } | Report::DrainCut { .. } if self.core.is_stopping() => {
                 let (level, text) = sentence(report);
@@ -226,6 +258,8 @@ impl Primary {
             Report::WentToBackground { .. }
             | Report::BackingOff { .. }
             | Report::SlotFailed { .. }
+            | Report::SlotDone { .. }
+            | Report::AllDone
             | Report::Recovered { .. }
             | Report::Stole { .. }
             | Report::Salvaged { .. }
@@ -239,7 +273,7 @@ impl Primary {
     fn announce_ready(&mut self) {
         self.announcer.next_progress = None;
         self.announcer.said_ready = true;
-        let count = self.config.workers.count;
+        let count = self.core.wanted_count();
         let plural = if count == 1 { "worker" } else { "workers" };
         self.say(&format!(
             "ready: {count} {plural} on {}, policy {}, adapter {}",
@@ -247,7 +281,6 @@ impl Primary {
             self.policy(),
             self.launcher.adapter(),
         ));
-        self.commands.now_ready(self.poll.registry());
     }
 
     fn report_not_ready(&mut self, worker: WorkerId) {
@@ -255,7 +288,9 @@ impl Primary {
         let family = process::family(found, &[]);
         let why = diagnose::why_not_ready(found.pid, &family);
         log::error!("worker {} is not ready in time: {why}", worker.0);
+        let slot = found.slot;
         let why = why.to_string();
+        self.hands.note_late(slot, worker, &why);
         self.note_not_ready(worker, &why);
         if !self.is_successor(worker) {
             self.repeat_last_lines(worker);
@@ -268,7 +303,11 @@ impl Primary {
             1 => "; the connection that waited for it goes to another".into(),
             many => format!("; the {many} connections that waited for it go to others"),
         };
-        log::warn!("worker {} {}{waiting}", worker.0, how(status));
+        let advice = match status {
+            ExitStatus::OutOfMemory => self.memory.advice(),
+            ExitStatus::Code(_) | ExitStatus::Signal(_) | ExitStatus::Dumped(_) => String::new(),
+        };
+        log::warn!("worker {} {}{waiting}{advice}", worker.0, how(status));
         if !self.announcer.said_ready {
             self.repeat_last_lines(worker);
         }

@@ -113,12 +113,36 @@ impl Commands {
         }
     }
 
-    /// Everybody is ready: tell those who wait for it.
-    pub(super) fn now_ready(&mut self, registry: &Registry) {
+    /// Whether somebody waits for everybody to be ready.
+    pub(super) const fn awaits_ready(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
+    /// Everybody is ready, or it is known why that will not be: tell those who wait for it.
+    pub(super) fn end_wait(&mut self, reply: &Reply, registry: &Registry) {
         if let Some(server) = &mut self.server {
             for client in self.waiting.drain(..) {
-                server.reply(client, &Reply::Done, registry);
+                server.reply(client, reply, registry);
             }
+        }
+    }
+
+    /// Whether a client is still there.
+    pub(super) fn has(&self, client: ClientId) -> bool {
+        self.server.as_ref().is_some_and(|server| server.has(client))
+    }
+
+    /// Tells one client how far its request is.
+    pub(super) fn say_to(&mut self, client: ClientId, text: &str, registry: &Registry) {
+        if let Some(server) = &mut self.server {
+            server.say(client, text, registry);
+        }
+    }
+
+    /// Answers one client.
+    pub(super) fn reply_to(&mut self, client: ClientId, reply: &Reply, registry: &Registry) {
+        if let Some(server) = &mut self.server {
+            server.reply(client, reply, registry);
         }
     }
 
@@ -266,12 +290,19 @@ impl Primary {
                 self.tell(Event::ReloadAsked { rolling });
                 (!wait).then_some(Reply::Done)
             }
+            Request::Start { slots, wait } => self.start_slots(client, &slots, wait),
+            Request::StopSlots { slots, wait } => self.stop_slots(client, &slots, wait),
             Request::Wait { r#for: Awaited::Ready } => {
-                if self.core.ready_count() >= self.config.workers.count {
-                    return Some(Reply::Done);
+                let answer = self.is_ready();
+                if answer.is_none() {
+                    let commands = &mut self.commands;
+                    let gone = |client: &ClientId| {
+                        commands.server.as_ref().is_some_and(|server| !server.has(*client))
+                    };
+                    commands.waiting.retain(|client| !gone(client));
+                    commands.waiting.push(client);
                 }
-                self.commands.waiting.push(client);
-                None
+                answer
             }
             // The end of the connection is the answer.
             Request::Wait { r#for: Awaited::Stopped } => None,

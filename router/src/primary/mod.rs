@@ -7,6 +7,8 @@
 //!             answers.rs workers' questions (bind, listen, attach, …)
 //!             supervise.rs  starts, ends, families
 //!             replace.rs    what a reload says
+//!             hands.rs      slots that the operator starts and stops
+//!             memory.rs     who was killed for lack of memory
 //!             commands.rs   status, stop, reload, wait from the command line
 //!             rescue.rs     takes connections back   ┐ what a worker could make block,
 //!             disposal.rs   closes what is done with ┘ on threads of their own
@@ -23,7 +25,9 @@ mod answers;
 mod channel;
 mod commands;
 mod disposal;
+mod hands;
 mod listener;
+mod memory;
 mod page;
 mod perform;
 mod probe;

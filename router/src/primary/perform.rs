@@ -8,7 +8,7 @@ use nix::sys::signal::Signal;
 
 use super::accept::raw_peer;
 use super::listener::Phase;
-use super::rescue::Rescued;
+use super::rescue::{Awaited, Rescued};
 use super::run::{Held, Primary};
 use super::worker::Worker;
 use super::{address, probe, process};
@@ -91,7 +91,10 @@ impl Primary {
                 let arrival = self.hold(rescued);
                 self.tell(Event::TakenBack { worker, arrival });
             }
-            self.tell(Event::TakeBackDone { worker, removed, lost: taken.lost, empty });
+            // The end of one that was given up must not be taken for the end of the next.
+            if taken.awaited == Awaited::Yes {
+                self.tell(Event::TakeBackDone { worker, removed, lost: taken.lost, empty });
+            }
             self.settle();
         }
         while let Some((worker, ready)) = self.rescue.notified() {

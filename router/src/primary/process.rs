@@ -14,13 +14,13 @@ use croupier_core::event::ExitStatus;
 use croupier_wire::message::CONTROL_VAR;
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill, killpg};
-use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
+use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::Pid;
 use procfs::process::Process as Proc;
 
 use super::worker::{Process, Worker};
 use crate::adapter::OWN_VARS;
-use crate::sys::{ChildSetup, prepare_child};
+use crate::sys::{ChildSetup, EndedChild, next_ended_child, prepare_child};
 
 /// Whether a process's main thread is runnable (on a CPU, or waiting for one), and what CPU time it
 /// has had, in nanoseconds (proc(5), `stat` and `schedstat`). `None`: it is gone, or cannot be read.
@@ -80,18 +80,14 @@ pub(crate) struct Ended {
 
 /// The next child that ended, without reaping it: its number stays its own.
 pub(crate) fn next_ended() -> Option<Ended> {
-    let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
-    loop {
-        let (pid, status) = match waitid(Id::All, flags) {
-            Ok(WaitStatus::Exited(pid, code)) => (pid, ExitStatus::Code(code)),
-            Ok(WaitStatus::Signaled(pid, signal, _core)) => {
-                (pid, ExitStatus::Signal(signal as i32))
-            }
-            Err(Errno::EINTR) => continue,
-            Ok(_) | Err(_) => return None,
-        };
-        return Some(Ended { pid: u32::try_from(pid.as_raw()).unwrap_or(0), status });
-    }
+    let EndedChild { pid, how, status } = next_ended_child()?;
+    let status = match how {
+        libc::CLD_KILLED => ExitStatus::Signal(status),
+        libc::CLD_DUMPED => ExitStatus::Dumped(status),
+        // With WEXITED there is only one more.
+        _ => ExitStatus::Code(status),
+    };
+    Some(Ended { pid, status })
 }
 
 /// Takes an ended child off the process table.

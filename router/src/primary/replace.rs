@@ -78,6 +78,9 @@ impl Primary {
             | Report::Died { .. }
             | Report::BackingOff { .. }
             | Report::SlotFailed { .. }
+            | Report::SlotStopped { .. }
+            | Report::SlotDone { .. }
+            | Report::AllDone
             | Report::Late { .. }
             | Report::Recovered { .. }
             | Report::Stole { .. }
@@ -209,7 +212,7 @@ impl Primary {
     }
 
     /// What a worker has, for people.
-    fn held_by(&self, worker: WorkerId) -> String {
+    pub(super) fn held_by(&self, worker: WorkerId) -> String {
         let Some(found) = self.workers.get(worker) else { return "nothing".to_owned() };
         match found.page.load().active {
             Some(active) => {

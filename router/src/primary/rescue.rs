@@ -56,6 +56,15 @@ pub(crate) struct Taken {
     pub(crate) lost: u32,
     /// Every queue was found empty.
     pub(crate) empty: bool,
+    pub(crate) awaited: Awaited,
+}
+
+/// Whether the end of a take-back is waited for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Awaited {
+    Yes,
+    /// It was given up: the core was told that it is stuck, and may have asked again.
+    NoMore,
 }
 
 /// What a thread needs. All threads share one queue: a new one goes on where the stuck one is.
@@ -149,7 +158,10 @@ impl Rescue {
     /// A finished take-back. Results of jobs that were given up are still used: the connections in
     /// them are real.
     pub(crate) fn finished(&mut self) -> Option<Taken> {
-        let taken = self.results.try_recv().ok()?;
+        let mut taken = self.results.try_recv().ok()?;
+        if self.abandoned.contains(&taken.serial) {
+            taken.awaited = Awaited::NoMore;
+        }
         self.pending.retain(|job| job.serial != taken.serial);
         self.abandoned.retain(|serial| *serial != taken.serial);
         Some(taken)
@@ -239,7 +251,8 @@ fn hire(tools: Tools) -> io::Result<Arc<Desk>> {
 
 fn take(order: &Order) -> Taken {
     let (serial, worker) = (order.serial, order.worker);
-    let mut taken = Taken { serial, worker, rescued: Vec::new(), lost: 0, empty: true };
+    let mut taken =
+        Taken { serial, worker, rescued: Vec::new(), lost: 0, empty: true, awaited: Awaited::Yes };
     for (listener, queue) in &order.queues {
         loop {
             if taken.rescued.len() >= order.max as usize {
@@ -415,11 +428,14 @@ mod tests {
         assert_eq!(rescue.overdue(due), None);
         assert!(rescue.pending.iter().all(|job| job.deadline == after(due, RESCUE_DEADLINE)));
         let taken = wait_for("the second job", || rescue.finished());
-        assert_eq!((taken.worker, taken.rescued.len()), (WorkerId(2), 2));
+        assert_eq!(
+            (taken.worker, taken.rescued.len(), taken.awaited),
+            (WorkerId(2), 2, Awaited::Yes)
+        );
         assert_eq!((rescue.abandoned.len(), rescue.deadline()), (1, None));
         drop(peer);
         let late = wait_for("the stuck job", || rescue.finished());
-        assert_eq!((late.worker, late.lost), (WorkerId(1), 1));
+        assert_eq!((late.worker, late.lost, late.awaited), (WorkerId(1), 1, Awaited::NoMore));
         assert_eq!(rescue.abandoned.len(), 0);
     }
 

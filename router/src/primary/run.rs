@@ -20,7 +20,9 @@ use slab::Slab;
 use super::alarm::Alarm;
 use super::announce::Announcer;
 use super::commands::Commands;
+use super::hands::Hands;
 use super::listener::{Listener, Watch};
+use super::memory::Memory;
 use super::questions::Questions;
 use super::replace::Replacing;
 use super::rescue::Rescue;
@@ -76,6 +78,8 @@ pub(super) struct Primary {
     pub(super) output: Option<Output>,
     pub(super) announcer: Announcer,
     pub(super) replacing: Replacing,
+    pub(super) hands: Hands,
+    pub(super) memory: Memory,
     pub(super) meters: Meters,
     pub(super) outcome: Option<Outcome>,
     /// Workers whose families are being buried.
@@ -116,6 +120,7 @@ impl Primary {
             self.look_at_deadlines();
             self.settle();
             self.accept_all();
+            self.look_at_hands();
             self.announce();
         }
     }

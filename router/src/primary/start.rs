@@ -24,7 +24,9 @@ use slab::Slab;
 use super::alarm::Alarm;
 use super::announce::Announcer;
 use super::commands::{Commands, Ending};
+use super::hands::Hands;
 use super::listener::{Listener, Origin, Phase};
+use super::memory::Memory;
 use super::process::{self, Started, hex};
 use super::questions::Questions;
 use super::replace::Replacing;
@@ -148,6 +150,8 @@ fn assemble(
         output: Some(output),
         announcer: Announcer::new(now),
         replacing: Replacing::default(),
+        hands: Hands::new(config.workers.count),
+        memory: Memory::of_this_process(now),
         meters: Meters::new(now),
         outcome: None,
         bells_set: false,

@@ -27,6 +27,8 @@ impl Primary {
                     worker.0,
                     self.launcher.title()
                 );
+                let why = format!("worker {} cannot be started: {error}", worker.0);
+                self.hands.note_why(slot, why);
                 self.announcer.start_failed = Some(error);
                 self.tell(Event::SpawnFailed { worker });
             }
@@ -39,6 +41,8 @@ impl Primary {
         id: WorkerId,
         generation: Generation,
     ) -> std::io::Result<()> {
+        // What was killed before it is not its end.
+        self.memory.look(self.now);
         let page = SharedPage::new(id)?;
         let bell = doorbell()?;
         let token = super::start::random_token()?;
@@ -78,8 +82,10 @@ impl Primary {
         while let Some(Ended { pid, status }) = process::next_ended() {
             let main = self.workers.iter_mut().find(|w| w.pid == pid && w.is_running());
             if let Some(worker) = main {
+                let status = self.memory.judge(worker, status, self.now);
                 worker.process = Process::Zombie(status);
                 let worker = worker.id;
+                self.note_end(worker, status);
                 let orphans = self.has_family(worker);
                 self.announcer.note_exit(worker, status);
                 self.tell(Event::Exited { worker, status, orphans });

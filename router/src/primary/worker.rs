@@ -6,6 +6,7 @@
 use std::cell::Cell;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use croupier_core::event::{ExitStatus, ListenerId, Load, Loads, SlotId, WorkerId};
@@ -49,6 +50,8 @@ pub(crate) struct Worker {
     pub(crate) started_ns: u64,
     /// KILL was sent to the family, first then; the core waits to hear that nobody is left.
     pub(crate) burying: Option<u64>,
+    /// Folders of cgroups of its own, if it is not in the primary's.
+    pub(crate) cgroups: Vec<PathBuf>,
     /// `--ready notify`: where the worker's sd_notify(3) arrives, and its abstract name.
     pub(crate) notify: Option<(Arc<OwnedFd>, String)>,
     channels: Vec<(Channel, RawAddress<ADDRESS_MAX>)>,
@@ -89,6 +92,7 @@ impl Worker {
             bell,
             started_ns,
             burying: None,
+            cgroups: Vec::new(),
             notify: None,
             channels: Vec::new(),
             sockets: Vec::new(),

@@ -23,7 +23,7 @@ use std::collections::{BTreeMap, BTreeSet, BinaryHeap, VecDeque};
 use std::time::Duration;
 
 use croupier_core::Core;
-use croupier_core::config::{Config, Policy, ReadyRule, RestartPolicy};
+use croupier_core::config::{Config, ExitCodes, Policy, ReadyRule, RestartPolicy};
 use croupier_core::event::{
     Action, Arrival, Client, ConnId, Event, ExitStatus, Generation, ListenerId, Load, Loads,
     Outcome, Report, SendFailure, SignalKind, SlotId, TakeBackReason, WorkerId,
@@ -74,6 +74,7 @@ pub(crate) fn config(slots: u16, policy: Policy) -> Config {
             first_tries: 3,
             stay: false,
         },
+        stop_exit_codes: ExitCodes::default(),
         seed: 1,
     }
 }
@@ -181,6 +182,8 @@ pub(crate) struct Table {
     stopping: bool,
     forgotten: BTreeSet<u32>,
     probe_serials: BTreeSet<u64>,
+    /// Slots that the operator stopped, or whose worker ended for good.
+    pub(crate) down: BTreeSet<u16>,
 }
 
 impl Table {
@@ -213,6 +216,7 @@ impl Table {
             stopping: false,
             forgotten: BTreeSet::new(),
             probe_serials: BTreeSet::new(),
+            down: BTreeSet::new(),
         };
         table.open(0);
         table
@@ -300,7 +304,7 @@ impl Table {
     }
 
     pub(crate) fn all_ready(&self) -> bool {
-        self.core.ready_count() == self.config.slots
+        usize::from(self.core.ready_count()) == usize::from(self.config.slots) - self.down.len()
     }
 
     pub(crate) fn start(&mut self) {
@@ -393,6 +397,16 @@ impl Table {
     /// Tells the core; counts what it wants done.
     fn handle(&mut self, event: Event) {
         self.core.handle(event, Now(self.now), &self.room);
+        if self.stopping {
+            return;
+        }
+        if let Event::StopSlotAsked { slot: SlotId(slot) } = event
+            && slot < self.config.slots
+        {
+            self.down.insert(slot);
+        } else if let Event::StartAsked { slot: SlotId(slot) } = event {
+            self.down.remove(&slot);
+        }
     }
 
     fn settle(&mut self) {
@@ -560,7 +574,13 @@ impl Table {
                 assert!(self.story.outcome.is_none(), "finished twice");
                 self.story.outcome = Some((self.now, outcome));
             }
-            Action::Report(report) => self.story.reports.push((self.now, report)),
+            Action::Report(report) => {
+                if let Report::SlotDone { slot, .. } = report {
+                    self.down.insert(slot.0);
+                }
+                self.stopping |= report == Report::AllDone;
+                self.story.reports.push((self.now, report));
+            }
         }
     }
 
@@ -633,9 +653,16 @@ impl Table {
     }
 
     fn spawn(&mut self, slot: SlotId, worker: WorkerId, generation: Generation) {
-        // Two generations may be in one slot, two workers of one generation never.
+        // A start and its revocation may come out together: then KILL follows.
+        let revoked = self.core.workers().any(|w| w.worker == worker && w.state == "killing");
+        let down = self.down.contains(&slot.0);
+        assert!(!down || revoked, "slot {} is to stay down at {}", slot.0, self.now);
+        // Two generations may be in one slot, two workers of one generation only while one drains.
         let occupied = self.room.players.values().filter(|player| {
-            player.slot == slot && player.generation == generation && player.is_running()
+            player.slot == slot
+                && player.generation == generation
+                && player.is_running()
+                && !player.draining
         });
         assert_eq!(occupied.count(), 0, "slot {} is started twice at {}", slot.0, self.now);
         let habit = (self.habits)(slot, worker, &mut self.dice);
@@ -700,7 +727,8 @@ impl Table {
 
     fn rescued(&mut self, worker: u32, max: u32, serial: u64) {
         let id = WorkerId(worker);
-        if self.taking.get(&worker) == Some(&serial) {
+        let late = self.taking.get(&worker) != Some(&serial);
+        if !late {
             self.taking.remove(&worker);
         }
         let (mut conns, empty, why) = match self.room.players.get_mut(&worker) {
@@ -719,7 +747,10 @@ impl Table {
             let conn = self.keep(conn, listener);
             self.tell(Event::TakenBack { worker: id, arrival: Arrival { conn, listener, client } });
         }
-        self.tell(Event::TakeBackDone { worker: id, removed, lost: 0, empty });
+        // The end of one that was given up must not be taken for the end of the next.
+        if !late {
+            self.tell(Event::TakeBackDone { worker: id, removed, lost: 0, empty });
+        }
     }
 
     /// The main process of a worker ends.
@@ -843,6 +874,16 @@ impl Table {
     pub(crate) fn stop(&mut self, now: bool) {
         self.stopping = true;
         self.tell(Event::StopAsked { now });
+    }
+
+    /// The operator wants nobody in a slot.
+    pub(crate) fn stop_slot(&mut self, slot: u16) {
+        self.tell(Event::StopSlotAsked { slot: SlotId(slot) });
+    }
+
+    /// The operator wants a worker in a slot.
+    pub(crate) fn start_slot(&mut self, slot: u16) {
+        self.tell(Event::StartAsked { slot: SlotId(slot) });
     }
 
     /// The operator wants a new generation.
