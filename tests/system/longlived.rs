@@ -62,7 +62,7 @@ fn largest_part(samples: &[Sample]) -> u64 {
     let mut largest = 0;
     for (index, from) in samples.iter().enumerate() {
         let later = samples.get(index..).unwrap_or(&[]);
-        let second = later.iter().find(|to| to.at - from.at >= WINDOW).or(later.last());
+        let second = later.iter().find(|to| to.at - from.at >= WINDOW).or_else(|| later.last());
         let Some(to) = second else { continue };
         let (new, all) = (to.new - from.new, to.all - from.all);
         if all >= 100 {
