@@ -151,6 +151,18 @@ pub enum Event {
         /// The worker.
         worker: WorkerId,
     },
+    /// [`Action::Check`] done: the request is queued for the worker; it counts as handed off.
+    CheckSent {
+        /// The worker.
+        worker: WorkerId,
+    },
+    /// [`Action::Check`] has its result, or could not be done.
+    Checked {
+        /// The worker.
+        worker: WorkerId,
+        /// It answered as it should.
+        passed: bool,
+    },
     /// One connection was taken back out of a worker's queue; the shell holds it.
     TakenBack {
         /// From whom (dead or alive).
@@ -275,6 +287,20 @@ pub enum Action {
         worker: WorkerId,
         /// Through which of its channels.
         listener: ListenerId,
+    },
+    /// `--ready-probe`: send a request to the worker through this listener, and say how it was answered.
+    /// At most one per worker is under way; it has no deadline but the worker's own.
+    Check {
+        /// Whom.
+        worker: WorkerId,
+        /// Through which of its channels.
+        listener: ListenerId,
+    },
+    /// Tell the worker's processes that it may leave: what waited for it is gone. Said once, after
+    /// [`Action::TellDraining`]; no outcome is expected.
+    Disconnect {
+        /// Whom.
+        worker: WorkerId,
     },
     /// Tell the worker that it drains (page flag).
     TellDraining {
@@ -534,4 +560,10 @@ pub trait Loads {
     /// Messages that are in the worker's queues, from SIOCOUTQ on the primary's own ends: exact,
     /// one system call per channel. `None` when it cannot be told.
     fn queued_exact(&self, worker: WorkerId) -> Option<u32>;
+    /// Whether a client with this mark ([`crate::mark`]) has a connection open at the worker, as the
+    /// worker says; somebody else's mark may be the same. Unknown is no.
+    fn holds(&self, worker: WorkerId, mark: u16) -> bool {
+        let _ = (worker, mark);
+        false
+    }
 }

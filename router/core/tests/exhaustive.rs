@@ -21,7 +21,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use croupier_core::Core;
-use croupier_core::config::{Config, Policy, ReadyRule, RestartPolicy};
+use croupier_core::config::{Config, Policy, ProbeRule, ReadyRule, RestartPolicy};
 use croupier_core::event::{
     Action, Arrival, Client, ConnId, Event, ExitStatus, ListenerId, Load, Loads, SlotId, WorkerId,
 };
@@ -118,7 +118,9 @@ impl Puppet {
             slow_start: Duration::from_secs(10),
             ready: ReadyRule::Listen,
             ready_timeout: Duration::from_secs(5),
+            ready_probe: ProbeRule::None,
             drain_timeout: Duration::from_secs(1),
+            graceful_timeout: Duration::from_secs(1),
             kill_after: Duration::from_secs(1),
             stop_signal_first: false,
             max_surge: 1,
@@ -207,12 +209,14 @@ impl Puppet {
             Action::QuietListener { listener } => self.tell(Event::BacklogEmpty { listener }),
             Action::CloseListener { listener } => self.tell(Event::ListenerClosed { listener }),
             Action::Probe { worker, .. } => self.tell(Event::ProbeFailed { worker }),
+            Action::Check { worker, .. } => self.tell(Event::Checked { worker, passed: false }),
             Action::Finish(_) => {
                 assert!(!self.finished, "finished twice");
                 self.finished = true;
             }
             Action::Ring { .. }
             | Action::TellDraining { .. }
+            | Action::Disconnect { .. }
             | Action::Signal { .. }
             | Action::AdoptSockets { .. }
             | Action::Report(_) => {}
@@ -487,7 +491,7 @@ fn any_event(dice: &mut dice::Dice) -> Event {
     let status = ExitStatus::Code(0);
     let orphans = dice.permille(500);
     let count = u32::try_from(dice.below(3)).unwrap();
-    match dice.below(27) {
+    match dice.below(29) {
         0 | 1 => Event::Woke,
         2..=4 => Event::Accepted(arrival),
         5 => Event::HandedOff { conn, worker },
@@ -509,6 +513,8 @@ fn any_event(dice: &mut dice::Dice) -> Event {
         23 => Event::Exited { worker, status, orphans },
         24 => Event::FamilyGone { worker },
         25 => Event::ReloadAsked { rolling: orphans },
+        26 => Event::CheckSent { worker },
+        27 => Event::Checked { worker, passed: orphans },
         _ if dice.permille(100) => Event::StopAsked { now: orphans },
         _ => Event::Misbehaved { worker },
     }
