@@ -7,6 +7,7 @@
 mod blocked;
 mod capacity;
 mod cli;
+mod drain;
 mod harness;
 mod hostile;
 mod idle;

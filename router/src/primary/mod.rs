@@ -6,6 +6,8 @@
 //!             accept.rs  backlog ──▶ connection ──▶ channel of a worker  ◀─────────┘
 //!             answers.rs workers' questions (bind, listen, attach, …)
 //!             supervise.rs  starts, ends, families
+//!             check.rs      asks a new worker (`--ready-probe`)
+//!             posts.rs      messages to and from workers' processes
 //!             replace.rs    what a reload says
 //!             commands.rs   status, stop, reload, wait from the command line
 //!             rescue.rs     takes connections back   ┐ what a worker could make block,
@@ -21,11 +23,13 @@ mod alarm;
 mod announce;
 mod answers;
 mod channel;
+mod check;
 mod commands;
 mod disposal;
 mod listener;
 mod page;
 mod perform;
+mod posts;
 mod probe;
 mod process;
 mod questions;

@@ -23,8 +23,10 @@ use slab::Slab;
 
 use super::alarm::Alarm;
 use super::announce::Announcer;
+use super::check::Checks;
 use super::commands::{Commands, Ending};
 use super::listener::{Listener, Origin, Phase};
+use super::posts::Posts;
 use super::process::{self, Started, hex};
 use super::questions::Questions;
 use super::replace::Replacing;
@@ -141,6 +143,8 @@ fn assemble(
         adopted: Slab::new(),
         rescue: Rescue::start(Arc::new(waker)).map_err(cannot("start the rescue thread"))?,
         questions,
+        checks: Checks::default(),
+        posts: Posts::default(),
         signals,
         commands,
         launcher: Launcher::new(&config, resolved, nofile),

@@ -44,6 +44,8 @@ pub(crate) struct Worker {
     pub(crate) started_ns: u64,
     /// KILL was sent to the family, first then; the core waits to hear that nobody is left.
     pub(crate) burying: Option<u64>,
+    /// It was told that it may leave; processes that ask for their post later hear it then.
+    pub(crate) dismissed: bool,
     /// `--ready notify`: where the worker's sd_notify(3) arrives, and its abstract name.
     pub(crate) notify: Option<(Arc<OwnedFd>, String)>,
     channels: Vec<(Channel, RawAddress<ADDRESS_MAX>)>,
@@ -75,6 +77,7 @@ impl Worker {
             bell,
             started_ns,
             burying: None,
+            dismissed: false,
             notify: None,
             channels: Vec::new(),
             sockets: Vec::new(),
@@ -290,6 +293,10 @@ impl Loads for Workers {
 
     fn queued_exact(&self, worker: WorkerId) -> Option<u32> {
         self.get(worker)?.queued_exact()
+    }
+
+    fn holds(&self, worker: WorkerId, mark: u16) -> bool {
+        self.get(worker).is_some_and(|worker| worker.page.attached && worker.page.holds(mark))
     }
 }
 

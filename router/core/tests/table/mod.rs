@@ -596,8 +596,8 @@ impl Table {
 
     /// The request of `--ready-probe`, on its way to a worker that starts.
     fn ask_check(&mut self, worker: WorkerId, listener: ListenerId) {
-        let busy = self.check_serials.values().any(|who| *who == worker.0);
-        assert!(!busy, "two requests to {worker:?} at {}", self.now);
+        // What was asked at a listener that was closed since is not awaited any more.
+        self.check_serials.retain(|_, who| *who != worker.0);
         self.connections += 1;
         let serial = self.connections;
         self.story.checks.push((self.now, worker.0));

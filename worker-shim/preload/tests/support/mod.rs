@@ -194,7 +194,8 @@ impl Channel {
         let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         client.set_read_timeout(Some(PATIENCE)).unwrap();
         let (server, peer) = listener.accept().unwrap();
-        let handoff = Handoff { nonblocking: false, accepted_at: monotonic(), peer: raw(peer) };
+        let handoff =
+            Handoff { nonblocking: false, mark: 0, accepted_at: monotonic(), peer: raw(peer) };
         fdpass::send(self.send.as_fd(), &handoff.encode(), &[server.as_fd()]).unwrap();
         Client(client)
     }
@@ -417,7 +418,15 @@ impl Desk {
                 send(answer, &[page, bell]);
                 return None;
             }
-            (Kind::Bind | Kind::Close | Kind::Ready | Kind::SetOption | Kind::Unbind, _) => {}
+            (
+                Kind::Bind
+                | Kind::Close
+                | Kind::Ready
+                | Kind::SetOption
+                | Kind::Unbind
+                | Kind::Post,
+                _,
+            ) => {}
         }
         send(answer, &[]);
         None
