@@ -358,7 +358,7 @@ fn many_addresses_come_and_go_during_a_drain_and_nothing_grows() {
 
 /// A server whose health is a word in a file.
 const HEALTH: &str = r#"
-import os, socket, sys, time
+import os, signal, socket, sys
 health = open(sys.argv[1]).read().strip()
 if health == "slot-2":
     health = "503" if os.environ["CROUPIER_SLOT"] == "2" else "200"
@@ -371,7 +371,7 @@ while True:
         assert b"User-Agent: croupier\r\n" in request and peer[0] == "127.0.0.1", request
         probes += 1
         if health == "mute":
-            time.sleep(3600)
+            signal.pause()
         if health == "slow":
             health = "200" if probes > 1 else "slow"
         code = {"slow": "503", "hangs-up": ""}.get(health, health)

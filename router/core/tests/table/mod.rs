@@ -648,7 +648,9 @@ impl Table {
             let told = self.story.signals.iter().any(|(_, who, _)| *who == player.id.0);
             let load = player.queue.len() + player.active.len();
             let room = player.queue.len() < 250 && max_active.is_none_or(|max| load < max as usize);
-            leaves && !told && room && player.is_running() && player.listens.contains(&0)
+            // Of one that lies the core may think that it has no room.
+            let lies = !player.habit.honest();
+            leaves && !told && room && !lies && player.is_running() && player.listens.contains(&0)
         };
         let all = self.room.players.values().filter(keeps);
         all.filter(|p| self.room.holds(p.id, mark)).map(|p| p.id.0).collect()
