@@ -13,7 +13,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use croupier_core::config::{Config, ExitCodes, Policy, ReadyRule, RestartPolicy};
+use croupier_core::config::{Config, ExitCodes, Policy, ProbeRule, ReadyRule, RestartPolicy};
 use nix::sys::signal::Signal;
 use nix::unistd::{Gid, Group, Uid, User, geteuid, getgrouplist};
 
@@ -24,6 +24,12 @@ use crate::name;
 pub const WORKERS_MAX: u16 = 1024;
 /// Largest `--queue-limit`: what fits a channel's send buffer on hosts with large ones.
 pub const QUEUE_LIMIT_MAX: u16 = 4096;
+
+/// `--drain-timeout` where it is not given. What gunicorn's users have. At a reload nobody else counts
+/// the seconds, and for ever, which is the default of `HAProxy` and nginx, piles up old generations.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
+/// Longest path of `--ready-probe`, in bytes.
+const PROBE_PATH_MAX: usize = 1024;
 
 /// Everything that `croupier run` was told, validated.
 #[derive(Debug, Clone)]
@@ -36,6 +42,8 @@ pub struct RunConfig {
     pub workers: Workers,
     /// All that concerns dealing and supervision.
     pub core: Config,
+    /// `--ready-probe`.
+    pub ready_probe: Option<ReadyProbe>,
     /// `--adapter`.
     pub adapter: AdapterChoice,
     /// The wanted name; the primary may get `NAME-2` when it is taken.
@@ -153,6 +161,24 @@ pub enum WorkersArg {
     AllBut(u16),
     /// This many for each CPU.
     Times(u16),
+}
+
+/// `--ready-probe`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ReadyProbe {
+    /// GET this path; the answer must be good.
+    Http(String),
+    /// Connect; the connection must not be reset.
+    Tcp,
+}
+
+impl fmt::Display for ReadyProbe {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Http(path) => write!(f, "GET {path}"),
+            Self::Tcp => write!(f, "a connection"),
+        }
+    }
 }
 
 /// `--max-surge` as it is written.
@@ -275,6 +301,7 @@ impl RunConfig {
             listen,
             workers,
             core,
+            ready_probe: args.ready_probe,
             adapter: args.adapter,
             name,
             control: args.control,
@@ -301,6 +328,18 @@ fn core_config(
             policy_name(policy)
         )));
     }
+    if args.ready_probe.is_some() {
+        match policy {
+            Policy::Least | Policy::Rr | Policy::Ip => {}
+            Policy::Shared | Policy::Reuseport => {
+                return Err(ConfigError::Conflict(format!(
+                    "--ready-probe deals a connection to the new worker, and under -p {} workers \
+                     accept by themselves; use -p least, rr or ip, or leave it out",
+                    policy_name(policy)
+                )));
+            }
+        }
+    }
     let ready = match (args.ready, args.adapter) {
         (Some(ready), _) => ready,
         // Nothing tells when a program listens on what it inherited.
@@ -318,7 +357,14 @@ fn core_config(
         slow_start: args.slow_start,
         ready,
         ready_timeout: args.ready_timeout,
-        drain_timeout: args.graceful_timeout,
+        ready_probe: match args.ready_probe {
+            Some(ReadyProbe::Http(_) | ReadyProbe::Tcp) => ProbeRule::Answer,
+            None => ProbeRule::None,
+        },
+        drain_timeout: args
+            .drain_timeout
+            .unwrap_or_else(|| args.graceful_timeout.max(DRAIN_TIMEOUT)),
+        graceful_timeout: args.graceful_timeout,
         kill_after: args.kill_after,
         stop_signal_first: args.stop_signal_first,
         max_surge: args.max_surge.of(workers.count),
@@ -638,6 +684,31 @@ pub fn parse_surge(text: &str) -> Result<Surge, String> {
     surge.ok_or_else(|| why.to_owned())
 }
 
+/// Parses `--ready-probe`: `http:/PATH` (also `http:///PATH`) or `tcp`.
+///
+/// # Errors
+/// What the value should have been.
+pub fn parse_probe(text: &str) -> Result<ReadyProbe, String> {
+    if text == "tcp" {
+        return Ok(ReadyProbe::Tcp);
+    }
+    let Some(rest) = text.strip_prefix("http:") else {
+        return Err("a probe is http:PATH, as in http:/healthz, or tcp".into());
+    };
+    let path = rest.strip_prefix("//").unwrap_or(rest);
+    if !path.starts_with('/') {
+        return Err("the request goes to the new worker itself, so there is no host: say \
+                    http:/healthz, with the path that is to be asked for"
+            .into());
+    }
+    if path.len() > PROBE_PATH_MAX || !path.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return Err(format!(
+            "a path has at most {PROBE_PATH_MAX} visible ASCII characters; write others as %20"
+        ));
+    }
+    Ok(ReadyProbe::Http(path.to_owned()))
+}
+
 /// Parses one `-l`: `PUBLIC` or `PUBLIC=PROGRAM`.
 ///
 /// # Errors
@@ -909,6 +980,49 @@ mod tests {
         let long = format!("/{}", "x".repeat(107));
         assert!(parse_listen(&long).unwrap_err().contains("too long"));
         assert!(refusal(&["-l", ":80", "-l", "80", "x"]).contains("given twice"));
+    }
+
+    #[test]
+    fn probes() {
+        let http = |path: &str| Ok(ReadyProbe::Http(path.to_owned()));
+        assert_eq!(parse_probe("tcp"), Ok(ReadyProbe::Tcp));
+        assert_eq!(parse_probe("http:/healthz"), http("/healthz"));
+        assert_eq!(parse_probe("http:///healthz?deep=1"), http("/healthz?deep=1"));
+        assert_eq!(parse_probe("http:/"), http("/"));
+        for (text, part) in [
+            ("/healthz", "http:PATH"),
+            ("https:/x", "http:PATH"),
+            ("http:", "there is no host"),
+            ("http://", "there is no host"),
+            ("http://example.org/up", "there is no host"),
+            ("http:/a b", "visible ASCII"),
+            ("http:/a\r\nX: y", "visible ASCII"),
+            ("http:/ä", "visible ASCII"),
+        ] {
+            let why = parse_probe(text).unwrap_err();
+            assert!(why.contains(part), "{text}: {why}");
+        }
+        let long = format!("http:/{}", "x".repeat(PROBE_PATH_MAX));
+        assert!(parse_probe(&long).is_err());
+        assert!(config(&["--ready-probe", "tcp", "x"]).core.ready_probe == ProbeRule::Answer);
+        for policy in ["shared", "reuseport"] {
+            let why = refusal(&["--ready-probe", "tcp", "-p", policy, "-l", ":80", "x"]);
+            assert!(why.contains("--ready-probe") && why.contains("accept by themselves"), "{why}");
+        }
+        let why = refusal(&["--ready-probe", "tcp", "--adapter", "listen-fds", "-l", ":80", "x"]);
+        assert!(why.contains("-p shared"), "{why}");
+    }
+
+    #[test]
+    fn a_replaced_worker_has_more_time_than_one_that_stops() {
+        let times = |words: &[&str]| {
+            let core = config(words).core;
+            (core.drain_timeout.as_secs(), core.graceful_timeout.as_secs())
+        };
+        assert_eq!(times(&["x"]), (30, 8));
+        assert_eq!(times(&["--graceful-timeout", "5m", "x"]), (300, 300));
+        assert_eq!(times(&["--drain-timeout", "3s", "x"]), (3, 8));
+        assert_eq!(times(&["--drain-timeout", "1h", "--graceful-timeout", "2s", "x"]), (3600, 2));
     }
 
     #[test]

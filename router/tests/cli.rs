@@ -99,6 +99,8 @@ fn help_is_complete() {
         "--slow-start",
         "--ready",
         "--ready-timeout",
+        "--ready-probe",
+        "--drain-timeout",
         "--graceful-timeout",
         "--kill-after",
         "--stop-signal",

@@ -24,7 +24,7 @@ mod hot_path;
 use std::panic::AssertUnwindSafe;
 use std::time::Duration;
 
-use croupier_core::config::{Config, ExitCodes, Policy, ReadyRule, RestartPolicy};
+use croupier_core::config::{Config, ExitCodes, Policy, ProbeRule, ReadyRule, RestartPolicy};
 use croupier_core::event::{
     Client, ConnId, Event, ExitStatus, ListenerId, Outcome, Report, SendFailure, WorkerId,
 };
@@ -94,6 +94,10 @@ struct Sum {
     down: [u64; 2],
     /// Games that were over because everybody had ended for good.
     all_done: u64,
+    /// Requests that new workers had to answer.
+    checks: u64,
+    /// Connections that followed their client's others to a worker that left.
+    kept: u64,
 }
 
 impl Sum {
@@ -107,6 +111,8 @@ impl Sum {
         self.waits += totals.waits;
         self.kills += story.kills.len() as u64;
         self.probes += story.probes.len() as u64;
+        self.checks += story.checks.len() as u64;
+        self.kept += story.kept;
         let reported = |is_it: fn(&Report) -> bool| {
             story.reports.iter().filter(|(_, report)| is_it(report)).count() as u64
         };
@@ -130,7 +136,7 @@ impl Sum {
             }
             let few = self.reloads.into_iter().chain(self.down).min().unwrap();
             assert!(self.stolen > 10 && self.probes > 10 && self.lost > 10, "{self:?}");
-            assert!(few > 10, "{self:?}");
+            assert!(few > 10 && self.checks > 10 && self.kept > 10, "{self:?}");
         }
     }
 }
@@ -173,7 +179,9 @@ fn any_config(dice: &mut Dice) -> Config {
         slow_start: Duration::from_secs(dice.below(3) * 5),
         ready: if dice.permille(250) { ReadyRule::Accept } else { ReadyRule::Listen },
         ready_timeout: Duration::from_secs(3),
+        ready_probe: if dice.permille(300) { ProbeRule::Answer } else { ProbeRule::None },
         drain_timeout: Duration::from_secs(4),
+        graceful_timeout: Duration::from_secs(4),
         kill_after: Duration::from_secs(1),
         stop_signal_first: dice.permille(200),
         max_surge: u16::try_from(dice.between(1, 4)).unwrap(),
@@ -216,6 +224,7 @@ fn any_habit(dice: &mut Dice, well: bool) -> Habit {
         9 => Habit { holds_lock: true, stuck_until: dice.between(2, 20) * SEC, ..habit },
         10 => Habit { spawn_fails: true, ..habit },
         11 => Habit { exits: Some((after, ExitStatus::Code(5), dice.permille(200))), ..habit },
+        12 => Habit { bad_answers: u32::try_from(dice.between(1, 20)).unwrap(), ..habit },
         _ => habit,
     }
 }
@@ -393,6 +402,8 @@ impl Game {
             Event::SaidReady { worker },
             Event::Probed { worker },
             Event::ProbeFailed { worker },
+            Event::CheckSent { worker },
+            Event::Checked { worker, passed: true },
             Event::TakeBackDone { worker, removed: 3, lost: 0, empty: false },
             Event::TakeBackStuck { worker },
             Event::Exited { worker, status, orphans: false },
@@ -467,7 +478,9 @@ impl Game {
         assert_eq!(self.table.story.turns, turns, "an idle primary wakes up");
         assert!(self.table.story.refused.is_empty(), "nobody may be refused before the end");
         let ended = self.table.story.served.len() + self.table.story.lost.len();
-        let made = usize::try_from(self.table.connections).unwrap() - self.table.story.probes.len();
+        let story = &self.table.story;
+        let own = story.probes.len() + story.checks.len();
+        let made = usize::try_from(self.table.connections).unwrap() - own;
         assert!(ended <= made);
     }
 

@@ -76,6 +76,7 @@ pub struct Totals {
     pub stolen: u64,
     pub refused: u64,
     pub waits: u64,
+    pub messages_dropped: u64,
 }
 
 impl Status {

@@ -8,6 +8,7 @@ mod blocked;
 mod capacity;
 mod cli;
 mod crash;
+mod drain;
 mod harness;
 mod hostile;
 mod idle;

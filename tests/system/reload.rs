@@ -265,7 +265,7 @@ fn it_says_each_step_and_what_the_old_workers_hold() {
 #[test]
 fn what_is_cut_at_the_drain_timeout_is_counted() {
     let guard = Guard::new("reload-cut");
-    let flags = ["-w", "1", "--soak", "0", "--graceful-timeout", "300ms", "--kill-after", "200ms"];
+    let flags = ["-w", "1", "--soak", "0", "--drain-timeout", "300ms", "--kill-after", "200ms"];
     let stage = Stage::new(&guard, &flags);
     let fifo = guard.fifo("never");
     let held = Client::port(stage.port).send(&format!("/block?fifo={}", fifo.display())).unwrap();

@@ -99,6 +99,17 @@ int croupier_ready(void);
  */
 int croupier_is_draining(void);
 
+/*
+ * A descriptor that becomes readable when the primary drains this worker, or is gone: for poll, select
+ * and epoll, so that nobody has to ask again and again. Then finish what is in hand, say "Connection:
+ * close", close what is idle, and leave. Do not read it. It is the caller's: close(2) it, or keep it;
+ * one for each process is enough. Under the policy "ip", clients that have connections open here may
+ * still be dealt.
+ * Returns it, or -1 and errno: ENOENT outside croupier, ENOSPC when this worker's processes have 16 of
+ * them, else as croupier_listen().
+ */
+int croupier_draining_fd(void);
+
 #ifdef __cplusplus
 }
 #endif

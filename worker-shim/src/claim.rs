@@ -420,7 +420,7 @@ mod tests {
     }
 
     fn handoff() -> Handoff {
-        Handoff { nonblocking: true, accepted_at: monotonic(), peer: RawAddress::NONE }
+        Handoff { nonblocking: true, mark: 0, accepted_at: monotonic(), peer: RawAddress::NONE }
     }
 
     fn errno(claim: Claim) -> i32 {

@@ -125,6 +125,16 @@ pub extern "C" fn croupier_is_draining() -> c_int {
     c_int::from(worker().is_some_and(|worker| worker.is_draining()))
 }
 
+/// See croupier.h.
+#[unsafe(no_mangle)]
+pub extern "C" fn croupier_draining_fd() -> c_int {
+    let missing = || Err(io::Error::from_raw_os_error(libc::ENOENT));
+    match worker().map_or_else(missing, |worker| worker.draining()) {
+        Ok(draining) => OwnedFd::from(draining).into_raw_fd(),
+        Err(error) => fail(errno_of(&error)),
+    }
+}
+
 fn listen(address: &str, backlog: c_int) -> io::Result<OwnedFd> {
     let anywhere = address.strip_prefix(':').and_then(|port| port.parse::<u16>().ok());
     let addresses = match anywhere {

@@ -12,7 +12,7 @@
 //! ```
 //!
 //! * [`TcpListener`] takes connections; [`TcpListener::into_receiver`] feeds a thread pool;
-//! * [`worker()`] says who this worker is, and when it drains;
+//! * [`worker()`] says who this worker is, and when it drains ([`Worker::draining`] waits for that);
 //! * feature `tokio` (and `axum`): the async listener; feature `capi`: `include/croupier.h`.
 //!
 //! [`claim`], which also the preload library stands on, takes connections; it allocates nothing.
@@ -27,4 +27,4 @@ pub mod tokio;
 mod worker;
 
 pub use listener::TcpListener;
-pub use worker::{Worker, worker};
+pub use worker::{Draining, Worker, worker};

@@ -5,6 +5,7 @@
 //! when the primary is gone: `accept` stays pending until the `SIGTERM` that follows.
 
 use crate::listener::{BACKLOG, Source, TcpListener as Blocking, from_raw};
+use crate::worker::worker;
 use ::tokio::io::Interest;
 use ::tokio::io::unix::{AsyncFd, AsyncFdReadyGuard};
 use ::tokio::net::{TcpStream, ToSocketAddrs, lookup_host};
@@ -86,6 +87,27 @@ impl TcpListener {
     pub fn local_addr(&self) -> io::Result<SocketAddr> {
         self.inner.get_ref().local_addr()
     }
+}
+
+/// Waits until the primary drains this worker, or is gone: for `with_graceful_shutdown` and its like.
+/// Outside croupier, and where the primary cannot be asked, it waits for ever; the stop-signal comes
+/// in any case. See [`crate::Worker::draining`].
+///
+/// # Panics
+/// Outside a tokio runtime with I/O enabled.
+pub async fn draining() {
+    if let Some(Ok(draining)) = worker().map(|worker| worker.draining()) {
+        // SAFETY: it owns its descriptor, and nobody but its drop closes it.
+        let registered = unsafe { AsyncFd::register_with_interest(draining, Interest::READABLE) };
+        let Ok(draining) = registered else { return std::future::pending().await };
+        while let Ok(mut readable) = draining.readable().await {
+            if readable.get_inner().drains().unwrap_or(true) {
+                return;
+            }
+            readable.clear_ready();
+        }
+    }
+    std::future::pending().await
 }
 
 impl AsFd for TcpListener {

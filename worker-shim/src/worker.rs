@@ -1,13 +1,14 @@
 //! Who this worker is, as its environment and its page say.
 //!
 //! **Owns** the process's [`Seat`], which every listener shares: a worker has one page. **Never**
-//! talks to the primary except in [`Worker::ready`], at the end of a channel, and at the first
-//! [`Worker::is_draining`] of a process that does not listen.
+//! talks to the primary except in [`Worker::ready`] and [`Worker::draining`], at the end of a channel,
+//! and at the first [`Worker::is_draining`] of a process that does not listen.
 
 use crate::claim::Seat;
 use croupier_wire::control::Contact;
 use croupier_wire::message::{GENERATION_VAR, Kind, Request, SLOT_VAR, Verdict, WORKER_VAR};
 use croupier_wire::page::HEAD_DRAINING;
+pub use croupier_wire::post::Post as Draining;
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::atomic::Ordering;
@@ -58,14 +59,22 @@ impl Worker {
     /// # Errors
     /// `NotFound` without `CROUPIER_CONTROL`; else why the primary could not be asked, or refused.
     pub fn ready(&self) -> io::Result<()> {
-        let missing = "CROUPIER_CONTROL is not set: there is no primary to tell";
-        let missing = || io::Error::new(io::ErrorKind::NotFound, missing);
-        let contact = Contact::from_environment().ok_or_else(missing)?;
+        let contact = Contact::required()?;
         let (answer, _) = contact.ask(&Request::new(Kind::Ready, contact.token))?;
         match answer.verdict {
             Verdict::Refused => Err(io::Error::from_raw_os_error(answer.errno)),
             Verdict::Pass | Verdict::Done | Verdict::Dealt | Verdict::Socket => Ok(()),
         }
+    }
+
+    /// To hear of it when the primary drains this worker, without asking again and again: a descriptor
+    /// for poll(2), and [`Draining::wait`]. By then nothing waits for this worker any more; under `ip`,
+    /// clients with connections open here may still come.
+    ///
+    /// # Errors
+    /// As [`Self::ready`]; `ENOSPC` when the worker's processes have too many of these.
+    pub fn draining(&self) -> io::Result<Draining> {
+        Draining::open(&Contact::required()?)
     }
 
     /// Whether the primary drains this worker: a moment to answer with `Connection: close`. False,
@@ -113,6 +122,7 @@ mod tests {
         assert_eq!(worker(), None);
         let worker = Worker { id: 1, slot: 0, generation: 1 };
         assert_eq!(worker.ready().unwrap_err().kind(), io::ErrorKind::NotFound);
+        assert_eq!(worker.draining().unwrap_err().kind(), io::ErrorKind::NotFound);
         assert!(!worker.is_draining());
     }
 }

@@ -268,6 +268,25 @@ fn a_worker_knows_itself(beside: Beside) {
 }
 
 #[test]
+fn a_worker_is_told_that_it_drains() {
+    let (primary, beside) = (Primary::start(Policy::Deal), Beside::Nothing);
+    let worker = player(&primary, beside, "told");
+    let post = primary.post();
+    assert_eq!(worker.line(), "false");
+    let message = croupier_wire::post::Message::Disconnect.encode();
+    croupier_wire::fdpass::send(std::os::fd::AsFd::as_fd(&post), &message, &[]).unwrap();
+    assert_eq!(worker.line(), "true");
+    finishes(worker);
+    // A primary that is gone deals nothing more, either.
+    let worker = player(&primary, beside, "told");
+    let post = primary.post();
+    assert_eq!(worker.line(), "false");
+    drop(post);
+    assert_eq!(worker.line(), "true");
+    finishes(worker);
+}
+
+#[test]
 fn a_gone_primary_is_named() {
     let mut command = example("test-player");
     command.args(["unreachable", "127.0.0.1:9"]);
@@ -454,6 +473,7 @@ fn c_outside_croupier_is_libc() {
         CHECK(croupier_worker_id() == -1 && croupier_slot() == -1 && croupier_generation() == -1);
         CHECK(croupier_ready() == -1 && errno == ENOENT);
         CHECK(croupier_is_draining() == 0);
+        CHECK(croupier_draining_fd() == -1 && errno == ENOENT);
         CHECK(croupier_accept(-1, NULL, NULL, 0) == -1 && errno == EBADF);
         int listener = croupier_listen(":0", 5);
         CHECK(listener >= 0 && (fcntl(listener, F_GETFD) & FD_CLOEXEC));
@@ -517,6 +537,7 @@ fn a_listener_asks_bind_listen_close() {
         match primary.next() {
             Event::Asked(request) => asked.push(request.kind),
             Event::Opened(channel) => channels.push(channel),
+            Event::Posted(_) => panic!("nobody asked for one"),
         }
     }
     x(&primary.client(&channels[1]));

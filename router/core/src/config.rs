@@ -30,6 +30,15 @@ pub enum ReadyRule {
     Start,
 }
 
+/// What a worker must do beyond [`ReadyRule`] before it is ready.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ProbeRule {
+    /// Nothing.
+    None,
+    /// Answer a request of the primary's (`--ready-probe`).
+    Answer,
+}
+
 /// When and how often a slot's next worker starts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RestartPolicy {
@@ -90,8 +99,13 @@ pub struct Config {
     pub ready: ReadyRule,
     /// A worker that is not ready by then is killed.
     pub ready_timeout: Duration,
-    /// How long a draining worker may finish its connections before the stop-signal comes anyway.
+    /// A worker is ready only when it has answered a request of the primary's, too.
+    pub ready_probe: ProbeRule,
+    /// How long a worker that drains while others go on may finish its connections before the
+    /// stop-signal comes anyway.
     pub drain_timeout: Duration,
+    /// The same while everything stops.
+    pub graceful_timeout: Duration,
     /// How long after the stop-signal KILL comes.
     pub kill_after: Duration,
     /// Send the stop-signal first: the program drains itself.

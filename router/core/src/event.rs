@@ -155,6 +155,18 @@ pub enum Event {
         /// The worker.
         worker: WorkerId,
     },
+    /// [`Action::Check`] done: the request is queued for the worker; it counts as handed off.
+    CheckSent {
+        /// The worker.
+        worker: WorkerId,
+    },
+    /// [`Action::Check`] has its result, or could not be done.
+    Checked {
+        /// The worker.
+        worker: WorkerId,
+        /// It answered as it should.
+        passed: bool,
+    },
     /// One connection was taken back out of a worker's queue; the shell holds it.
     TakenBack {
         /// From whom (dead or alive).
@@ -290,6 +302,20 @@ pub enum Action {
         worker: WorkerId,
         /// Through which of its channels.
         listener: ListenerId,
+    },
+    /// `--ready-probe`: send a request to the worker through this listener, and say how it was answered.
+    /// At most one per worker is under way; it has no deadline but the worker's own.
+    Check {
+        /// Whom.
+        worker: WorkerId,
+        /// Through which of its channels.
+        listener: ListenerId,
+    },
+    /// Tell the worker's processes that it may leave: what waited for it is gone. Said once, after
+    /// [`Action::TellDraining`]; no outcome is expected.
+    Disconnect {
+        /// Whom.
+        worker: WorkerId,
     },
     /// Tell the worker that it drains (page flag).
     TellDraining {
@@ -570,4 +596,10 @@ pub trait Loads {
     /// Whether what keeps a worker from claiming is that it gets no CPU, not what it does with it.
     /// Asked of suspects only, again and again until they are late: it reads files of /proc.
     fn lacks_cpu(&self, worker: WorkerId) -> bool;
+    /// Whether a client with this mark ([`crate::mark`]) has a connection open at the worker, as the
+    /// worker says; somebody else's mark may be the same. Unknown is no.
+    fn holds(&self, worker: WorkerId, mark: u16) -> bool {
+        let _ = (worker, mark);
+        false
+    }
 }

@@ -48,7 +48,9 @@ pub mod event;
 pub mod time;
 
 mod bells;
+mod check;
 mod dealer;
+mod keep;
 mod late;
 mod ledger;
 mod life;
@@ -70,4 +72,5 @@ pub use ledger::HELD_MAX;
 pub use primary::Core;
 pub use seat::LISTENERS_MAX;
 pub use slot::Want;
+pub use sticky::{MARKS, mark};
 pub use views::{SlotView, Totals, WorkerView};

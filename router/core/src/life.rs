@@ -114,7 +114,8 @@ impl Core {
             ReadyProbe::Due { .. } | ReadyProbe::Asked | ReadyProbe::Queued => None,
         };
         let take = Some(worker.take_after).filter(|after| *after > self.dealer.now);
-        [worker.state.deadline(), worker.paused, probe, take].into_iter().flatten()
+        let own = [worker.state.deadline(), worker.paused, probe, take];
+        own.into_iter().chain([self.next_check(worker), self.keep_ends(worker)]).flatten()
     }
 
     /// Feeds an input to a worker's state and does what follows from the state it enters.
@@ -132,6 +133,9 @@ impl Core {
             // Room of its own matters to nobody now.
             State::Parked { .. } => self.dealer.silence(i, &mut self.actions),
             State::Ready { .. } => self.became_ready(i, before),
+            // Only its deadline has moved.
+            State::Finishing { .. } if matches!(before, State::Finishing { .. }) => {}
+            State::Signalled { .. } if matches!(before, State::Signalled { .. }) => {}
             State::Finishing { .. } => {
                 self.actions.push_back(Action::TellDraining { worker: id, draining: true });
             }
@@ -147,6 +151,7 @@ impl Core {
             }
         }
         self.dealer.restand(i);
+        self.find_keepers();
         self.recount();
     }
 
@@ -320,6 +325,10 @@ impl Core {
             }
         }
         self.debts |= listens && !self.ledger.held.is_empty();
+        if !listens && let Some(worker) = self.dealer.workers.get_mut(i) {
+            // What was asked there may be answered by whoever gets what waited there.
+            worker.check = worker.check.again(self.dealer.now);
+        }
     }
 
     pub(crate) fn said_ready(&mut self, worker: WorkerId) {
@@ -368,7 +377,7 @@ impl Core {
                 // It says so, or it runs: both are events.
                 ReadyRule::Notify | ReadyRule::Start => false,
             };
-        if is_ready && self.replaces_all(i) {
+        if is_ready && self.replaces_all(i) && self.has_passed(i, loads) {
             return self.enter(i, Input::BecameReady);
         }
         if now >= deadline {

@@ -110,6 +110,8 @@ pub struct Core {
     look_again: Option<Now>,
     /// Queues of the dead, or connections in hand, wait for room.
     pub(crate) debts: bool,
+    /// `ip`: leaving workers that go on getting the clients they have, by id.
+    pub(crate) keepers: Vec<WorkerId>,
 }
 
 /// A timer for what a doorbell announces, should the doorbell be lost.
@@ -168,6 +170,7 @@ impl Core {
             bells: Bells::LookedAfter,
             look_again: None,
             debts: false,
+            keepers: Vec::new(),
             config,
         };
         for slot in &mut core.slots {
@@ -197,6 +200,8 @@ impl Core {
             | Event::SaidReady { .. }
             | Event::Probed { .. }
             | Event::ProbeFailed { .. }
+            | Event::CheckSent { .. }
+            | Event::Checked { .. }
             | Event::TakenBack { .. }
             | Event::TakeBackDone { .. }
             | Event::TakeBackStuck { .. }
@@ -375,9 +380,11 @@ impl Core {
         let ask = Ask { origin, ..self.ask_held(arrival.listener) };
         if self.config.policy == Policy::Ip
             && let Some(client) = Sticky::of(arrival.client, self.config.sticky_key)
-            && let Some(seat) = self.dealer.sticky(ask, client, loads)
         {
-            return Some(seat);
+            let kept = self.kept(ask, client, loads);
+            if let Some(seat) = kept.or_else(|| self.dealer.sticky(ask, client, loads)) {
+                return Some(seat);
+            }
         }
         self.dealer.choose(ask, loads)
     }
@@ -483,6 +490,8 @@ impl Core {
             Event::SaidReady { worker } => self.said_ready(worker),
             Event::Probed { worker } => self.probed(worker),
             Event::ProbeFailed { worker } => self.probe_failed(worker),
+            Event::CheckSent { worker } => self.check_sent(worker),
+            Event::Checked { worker, passed } => self.checked(worker, passed),
             Event::TakenBack { worker, arrival } => self.taken_back(worker, arrival),
             Event::TakeBackDone { worker, removed: _, lost, empty } => {
                 self.take_back_done(worker, lost, empty);
@@ -588,6 +597,7 @@ impl Core {
     /// Looks at everything that may be due: workers, the stop, slots, connections in hand.
     pub(crate) fn reconcile(&mut self, loads: &impl Loads) {
         self.unpause();
+        self.find_keepers();
         self.tend_workers(loads);
         if self.go_on_reloading(loads) {
             // Who was parked, or drains, gives back what waits for it at once.

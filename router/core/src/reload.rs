@@ -286,6 +286,7 @@ impl Core {
             self.report(Report::Drains { worker, slot });
         }
         let deadline = self.dealer.now.after(self.config.drain_timeout);
+        self.keep_clients(i);
         self.enter(i, Input::Drain { deadline });
         self.debts = true;
     }

@@ -11,7 +11,7 @@ use crate::event::{Action, Arrival, ListenerId, Loads, Report, TakeBackReason, W
 use crate::primary::Core;
 use crate::seat::{LISTENERS_MAX, Listens, Standing};
 use crate::time::Now;
-use crate::worker::{Input, ReadyProbe, State, Taking, Worker};
+use crate::worker::{Farewell, Input, ReadyProbe, State, Taking, Worker};
 
 /// Before a take-back that got stuck, or got nothing out of a queue that is not empty, is tried again.
 const TAKE_AGAIN: Duration = Duration::from_millis(100);
@@ -47,7 +47,7 @@ impl Core {
         let (said, listens) = (seat.queued(), seat.listens);
         let busy = worker.taking.is_some() || worker.in_flight > 0;
         let queued = loads.queued_exact(seat.id).map_or(said, u64::from);
-        if !busy && queued > 0 && self.others_serve(&listens) {
+        if !busy && queued > 0 && self.others_serve(&listens) && !self.keeps(i) {
             let most = self.ledger.room();
             self.take_back(i, most, TakeBackReason::Drain);
         }
@@ -70,7 +70,7 @@ impl Core {
         if busy {
             return;
         }
-        if queued > 0 && self.others_serve(&listens) {
+        if queued > 0 && self.others_serve(&listens) && !self.keeps(i) {
             let most = self.ledger.room();
             return self.take_back(i, most, TakeBackReason::Drain);
         }
@@ -83,6 +83,7 @@ impl Core {
         if self.stop.is_under_way() && (self.owes() || self.others_have_queues()) {
             return;
         }
+        self.dismiss(i);
         // A program that accepts by itself goes on doing so until it is told to end.
         let drains_itself = self.config.stop_signal_first || !self.dealer.rules.by_hand();
         match active {
@@ -92,6 +93,14 @@ impl Core {
             }
             // It finishes what it has after the signal, in the time that it has for that.
             Some(_) | None => self.tell_to_end(i, deadline),
+        }
+    }
+
+    /// Tells a draining worker, once, that nothing waits for it and nothing more will come.
+    fn dismiss(&mut self, i: usize) {
+        let Some(worker) = self.dealer.workers.get_mut(i) else { return };
+        if core::mem::replace(&mut worker.farewell, Farewell::Said) == Farewell::NotYet {
+            self.actions.push_back(Action::Disconnect { worker: worker.id });
         }
     }
 
@@ -178,8 +187,8 @@ impl Core {
 
     /// Whether something may still be in a parked worker's queue, as far as was looked.
     fn gives_back(&self, worker: &Worker) -> bool {
-        let queued = self.dealer.find(worker.id).and_then(|i| self.dealer.seats.get(i));
-        queued.is_some_and(|seat| seat.queued() > 0)
+        let Some(i) = self.dealer.find(worker.id) else { return false };
+        !self.keeps(i) && self.dealer.seats.get(i).is_some_and(|seat| seat.queued() > 0)
     }
 
     fn place_held(&mut self, loads: &impl Loads) {

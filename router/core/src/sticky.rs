@@ -26,11 +26,29 @@ impl Sticky {
         }
     }
 
+    /// The client's place in a worker's table of open connections.
+    pub(crate) fn mark(self) -> u16 {
+        // Not the bits that decide between slots, or a slot's clients would crowd.
+        let place = mix(self.0.rotate_left(32)) % u64::from(MARKS - 1);
+        u16::try_from(place + 1).unwrap_or(MARKS - 1)
+    }
+
     /// The client's score for the slot with this salt. The address was hashed with the key once;
     /// spreading that over the slots needs no key of its own.
     pub(crate) fn score(self, salt: u64) -> u64 {
         mix(self.0 ^ salt)
     }
+}
+
+/// Marks that clients have: 1 to one less than this. 0 is nobody's.
+pub const MARKS: u16 = 16_384;
+
+/// What a worker notes of a client while it serves it, so that the primary can ask whether it has
+/// something open there ([`crate::event::Loads::holds`]). Of the keyed hash, so that it tells the
+/// worker nothing and nobody can pick addresses that meet. 0: a local client.
+#[must_use]
+pub fn mark(client: Client, key: [u64; 2]) -> u16 {
+    Sticky::of(client, key).map_or(0, Sticky::mark)
 }
 
 /// A slot's part in the scores.
@@ -134,6 +152,27 @@ mod tests {
         assert_ne!(Sticky::of(Client::V4([10, 1, 2, 4]), KEY), v4);
         assert_ne!(Sticky::of(Client::V4([10, 1, 2, 3]), [1, 2]), v4, "another key");
         assert_eq!(Sticky::of(Client::Local, KEY), None);
+    }
+
+    #[test]
+    fn marks_spread_within_a_slot_too() {
+        assert_eq!(mark(Client::Local, KEY), 0);
+        let (mut seen, mut clients) = (std::collections::BTreeSet::new(), 0);
+        for last in 0..=255 {
+            for third in 0..16 {
+                let client = Client::V4([10, 0, third, last]);
+                let sticky = Sticky::of(client, KEY).unwrap();
+                assert_eq!(sticky.mark(), mark(client, KEY));
+                assert!((1..MARKS).contains(&sticky.mark()));
+                let best = (0..8).max_by_key(|slot| sticky.score(salt(SlotId(*slot)))).unwrap();
+                if best == 3 {
+                    clients += 1;
+                    seen.insert(sticky.mark());
+                }
+            }
+        }
+        // About 512 clients in 16,383 places: 8 meet by chance.
+        assert!(clients - seen.len() < 24, "{} marks for {clients} clients", seen.len());
     }
 
     #[test]

@@ -114,7 +114,7 @@ impl Core {
     }
 
     pub(crate) fn begin_to_stop(&mut self) {
-        let deadline = self.dealer.now.after(self.config.drain_timeout);
+        let deadline = self.dealer.now.after(self.config.graceful_timeout);
         self.stop = Stop::Closing { deadline };
         self.end_reloads();
         self.debts = true;
@@ -246,8 +246,12 @@ impl Core {
         let deadline = deadline.max(self.dealer.now);
         self.stop = Stop::Draining { deadline };
         self.dealer.round = Round::Last;
+        let kill_at = deadline.after(self.config.kill_after);
         for i in 0..self.dealer.workers.len() {
-            self.enter(i, Input::Drain { deadline });
+            // One that left already has no more time than the others.
+            let told = self.dealer.workers.get(i).is_some_and(|worker| worker.state.was_told());
+            let input = if told { Input::Told { kill_at } } else { Input::Drain { deadline } };
+            self.enter(i, input);
         }
         self.dealer.restand_all();
         self.debts = true;

@@ -18,6 +18,7 @@
 
 use core::time::Duration;
 
+use crate::check::Check;
 use crate::event::{Fault, Generation, SlotId, TakeBackReason, WorkerId};
 use crate::primary::Bells;
 use crate::time::Now;
@@ -72,6 +73,13 @@ impl State {
             (Starting { .. }, BecameReady) | (Parked { .. }, Unpark) => Ready { since: now },
             (Ready { .. }, Park) => Parked { since: now },
             (Ready { .. } | Parked { .. }, Drain { deadline }) => Finishing { deadline },
+            // A second deadline can only bring the first one nearer.
+            (Finishing { deadline }, Drain { deadline: other }) => {
+                Finishing { deadline: deadline.min(other) }
+            }
+            (Signalled { kill_at }, Told { kill_at: other }) => {
+                Signalled { kill_at: kill_at.min(other) }
+            }
             (Finishing { .. }, Told { kill_at }) => Signalled { kill_at },
             (
                 Starting { .. }
@@ -86,11 +94,8 @@ impl State {
             (Starting { .. }, Park | Unpark | Drain { .. } | Told { .. } | FamilyGone)
             | (Ready { .. }, BecameReady | Unpark | Told { .. } | FamilyGone)
             | (Parked { .. }, BecameReady | Park | Told { .. } | FamilyGone)
-            | (Finishing { .. }, BecameReady | Park | Unpark | Drain { .. } | FamilyGone)
-            | (
-                Signalled { .. },
-                BecameReady | Park | Unpark | Drain { .. } | Told { .. } | FamilyGone,
-            )
+            | (Finishing { .. }, BecameReady | Park | Unpark | FamilyGone)
+            | (Signalled { .. }, BecameReady | Park | Unpark | Drain { .. } | FamilyGone)
             | (
                 Killing { .. },
                 BecameReady | Park | Unpark | Drain { .. } | Told { .. } | Condemned | Ended,
@@ -140,6 +145,19 @@ impl State {
             | Self::Finishing { .. }
             | Self::Signalled { .. } => true,
             Self::Killing { .. } | Self::Dead => false,
+        }
+    }
+
+    /// It drains and was sent the stop-signal.
+    pub(crate) fn was_told(self) -> bool {
+        match self {
+            Self::Signalled { .. } => true,
+            Self::Starting { .. }
+            | Self::Ready { .. }
+            | Self::Parked { .. }
+            | Self::Finishing { .. }
+            | Self::Killing { .. }
+            | Self::Dead => false,
         }
     }
 
@@ -257,6 +275,11 @@ pub(crate) struct Worker {
     pub(crate) unclaimed: Option<Now>,
     /// The probe that shows whether it accepts (`--ready accept`).
     pub(crate) probe: ReadyProbe,
+    /// The request that it must answer before it is ready (`--ready-probe`).
+    pub(crate) check: Check,
+    /// Clients with something open here keep coming until then, while it drains (`ip`).
+    pub(crate) keeps_until: Now,
+    pub(crate) farewell: Farewell,
     pub(crate) word: Word,
     /// What is known to be wrong with it, should it be over soon.
     pub(crate) fault: Fault,
@@ -271,6 +294,13 @@ pub(crate) enum ReadyProbe {
     Asked,
     /// In its queue.
     Queued,
+}
+
+/// Whether a worker that drains was told that it may leave, as nothing more will come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Farewell {
+    NotYet,
+    Said,
 }
 
 /// Whether a worker said that it is ready, or need not say so.
@@ -310,6 +340,9 @@ impl Worker {
             prompt: None,
             unclaimed: None,
             probe: ReadyProbe::Due { after: now },
+            check: Check::Due { after: now, tries: 0 },
+            keeps_until: now,
+            farewell: Farewell::NotYet,
             word: Word::NotYet,
             fault: Fault::Broken,
         }
@@ -404,6 +437,7 @@ mod tests {
             (finishing, Park,        finishing),
             (finishing, Unpark,      finishing),
             (finishing, drain,       finishing),
+            (finishing, Drain { deadline: Now(8) }, Finishing { deadline: Now(8) }),
             (finishing, told,        Signalled { kill_at: k }),
             (finishing, Condemned,   killed),
             (finishing, Ended,       killed),
@@ -413,6 +447,7 @@ mod tests {
             (signalled, Unpark,      signalled),
             (signalled, drain,       signalled),
             (signalled, told,        signalled),
+            (signalled, Input::Told { kill_at: Now(9) }, Signalled { kill_at: Now(9) }),
             (signalled, Condemned,   killed),
             (signalled, Ended,       killed),
             (signalled, FamilyGone,  signalled),

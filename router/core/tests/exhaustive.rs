@@ -21,7 +21,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use croupier_core::Core;
-use croupier_core::config::{Config, ExitCodes, Policy, ReadyRule, RestartPolicy};
+use croupier_core::config::{Config, ExitCodes, Policy, ProbeRule, ReadyRule, RestartPolicy};
 use croupier_core::event::{
     Action, Arrival, Client, ConnId, Event, ExitStatus, ListenerId, Load, Loads, SlotId, WorkerId,
 };
@@ -142,7 +142,9 @@ impl Puppet {
             slow_start: Duration::from_secs(10),
             ready: ReadyRule::Listen,
             ready_timeout: Duration::from_secs(5),
+            ready_probe: ProbeRule::None,
             drain_timeout: Duration::from_secs(1),
+            graceful_timeout: Duration::from_secs(1),
             kill_after: Duration::from_secs(1),
             stop_signal_first: false,
             max_surge: 1,
@@ -239,6 +241,7 @@ impl Puppet {
             Action::QuietListener { listener } => self.tell(Event::BacklogEmpty { listener }),
             Action::CloseListener { listener } => self.tell(Event::ListenerClosed { listener }),
             Action::Probe { worker, .. } => self.tell(Event::ProbeFailed { worker }),
+            Action::Check { worker, .. } => self.tell(Event::Checked { worker, passed: false }),
             Action::Finish(_) => {
                 assert!(!self.finished, "finished twice");
                 self.finished = true;
@@ -249,6 +252,7 @@ impl Puppet {
                 }
             }
             Action::Ring { .. }
+            | Action::Disconnect { .. }
             | Action::Signal { .. }
             | Action::AdoptSockets { .. }
             | Action::Report(_) => {}
@@ -554,7 +558,7 @@ fn any_event(dice: &mut dice::Dice) -> Event {
     let orphans = dice.permille(500);
     let count = u32::try_from(dice.below(3)).unwrap();
     let slot = SlotId(u16::try_from(dice.below(4)).unwrap());
-    match dice.below(29) {
+    match dice.below(31) {
         0 | 1 => Event::Woke,
         2..=4 => Event::Accepted(arrival),
         5 => Event::HandedOff { conn, worker },
@@ -578,6 +582,8 @@ fn any_event(dice: &mut dice::Dice) -> Event {
         25 => Event::ReloadAsked { rolling: orphans },
         26 => Event::StartAsked { slot },
         27 => Event::StopSlotAsked { slot },
+        28 => Event::CheckSent { worker },
+        29 => Event::Checked { worker, passed: orphans },
         _ if dice.permille(100) => Event::StopAsked { now: orphans },
         _ => Event::Misbehaved { worker },
     }

@@ -311,7 +311,7 @@ fn stop_waits_for_the_second_look_before_it_closes() {
 
 #[test]
 fn drain_waits_for_active_connections_up_to_the_timeout() {
-    let config = Config { drain_timeout: Duration::from_secs(3), ..config(2, Policy::Least) };
+    let config = Config { graceful_timeout: Duration::from_secs(3), ..config(2, Policy::Least) };
     let mut table = Table::new(config, 1);
     table.habits =
         Box::new(|slot, _, _| Habit::event_loop(if slot.0 == 0 { SEC } else { 100 * SEC }));

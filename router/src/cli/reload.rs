@@ -9,7 +9,8 @@ use crate::control::messages::{Reply, Request};
 const AFTER_HELP: &str = "\
 The first new worker starts alone and is watched for the --soak of `croupier run`; then the others
 start, at most --max-surge at a time. Old workers get no more connections once they are replaced,
-but stay until all new ones are ready and have been watched; then they finish what they have and end.
+but stay until all new ones are ready and have been watched; then they finish what they have and end,
+at the latest after --drain-timeout; the connections that were cut then are counted.
 If a new worker ends or is not ready in time, the old ones go on and the command fails.
 
 Exit status: 0 every worker is new, 1 not, and why; 3 no such primary.

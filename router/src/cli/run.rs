@@ -14,8 +14,9 @@ use croupier_core::config::{Policy, ReadyRule};
 use nix::sys::signal::Signal;
 
 use crate::config::{
-    AdapterChoice, LogFormat, QUEUE_LIMIT_MAX, Surge, WorkersArg, parse_bound, parse_duration,
-    parse_exit_code, parse_name, parse_policy, parse_signal, parse_surge, parse_workers,
+    AdapterChoice, LogFormat, QUEUE_LIMIT_MAX, ReadyProbe, Surge, WorkersArg, parse_bound,
+    parse_duration, parse_exit_code, parse_name, parse_policy, parse_probe, parse_signal,
+    parse_surge, parse_workers,
 };
 
 const AFTER_HELP: &str = "\
@@ -191,7 +192,27 @@ pub struct RunArgs {
     )]
     pub min_uptime: Duration,
 
-    /// How long a stopping worker may finish its connections. Under 10s, when Docker kills.
+    /// A worker is ready only when it has answered: http:PATH, as in http:/healthz, or tcp.
+    ///
+    /// http: the primary itself sends GET PATH to each new worker, which must answer with a status
+    /// of 200 to 399; else it is asked again until --ready-timeout. tcp: the worker takes a
+    /// connection and does not reset it. After what --ready asks for, at a start as at a reload.
+    #[arg(long, value_name = "PROBE", env = "CROUPIER_READY_PROBE", value_parser = parse_probe)]
+    pub ready_probe: Option<ReadyProbe>,
+
+    /// How long a replaced worker may finish its connections. Default: 30s, or --graceful-timeout
+    /// if that is longer.
+    ///
+    /// Nobody waits behind it with a KILL, as somebody does behind a stop.
+    #[arg(
+        long,
+        value_name = "T",
+        env = "CROUPIER_DRAIN_TIMEOUT",
+        value_parser = parse_duration
+    )]
+    pub drain_timeout: Option<Duration>,
+
+    /// How long a worker may finish its connections at a stop. Under 10s, when Docker kills.
     #[arg(
         long,
         value_name = "T",

@@ -246,6 +246,8 @@ pub struct Totals {
     pub refused: u64,
     /// How often nobody had room and clients were left in the backlog.
     pub waits: u64,
+    /// Messages to workers' processes that had no room for them.
+    pub messages_dropped: u64,
     /// Median time from accept to hand-off, in microseconds.
     pub accept_to_handoff_p50_us: Option<u64>,
     /// 99th percentile of the same.

@@ -168,6 +168,7 @@ impl Primary {
         let Some(held) = self.conns.try_remove(conn.0 as usize) else { return };
         let header = Handoff {
             nonblocking: held.flags & libc::SOCK_NONBLOCK != 0,
+            mark: self.mark_of(&held.peer),
             accepted_at: held.accepted_at,
             peer: held.peer,
         };
@@ -205,6 +206,16 @@ impl Primary {
                 }
                 self.keep(conn, held, worker, why);
             }
+        }
+    }
+
+    /// What a worker notes of a sticky client while it serves it: a second hash for each connection,
+    /// and only under `ip`.
+    fn mark_of(&self, peer: &RawAddress<PEER_MAX>) -> u16 {
+        if self.config.core.policy == Policy::Ip {
+            croupier_core::mark(address::client(peer), self.config.core.sticky_key)
+        } else {
+            0
         }
     }
 

@@ -74,6 +74,11 @@ impl Announcer {
 
 /// `1 connection`, `2 connections`.
 pub(super) fn plural(count: u32, noun: &str) -> String {
+    plural_of(count.into(), noun)
+}
+
+/// [`plural`] of a larger count.
+pub(super) fn plural_of(count: u64, noun: &str) -> String {
     if count == 1 { format!("1 {noun}") } else { format!("{count} {noun}s") }
 }
 
@@ -211,8 +216,10 @@ impl Primary {
             ReadyRule::Notify => "READY=1 (sd_notify)",
             ReadyRule::Start => "its start",
         };
+        let probe = self.config.ready_probe.as_ref();
+        let probe = probe.map_or_else(String::new, |probe| format!(" and an answer to {probe}"));
         let (ready, all) = (self.core.ready_count(), self.core.wanted_count());
-        self.say(&format!("{ready} of {all} ready; waiting for {waiting}"));
+        self.say(&format!("{ready} of {all} ready; waiting for {waiting}{probe}"));
     }
 
     /// A line of log for what the core reports.
@@ -285,11 +292,12 @@ impl Primary {
 
     fn report_not_ready(&mut self, worker: WorkerId) {
         let Some(found) = self.workers.get(worker) else { return };
-        let family = process::family(found, &[]);
-        let why = diagnose::why_not_ready(found.pid, &family);
+        let why = self.fault_of(worker).unwrap_or_else(|| {
+            let family = process::family(found, &[]);
+            diagnose::why_not_ready(found.pid, &family).to_string()
+        });
         log::error!("worker {} is not ready in time: {why}", worker.0);
         let slot = found.slot;
-        let why = why.to_string();
         self.hands.note_late(slot, worker, &why);
         self.note_not_ready(worker, &why);
         if !self.is_successor(worker) {

@@ -33,11 +33,11 @@ pub(crate) const QUESTIONS_PER_TURN_MAX: usize = 64;
 /// Questions that one worker may ask in a second.
 pub(crate) const QUESTIONS_PER_SECOND_MAX: u32 = 1_000;
 
-const fn verdict(verdict: Verdict) -> Answer {
+pub(super) const fn verdict(verdict: Verdict) -> Answer {
     Answer { verdict, errno: 0, channel: 0, address: RawAddress::NONE }
 }
 
-fn refused(error: &io::Error) -> Answer {
+pub(super) fn refused(error: &io::Error) -> Answer {
     Answer { errno: error.raw_os_error().unwrap_or(libc::EIO), ..verdict(Verdict::Refused) }
 }
 
@@ -132,6 +132,7 @@ impl Primary {
                 self.tell(Event::SaidReady { worker });
                 question.tell(&verdict(Verdict::Done));
             }
+            Kind::Post => self.answer_post(question, worker),
             Kind::SetOption => {
                 self.set_options(request, worker);
                 question.tell(&verdict(Verdict::Done));

@@ -1,5 +1,5 @@
 //! The disposal thread: closes what a worker could have filled with descriptors whose close blocks,
-//! and reads the messages they may be attached to.
+//! and reads the messages that they may be attached to.
 //!
 //! Owns descriptors that the primary is done with. Closing a socket also closes every descriptor that
 //! is queued on it, and a TCP socket with `SO_LINGER` makes its last close wait (socket(7)). Apart
@@ -17,6 +17,7 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded, unbounded};
 use croupier_wire::fdpass::{self, Received};
 
+use super::posts::{self, Read};
 use super::rescue::{ABANDONED_MAX, after};
 use crate::sys;
 
@@ -62,10 +63,20 @@ impl Desk {
     }
 }
 
+/// What a worker's process said on a socket that only a thread may read.
+#[derive(Debug)]
+pub(super) enum Heard {
+    /// By sd_notify(3); `ready`: `READY=1` was among it.
+    Notification { worker: u32, ready: bool },
+    /// By post.
+    Post { number: u32, read: Read },
+}
+
 /// Work for the thread.
 #[derive(Debug)]
 enum Chore {
     Notifications(u32, Arc<OwnedFd>),
+    Post(u32, Arc<OwnedFd>),
     Close(Vec<Arc<OwnedFd>>),
     Dismiss(OwnedFd),
 }
@@ -74,7 +85,7 @@ enum Chore {
 #[derive(Debug, Clone)]
 struct Tools {
     inbox: Receiver<Chore>,
-    notified: Sender<(u32, bool)>,
+    heard: Sender<Heard>,
     waker: Arc<mio::Waker>,
     abandoned: Arc<AtomicUsize>,
 }
@@ -84,10 +95,10 @@ struct Tools {
 pub(super) struct Disposal {
     chores: Sender<Chore>,
     tools: Tools,
-    notified: Receiver<(u32, bool)>,
+    heard: Receiver<Heard>,
     /// The thread's; `None`: none could be made yet.
     desk: Option<Arc<Desk>>,
-    /// Notifications asked for and not read yet. Only for them is it worth waking up: a close that
+    /// Messages asked for and not read yet. Only for them is it worth waking up: a close that
     /// waits has nobody who waits for it.
     owed: Cell<u32>,
     /// No thread could be made: not again before this.
@@ -101,20 +112,30 @@ impl Disposal {
     /// EAGAIN: no thread can be made.
     pub(super) fn start(waker: Arc<mio::Waker>) -> io::Result<Self> {
         let (chores, inbox) = bounded(CHORES_MAX);
-        let (notified_to, notified) = unbounded();
-        let tools = Tools { inbox, notified: notified_to, waker, abandoned: Arc::default() };
+        // One answer for each chore at most, and those are bounded.
+        let (heard_to, heard) = unbounded();
+        let tools = Tools { inbox, heard: heard_to, waker, abandoned: Arc::default() };
         let desk = Some(hire(tools.clone())?);
-        Ok(Self { chores, tools, notified, desk, owed: Cell::new(0), retry_at: 0 })
+        Ok(Self { chores, tools, heard, desk, owed: Cell::new(0), retry_at: 0 })
     }
 
     pub(super) fn read_notifications(&self, worker: u32, socket: Arc<OwnedFd>) {
-        if self.give(Chore::Notifications(worker, socket)) {
-            self.owed.set(self.owed.get().saturating_add(1));
-        }
+        self.owe(Chore::Notifications(worker, socket));
     }
 
-    pub(super) fn notified(&self) -> Option<(u32, bool)> {
-        let found = self.notified.try_recv().ok()?;
+    /// Returns whether it will be read.
+    pub(super) fn read_post(&self, number: u32, socket: Arc<OwnedFd>) -> bool {
+        self.owe(Chore::Post(number, socket))
+    }
+
+    fn owe(&self, chore: Chore) -> bool {
+        let taken = self.give(chore);
+        self.owed.set(self.owed.get().saturating_add(u32::from(taken)));
+        taken
+    }
+
+    pub(super) fn heard(&self) -> Option<Heard> {
+        let found = self.heard.try_recv().ok()?;
         self.owed.set(self.owed.get().saturating_sub(1));
         Some(found)
     }
@@ -137,7 +158,7 @@ impl Disposal {
         // Thousands wait behind threads that all are stuck. To close here could stop all dealing for
         // as long as a worker likes; a descriptor less does not.
         match chore {
-            Chore::Notifications(_, socket) => leak(socket),
+            Chore::Notifications(_, socket) | Chore::Post(_, socket) => leak(socket),
             Chore::Close(descriptors) => descriptors.into_iter().for_each(leak),
             Chore::Dismiss(client) => leak(Arc::new(client)),
         }
@@ -213,17 +234,17 @@ fn hire(tools: Tools) -> io::Result<Arc<Desk>> {
     Ok(desk)
 }
 
-fn tell(tools: &Tools, read: Option<(u32, bool)>) {
-    let Some(read) = read else { return };
+fn tell(tools: &Tools, heard: Option<Heard>) {
+    let Some(heard) = heard else { return };
     // Not sent: the primary is gone.
-    if tools.notified.send(read).is_ok()
+    if tools.heard.send(heard).is_ok()
         && let Err(error) = tools.waker.wake()
     {
         log::error!("the disposal thread cannot wake the loop: {error}");
     }
 }
 
-fn perform(chore: Chore) -> Option<(u32, bool)> {
+fn perform(chore: Chore) -> Option<Heard> {
     match chore {
         Chore::Close(descriptors) => {
             drop(descriptors);
@@ -233,7 +254,10 @@ fn perform(chore: Chore) -> Option<(u32, bool)> {
             read_away(&client);
             None
         }
-        Chore::Notifications(worker, socket) => Some((worker, read_notifications(&socket))),
+        Chore::Notifications(worker, socket) => {
+            Some(Heard::Notification { worker, ready: read_notifications(&socket) })
+        }
+        Chore::Post(number, socket) => Some(Heard::Post { number, read: posts::read(&socket) }),
     }
 }
 
@@ -323,7 +347,8 @@ pub(super) mod tests {
         disposal.look(due - 1);
         assert_eq!(disposal.tools.abandoned.load(Ordering::Relaxed), 0);
         disposal.look(due);
-        assert_eq!(wait_for("the notification", || disposal.notified()), (7, true));
+        let heard = wait_for("the notification", || disposal.heard());
+        assert!(matches!(heard, Heard::Notification { worker: 7, ready: true }), "{heard:?}");
         assert_eq!(disposal.tools.abandoned.load(Ordering::Relaxed), 1);
         assert_eq!(disposal.deadline(), None, "nothing waits, nothing wakes");
         drop(peer);

@@ -6,6 +6,8 @@
 //!             accept.rs  backlog ──▶ connection ──▶ channel of a worker  ◀─────────┘
 //!             answers.rs workers' questions (bind, listen, attach, …)
 //!             supervise.rs  starts, ends, families
+//!             check.rs      asks a new worker (`--ready-probe`)
+//!             posts.rs      messages to and from workers' processes
 //!             replace.rs    what a reload says
 //!             hands.rs      slots that the operator starts and stops
 //!             memory.rs     who was killed for lack of memory
@@ -23,6 +25,7 @@ mod alarm;
 mod announce;
 mod answers;
 mod channel;
+mod check;
 mod commands;
 mod disposal;
 mod hands;
@@ -30,6 +33,7 @@ mod listener;
 mod memory;
 mod page;
 mod perform;
+mod posts;
 mod probe;
 mod process;
 mod questions;

@@ -8,11 +8,13 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::Ordering;
 
 use croupier_core::event::{Load, WorkerId};
-use croupier_wire::page::{HEAD_DRAINING, PAGE_LEN, PAGE_MAGIC, Page, WAITED_BUCKETS};
+use croupier_wire::page::{HEAD_DRAINING, MARKS_MAX, PAGE_LEN, PAGE_MAGIC, Page, WAITED_BUCKETS};
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use crate::sys::PageMap;
+
+const _: () = assert!(croupier_core::MARKS as usize == MARKS_MAX);
 
 /// A worker's page, as the primary holds it.
 #[derive(Debug)]
@@ -59,6 +61,25 @@ impl SharedPage {
         let active = claimed.saturating_sub(closed).saturating_sub(self.lost);
         let active = u32::try_from(active).unwrap_or(u32::MAX);
         Load { claimed, active: self.attached.then_some(active) }
+    }
+
+    /// Whether a client with this mark has something open, as the worker says.
+    pub(crate) fn holds(&self, mark: u16) -> bool {
+        self.page().holds(mark)
+    }
+
+    /// Connections claimed and not closed, those of dead processes included: what clients lost or
+    /// will lose, if nobody closes them any more.
+    pub(crate) fn unclosed(&self) -> Option<u64> {
+        let totals = &self.page().totals;
+        let claimed = totals.claimed.load(Ordering::SeqCst);
+        let closed = totals.closed.load(Ordering::SeqCst);
+        self.attached.then(|| claimed.saturating_sub(closed))
+    }
+
+    /// What dead processes had open, of [`Self::unclosed`].
+    pub(crate) const fn lost(&self) -> u64 {
+        self.lost
     }
 
     pub(crate) fn closed(&self) -> u64 {

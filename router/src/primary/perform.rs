@@ -7,6 +7,7 @@ use croupier_wire::message::Handoff;
 use nix::sys::signal::Signal;
 
 use super::accept::raw_peer;
+use super::disposal::Heard;
 use super::listener::Phase;
 use super::rescue::{Awaited, Rescued};
 use super::run::{Held, Primary};
@@ -33,6 +34,8 @@ impl Primary {
                     Event::ProbeFailed { worker }
                 });
             }
+            Action::Check { worker, listener } => self.check(worker, listener),
+            Action::Disconnect { worker } => self.disconnect(worker),
             Action::TellDraining { worker, draining } => {
                 if let Some(worker) = self.workers.get(worker) {
                     worker.page.tell_draining(draining);
@@ -97,16 +100,20 @@ impl Primary {
             }
             self.settle();
         }
-        while let Some((worker, ready)) = self.rescue.notified() {
-            if ready {
-                self.tell(Event::SaidReady { worker: WorkerId(worker) });
+        while let Some(heard) = self.rescue.heard() {
+            match heard {
+                Heard::Notification { worker, ready: true } => {
+                    self.tell(Event::SaidReady { worker: WorkerId(worker) });
+                }
+                Heard::Notification { ready: false, .. } => {}
+                Heard::Post { number, read } => self.take_messages(number, &read),
             }
         }
     }
 
     fn hold(&mut self, rescued: Rescued) -> Arrival {
         let Rescued { listener, conn, handoff } = rescued;
-        let Handoff { nonblocking, accepted_at, peer } = handoff;
+        let Handoff { nonblocking, mark: _, accepted_at, peer } = handoff;
         let flags = if nonblocking { libc::SOCK_NONBLOCK } else { 0 };
         let client = address::client(&peer);
         let key = self.conns.insert(Held { conn, listener, peer, accepted_at, flags });
@@ -122,9 +129,13 @@ impl Primary {
                 return false;
             }
         };
-        let header =
-            Handoff { nonblocking: false, accepted_at: self.now, peer: raw_peer(probe.peer) }
-                .encode();
+        let header = Handoff {
+            nonblocking: false,
+            mark: 0,
+            accepted_at: self.now,
+            peer: raw_peer(probe.peer),
+        }
+        .encode();
         let sent = found.send(listener, &header, probe.conn.as_fd()).is_ok();
         if sent {
             found.keep_probe(probe.client);
@@ -145,6 +156,9 @@ impl Primary {
     }
 
     fn forget(&mut self, worker: WorkerId) {
+        self.note_end_of_leaver(worker);
+        self.forget_check(worker);
+        self.close_posts(worker);
         let Some(gone) = self.workers.remove(worker) else { return };
         for key in 0..self.listeners.capacity() {
             if let Some(listener) = self.listeners.get_mut(key) {

@@ -1,4 +1,4 @@
-//! A client that the primary makes itself: a half-closed loopback connection.
+//! A client that the primary makes itself: a loopback connection, half-closed unless it is to ask.
 //!
 //! Real servers choke on an `AF_UNIX` client (two of them die, one hangs) and a naive one on a
 //! client that closes at once, so the probe is a TCP connection whose client end has sent a FIN and
@@ -21,11 +21,21 @@ pub(crate) struct Probe {
     pub(crate) client: TcpStream,
 }
 
-/// Makes one on a private listener.
+/// Makes one on a private listener, half-closed.
+///
+/// # Errors
+/// As [`connected`].
+pub(crate) fn make() -> io::Result<Probe> {
+    let probe = connected()?;
+    probe.client.shutdown(Shutdown::Write)?;
+    Ok(probe)
+}
+
+/// Makes one that the client's end can still write to.
 ///
 /// # Errors
 /// EMFILE and the like; `PermissionDenied` when somebody else connected in between.
-pub(crate) fn make() -> io::Result<Probe> {
+pub(crate) fn connected() -> io::Result<Probe> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
     // The handshake on loopback ends before connect returns; a firewall that drops it would make us
     // wait, so the wait is bounded.
@@ -40,7 +50,6 @@ pub(crate) fn make() -> io::Result<Probe> {
             "a stranger connected to the probe",
         ));
     }
-    client.shutdown(Shutdown::Write)?;
     Ok(Probe { conn: conn.into(), peer, client })
 }
 

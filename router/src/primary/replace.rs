@@ -8,16 +8,30 @@ use croupier_core::event::{
     ExitStatus, Fault, Generation, ListenerId, ReloadFault, Report, SlotId, WorkerId,
 };
 
-use super::announce::{how, plural};
+use super::announce::{how, plural, plural_of};
 use super::run::Primary;
 
 /// What a reload's end depends on.
 #[derive(Debug, Default)]
 pub(super) struct Replacing {
-    /// Connections cut at the drain-timeout since the last reload began.
-    cut: u32,
+    /// Connections that were open when their worker ended, because it had no more time.
+    cut: u64,
+    /// The same of workers that ended by themselves, with connections open.
+    dropped: u64,
+    /// Workers that drain while others go on.
+    leavers: Vec<Leaver>,
     /// Why the last worker that was not ready in time was not.
     not_ready: Option<(WorkerId, String)>,
+}
+
+/// A worker on its way out.
+#[derive(Debug, Clone, Copy)]
+struct Leaver {
+    worker: WorkerId,
+    /// It had no more time.
+    cut: bool,
+    /// Connections of processes that had died before: nobody cut those.
+    lost: u64,
 }
 
 impl Primary {
@@ -51,27 +65,13 @@ impl Primary {
             Report::ReloadDone { generation } => {
                 self.step(&format!("every slot has a worker of generation {}", generation.0))
             }
-            Report::Drains { worker, slot } => {
-                let held = self.held_by(worker);
-                self.step(&format!("slot {}: worker {} drains and holds {held}", slot.0, worker.0));
-            }
+            Report::Drains { worker, slot } => self.leaves(worker, slot),
             Report::Drained { worker } => self.step(&format!("worker {} has ended", worker.0)),
-            Report::DrainCut { worker, active } => {
-                self.replacing.cut = self.replacing.cut.saturating_add(active.unwrap_or(0));
-                let held = active.map_or_else(
-                    || "may hold connections".to_owned(),
-                    |active| format!("holds {}", plural(active, "connection")),
-                );
-                self.step(&format!("worker {} still {held} and has no more time", worker.0));
-            }
+            Report::DrainCut { worker, active } => self.is_cut(worker, active),
             Report::ReloadFailed { generation, why, kept } => {
                 self.reload_failed(generation, why, kept);
             }
-            Report::ReloadOver { generation } => {
-                let cut = plural(self.replacing.cut, "connection");
-                self.step(&format!("nobody is left to drain; {cut} cut at the drain-timeout"));
-                self.commands.reload_over(generation, self.poll.registry());
-            }
+            Report::ReloadOver { generation } => self.reload_over(generation),
             Report::AllReady
             | Report::NotReadyInTime { .. }
             | Report::WentToBackground { .. }
@@ -94,8 +94,65 @@ impl Primary {
         self.commands.reload_says(text, self.poll.registry());
     }
 
+    /// A worker begins to drain while others go on.
+    fn leaves(&mut self, worker: WorkerId, slot: SlotId) {
+        let lost = self.workers.get(worker).map_or(0, |found| found.page.lost());
+        self.replacing.leavers.push(Leaver { worker, cut: false, lost });
+        let held = self.held_by(worker);
+        self.step(&format!("slot {}: worker {} drains and holds {held}", slot.0, worker.0));
+    }
+
+    /// It has no more time.
+    fn is_cut(&mut self, worker: WorkerId, active: Option<u32>) {
+        let leavers = &mut self.replacing.leavers;
+        for leaver in leavers.iter_mut().filter(|leaver| leaver.worker == worker) {
+            leaver.cut = true;
+        }
+        let held = active.map_or_else(
+            || "may hold connections".to_owned(),
+            |active| format!("holds {}", plural(active, "connection")),
+        );
+        self.step(&format!("worker {} still {held} and has no more time", worker.0));
+    }
+
+    fn reload_over(&mut self, generation: Generation) {
+        // Whoever is not forgotten yet is dead: its numbers are final.
+        while let Some(leaver) = self.replacing.leavers.first().copied() {
+            self.note_end_of_leaver(leaver.worker);
+        }
+        let cut = plural_of(self.replacing.cut, "connection");
+        let dropped = match self.replacing.dropped {
+            0 => String::new(),
+            many => {
+                let dropped = plural_of(many, "connection");
+                format!(", {dropped} by programs that ended with them open")
+            }
+        };
+        self.step(&format!("nobody is left to drain; {cut} cut at the drain-timeout{dropped}"));
+        self.commands.reload_over(generation, self.poll.registry());
+    }
+
+    /// A worker that drained has ended: what it had open, by its page, its clients have lost.
+    pub(super) fn note_end_of_leaver(&mut self, worker: WorkerId) {
+        let leavers = &mut self.replacing.leavers;
+        let Some(at) = leavers.iter().position(|leaver| leaver.worker == worker) else { return };
+        let leaver = leavers.remove(at);
+        let unclosed = self.workers.get(worker).and_then(|found| found.page.unclosed());
+        let open = unclosed.unwrap_or(0).saturating_sub(leaver.lost);
+        if open == 0 {
+            return;
+        }
+        let count = if leaver.cut { &mut self.replacing.cut } else { &mut self.replacing.dropped };
+        *count = count.saturating_add(open);
+        let open = plural_of(open, "connection");
+        self.step(&format!("worker {} ended with {open} open", worker.0));
+    }
+
     fn reload_began(&mut self, generation: Generation, rolling: bool) {
-        self.replacing = Replacing::default();
+        // Those of an earlier reload that still drain count for whoever waits for both.
+        if self.replacing.leavers.is_empty() {
+            self.replacing = Replacing::default();
+        }
         self.commands.reload_began(generation);
         let rolling = if rolling { ", rolling" } else { "" };
         self.step(&format!("generation {} begins{rolling}", generation.0));

@@ -18,7 +18,7 @@ use croupier_core::event::{ListenerId, WorkerId};
 use croupier_wire::fdpass::{self, Received};
 use croupier_wire::message::{HANDOFF_LEN, Handoff};
 
-use super::disposal::{Desk, Disposal};
+use super::disposal::{Desk, Disposal, Heard};
 use crate::sys;
 
 /// How long a job may take before its worker counts as holding the lock on purpose.
@@ -139,9 +139,14 @@ impl Rescue {
         self.disposal.read_notifications(worker, socket);
     }
 
-    /// A worker notified: its id, and whether it said `READY=1`.
-    pub(crate) fn notified(&self) -> Option<(u32, bool)> {
-        self.disposal.notified()
+    /// Reads messages of a worker's process; returns whether they will be.
+    pub(super) fn read_post(&self, number: u32, socket: Arc<OwnedFd>) -> bool {
+        self.disposal.read_post(number, socket)
+    }
+
+    /// What was read.
+    pub(super) fn heard(&self) -> Option<Heard> {
+        self.disposal.heard()
     }
 
     /// Closes descriptors away from the loop.
@@ -341,7 +346,7 @@ mod tests {
     }
 
     fn handoff(accepted_at: u64) -> Handoff {
-        Handoff { nonblocking: false, accepted_at, peer: RawAddress::NONE }
+        Handoff { nonblocking: false, mark: 0, accepted_at, peer: RawAddress::NONE }
     }
 
     /// Queues a connection: the writing end of a pipe, so that its last close can be read.

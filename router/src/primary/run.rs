@@ -19,10 +19,12 @@ use slab::Slab;
 
 use super::alarm::Alarm;
 use super::announce::Announcer;
+use super::check::Checks;
 use super::commands::Commands;
 use super::hands::Hands;
 use super::listener::{Listener, Watch};
 use super::memory::Memory;
+use super::posts::Posts;
 use super::questions::Questions;
 use super::replace::Replacing;
 use super::rescue::Rescue;
@@ -71,6 +73,8 @@ pub(super) struct Primary {
     pub(super) reserve: Option<OwnedFd>,
     pub(super) adopted: Slab<super::accept::Adopted>,
     pub(super) questions: Questions,
+    pub(super) checks: Checks,
+    pub(super) posts: Posts,
     pub(super) rescue: Rescue,
     pub(super) signals: Signals,
     pub(super) commands: Commands,
@@ -139,6 +143,8 @@ impl Primary {
             Source::Adopted(key) => self.note_adopted(key),
             Source::Bell => {}
             Source::Alarm => self.alarm.rang(),
+            Source::Check(worker) => self.take_answer(worker),
+            Source::Post(number) => self.read_post(number),
             Source::Notify(worker) => self.take_notification(worker),
             Source::Control(token) => self.take_commands(token),
         }

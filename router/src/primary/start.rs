@@ -23,10 +23,12 @@ use slab::Slab;
 
 use super::alarm::Alarm;
 use super::announce::Announcer;
+use super::check::Checks;
 use super::commands::{Commands, Ending};
 use super::hands::Hands;
 use super::listener::{Listener, Origin, Phase};
 use super::memory::Memory;
+use super::posts::Posts;
 use super::process::{self, Started, hex};
 use super::questions::Questions;
 use super::replace::Replacing;
@@ -144,6 +146,8 @@ fn assemble(
         adopted: Slab::new(),
         rescue: Rescue::start(Arc::new(waker)).map_err(cannot("start the rescue thread"))?,
         questions,
+        checks: Checks::default(),
+        posts: Posts::default(),
         signals,
         commands,
         launcher: Launcher::new(&config, resolved, nofile),

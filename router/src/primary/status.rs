@@ -146,6 +146,7 @@ impl Primary {
                 stolen: totals.stolen,
                 refused: totals.refused,
                 waits: totals.waits,
+                messages_dropped: self.posts.dropped,
                 accept_to_handoff_p50_us: self.meters.accept_to_handoff(0.5),
                 accept_to_handoff_p99_us: self.meters.accept_to_handoff(0.99),
             },

@@ -19,6 +19,10 @@ pub(crate) enum Source {
     Bell,
     /// A worker's sd_notify(3) message; the worker id.
     Notify(u32),
+    /// A worker answers its ready-probe; the worker id.
+    Check(u32),
+    /// A process of a worker sent a message, or is gone; the post's number.
+    Post(u32),
     /// A deadline has come.
     Alarm,
     /// A socket of a slot that is down (`reuseport`) has clients; the adoption's key.
@@ -45,6 +49,8 @@ impl Source {
             Self::Notify(worker) => (7, worker as usize),
             Self::Adopted(key) => (8, key),
             Self::Alarm => (10, 0),
+            Self::Check(worker) => (11, worker as usize),
+            Self::Post(number) => (12, number as usize),
             Self::Control(token) => return token,
         };
         Token((kind << KIND_SHIFT) | (index & INDEX))
@@ -63,6 +69,8 @@ impl Source {
             7 => Self::Notify(u32::try_from(index).unwrap_or(0)),
             8 => Self::Adopted(index),
             10 => Self::Alarm,
+            11 => Self::Check(u32::try_from(index).unwrap_or(0)),
+            12 => Self::Post(u32::try_from(index).unwrap_or(0)),
             _ => Self::Control(token),
         }
     }
@@ -83,6 +91,8 @@ mod tests {
             Source::Bell,
             Source::Notify(u32::MAX),
             Source::Adopted(4),
+            Source::Check(u32::MAX),
+            Source::Post(7),
             Source::Alarm,
             Source::Control(Token(CONTROL_BASE + 64)),
         ] {

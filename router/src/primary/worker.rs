@@ -52,6 +52,8 @@ pub(crate) struct Worker {
     pub(crate) burying: Option<u64>,
     /// Folders of cgroups of its own, if it is not in the primary's.
     pub(crate) cgroups: Vec<PathBuf>,
+    /// It was told that it may leave; processes that ask for their post later hear it then.
+    pub(crate) dismissed: bool,
     /// `--ready notify`: where the worker's sd_notify(3) arrives, and its abstract name.
     pub(crate) notify: Option<(Arc<OwnedFd>, String)>,
     channels: Vec<(Channel, RawAddress<ADDRESS_MAX>)>,
@@ -93,6 +95,7 @@ impl Worker {
             started_ns,
             burying: None,
             cgroups: Vec::new(),
+            dismissed: false,
             notify: None,
             channels: Vec::new(),
             sockets: Vec::new(),
@@ -338,6 +341,10 @@ impl Loads for Workers {
 
     fn lacks_cpu(&self, worker: WorkerId) -> bool {
         self.get(worker).is_some_and(Worker::lacks_cpu)
+    }
+
+    fn holds(&self, worker: WorkerId, mark: u16) -> bool {
+        self.get(worker).is_some_and(|worker| worker.page.attached && worker.page.holds(mark))
     }
 }
 

@@ -5,6 +5,7 @@
 //! descriptor's `O_NONBLOCK` says, `EMFILE` without losing the connection. **Never** trusts the table
 //! against the kernel: recvmsg(2) on what is no channel says so, accept(2) on a channel is `EINVAL`.
 
+use crate::close::shut;
 use crate::hooks::Outcome;
 use crate::identify::{What, look};
 use crate::place::{Place, PlaceId, Role};
@@ -89,7 +90,7 @@ fn accept_own(state: &State, fd: c_int, out: &Out, flags: c_int) -> Outcome {
     match mail::take(fd, flags) {
         Some(Claim::Taken(connection, handoff)) => {
             let number = connection.into_raw_fd();
-            arrived(state, number, Entry::Connection);
+            claimed(state, number, handoff.mark);
             if let Ok(Some(room)) = out.room() {
                 let peer = handoff.peer.bytes();
                 out.put(peer, room, peer.len());
@@ -110,6 +111,7 @@ fn accept_foreign(state: &State, fd: c_int, out: &Out, flags: c_int) -> Outcome 
             let was = state.table.get(fd);
             match (look(state, fd), was) {
                 (What::Channel(id), Entry::Connection) => {
+                    shut(state, fd);
                     SEAT.count_close();
                     return claim(state, id, fd, out, flags);
                 }
@@ -148,7 +150,7 @@ fn claim(state: &State, id: PlaceId, fd: c_int, out: &Out, flags: c_int) -> Outc
         match SEAT.claim(channel, flags) {
             Claim::Taken(connection, handoff) => {
                 let number = connection.into_raw_fd();
-                arrived(state, number, Entry::Connection);
+                claimed(state, number, handoff.mark);
                 if let Some(room) = room {
                     let own = id.place().map_or(0, |place| place.address().family());
                     let peer = in_family(&handoff.peer, own);
@@ -214,6 +216,16 @@ fn primary_answers(state: &State) -> bool {
 /// raw system call, a close inside libc) and is counted now.
 fn arrived(state: &State, number: c_int, entry: Entry) {
     if state.table.set(number, entry) == Entry::Connection {
+        shut(state, number);
         SEAT.count_close();
+    }
+}
+
+/// `number` is a connection of a client with this mark, from the primary.
+fn claimed(state: &State, number: c_int, mark: u16) {
+    arrived(state, number, Entry::Connection);
+    state.table.set_mark(number, mark);
+    if let (1.., Some(page)) = (mark, SEAT.page()) {
+        page.note_open(mark);
     }
 }

@@ -42,7 +42,7 @@ fn close_by(state: &State, fd: c_int, real: impl FnOnce() -> c_int) -> Outcome {
     if entry == Entry::Unknown {
         return Outcome::Libc;
     }
-    let owed = owed(fd, entry, &(fd..=fd));
+    let owed = owed(state, fd, entry, &(fd..=fd));
     let outcome = Outcome::of(real());
     settle(state, owed);
     outcome
@@ -59,12 +59,15 @@ pub(crate) fn replace(
     if entry == Entry::Unknown {
         return Outcome::Libc;
     }
-    let owed = owed(new, entry, &(new..=new));
+    let owed = owed(state, new, entry, &(new..=new));
     let outcome = Outcome::of(real());
     match outcome {
         Outcome::Return(_) => settle(state, owed),
         Outcome::Libc | Outcome::Errno(_) => {
             state.table.set(new, entry);
+            if let (Entry::Connection, Some(page)) = (entry, SEAT.page()) {
+                page.note_open(state.table.mark(new));
+            }
         }
     }
     outcome
@@ -83,7 +86,7 @@ pub(crate) fn close_range(state: &State, first: c_uint, last: c_uint, flags: c_i
     for number in state.table.known(first..=last) {
         let Ok(fd) = c_int::try_from(number) else { break };
         let entry = state.table.take(fd);
-        match owed(fd, entry, &numbers) {
+        match owed(state, fd, entry, &numbers) {
             Owed::Nothing => {}
             Owed::Count => closes += 1,
             Owed::Leave(id) => {
@@ -140,14 +143,25 @@ pub(crate) fn shutdown(state: &State, fd: c_int, how: c_int) -> Outcome {
     }
 }
 
-fn owed(fd: c_int, entry: Entry, closing: &RangeInclusive<c_int>) -> Owed {
+fn owed(state: &State, fd: c_int, entry: Entry, closing: &RangeInclusive<c_int>) -> Owed {
     match entry {
         Entry::Unknown | Entry::Foreign => Owed::Nothing,
-        Entry::Connection => Owed::Count,
+        Entry::Connection => {
+            // A moment before it is true; by the close itself the number may be another thread's.
+            shut(state, fd);
+            Owed::Count
+        }
         Entry::Place(id) => {
             let ours = id.place().is_some_and(Place::is_ours);
             if ours && !fds::has_copy(fd, closing) { Owed::Leave(id) } else { Owed::Nothing }
         }
+    }
+}
+
+/// The client of connection `fd` has one less open.
+pub(crate) fn shut(state: &State, fd: c_int) {
+    if let (mark @ 1.., Some(page)) = (state.table.mark(fd), SEAT.page()) {
+        page.note_shut(mark);
     }
 }
 

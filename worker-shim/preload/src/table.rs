@@ -10,7 +10,7 @@ use croupier_wire::memory::map_wiped_on_fork;
 use libc::c_int;
 use std::io;
 use std::ops::RangeInclusive;
-use std::sync::atomic::{AtomicU8, AtomicU32, Ordering::SeqCst};
+use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, Ordering::Relaxed, Ordering::SeqCst};
 
 /// Numbers from here up are not tracked: their closes go uncounted. The kernel's default `fs.nr_open`.
 pub(crate) const NUMBERS_MAX: usize = 1 << 20;
@@ -64,6 +64,8 @@ struct Memory {
     /// No entry above this number.
     highest: AtomicU32,
     entries: [AtomicU8; NUMBERS_MAX],
+    /// Of a connection: its client's mark. Untouched memory where clients have none.
+    marks: [AtomicU16; NUMBERS_MAX],
 }
 
 impl Table {
@@ -101,6 +103,24 @@ impl Table {
             }
             Entry::Foreign | Entry::Connection | Entry::Place(_) => self.set(fd, Entry::Unknown),
         }
+    }
+
+    /// The mark of the client whose connection `fd` is, or was.
+    pub(crate) fn mark(&self, fd: c_int) -> u16 {
+        self.mark_of(fd).map_or(0, |mark| mark.load(Relaxed))
+    }
+
+    /// Sets what [`Self::mark`] gives.
+    pub(crate) fn set_mark(&self, fd: c_int, to: u16) {
+        if let Some(mark) = self.mark_of(fd)
+            && mark.load(Relaxed) != to
+        {
+            mark.store(to, Relaxed);
+        }
+    }
+
+    fn mark_of(&self, fd: c_int) -> Option<&AtomicU16> {
+        self.memory.marks.get(usize::try_from(fd).ok()?)
     }
 
     /// The numbers of `range` that can have an entry.

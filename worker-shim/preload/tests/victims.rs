@@ -288,9 +288,10 @@ fn every_way_to_close_counts_once() {
     );
     let channel = primary.listening();
     for dealt in 1..=11 {
-        assert_eq!(channel.deal().rest(), "", "{dealt}");
+        assert_eq!(channel.deal_of(7).rest(), "", "{dealt}");
         let closed = if dealt == 9 { 8 } else { dealt };
         primary.until(dealt, closed);
+        assert_eq!(primary.holds(7), dealt == 9, "{dealt}");
     }
     victim.succeed();
     primary.nothing_asked();

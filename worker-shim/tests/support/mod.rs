@@ -43,6 +43,8 @@ pub struct Channel {
 pub enum Event {
     Asked(Box<Request>),
     Opened(Channel),
+    /// It asked for its post: the primary's end.
+    Posted(OwnedFd),
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -166,6 +168,15 @@ impl Primary {
         }
     }
 
+    /// The primary's end of the next post; requests before it are dropped.
+    pub fn post(&self) -> OwnedFd {
+        loop {
+            if let Event::Posted(post) = self.next() {
+                return post;
+            }
+        }
+    }
+
     /// The next request of this kind; others before it are dropped.
     pub fn asked(&self, kind: Kind) -> Request {
         loop {
@@ -181,7 +192,7 @@ impl Primary {
     pub fn kinds(&self) -> Vec<Kind> {
         let asked = |event| match event {
             Event::Asked(request) => Some(request.kind),
-            Event::Opened(_) => None,
+            Event::Opened(_) | Event::Posted(_) => None,
         };
         self.events.try_iter().filter_map(asked).collect()
     }
@@ -208,7 +219,8 @@ impl Primary {
         raw.extend(peer.port().to_be_bytes());
         raw.extend(peer.ip().octets());
         raw.extend([0; 8]);
-        let bytes = Handoff { nonblocking, accepted_at: 0, peer: RawAddress::new(&raw) }.encode();
+        let bytes =
+            Handoff { nonblocking, mark: 0, accepted_at: 0, peer: RawAddress::new(&raw) }.encode();
         channel.send(&bytes, &[dealt.as_raw_fd()]);
         client
     }
@@ -290,6 +302,13 @@ impl Desk {
             }
             Kind::Bind | Kind::Ready | Kind::SetOption | Kind::Unbind => {
                 reply(Verdict::Done, 0, &[]);
+            }
+            Kind::Post => {
+                let (family, kind) = (AddressFamily::Unix, SockType::SeqPacket);
+                let (ours, theirs) =
+                    socketpair(family, kind, None, SockFlag::SOCK_CLOEXEC).unwrap();
+                reply(Verdict::Done, 0, &[theirs.as_raw_fd()]);
+                self.events.send(Event::Posted(ours)).ok();
             }
             Kind::Attach => reply(Verdict::Dealt, request.channel, &shared),
             Kind::Listen if self.policy == Policy::Share => {

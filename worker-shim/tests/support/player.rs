@@ -24,6 +24,7 @@ fn main() {
         "unreachable" => unreachable_primary(&address),
         "over" => over(&address),
         "who" => who(),
+        "told" => told(),
         other => panic!("no part is called {other}"),
     }
     println!("done");
@@ -144,6 +145,14 @@ fn over(address: &str) {
     let listener = TcpListener::bind(address).unwrap();
     assert_eq!(listener.accept().unwrap_err().raw_os_error(), Some(libc::EINVAL));
     assert!(listener.into_receiver().unwrap().recv().is_err());
+}
+
+/// Waits to be told that it drains, without asking again and again.
+fn told() {
+    let draining = worker().unwrap().draining().unwrap();
+    println!("{}", draining.drains().unwrap());
+    draining.wait().unwrap();
+    println!("{}", draining.drains().unwrap());
 }
 
 fn who() {

@@ -40,6 +40,15 @@ impl Contact {
         Self::parse(unsafe { CStr::from_ptr(value) }.to_bytes())
     }
 
+    /// Reads `CROUPIER_CONTROL`, which has to be there.
+    ///
+    /// # Errors
+    /// `NotFound`: not under croupier.
+    pub fn required() -> io::Result<Self> {
+        let missing = "CROUPIER_CONTROL is not set: there is no primary to ask";
+        Self::from_environment().ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, missing))
+    }
+
     /// Reads `<32 hex digits of the token>@<abstract name>`.
     #[must_use]
     pub fn parse(value: &[u8]) -> Option<Self> {

@@ -7,6 +7,7 @@
 //! | [`fdpass`] | one message with descriptors, in and out |
 //! | [`memory`] | maps the page, and memory that a forked child must not inherit |
 //! | [`control`] | a worker's process asks the primary |
+//! | [`post`] | messages between the primary and a worker's process |
 //!
 //! Promises: only libc, and no allocation anywhere: hooks of the preload library run this code in
 //! signal handlers and between fork and exec.
@@ -16,3 +17,4 @@ pub mod fdpass;
 pub mod memory;
 pub mod message;
 pub mod page;
+pub mod post;

@@ -101,12 +101,15 @@ impl<const N: usize> core::fmt::Debug for RawAddress<N> {
 /// One connection, dealt. Exactly one descriptor travels with it.
 ///
 /// ```text
-/// 0 'c'  1 version  2 flags  3 peer length  4..8 zero  8..16 accepted at (ns)  16..44 peer  44..48 zero
+/// 0 'c'  1 version  2 flags  3 peer length  4..6 mark  6..8 zero  8..16 accepted at (ns)  16..44 peer  44..48 zero
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Handoff {
     /// The descriptor already has `O_NONBLOCK` (the flag travels with the open file).
     pub nonblocking: bool,
+    /// Where to note that this client has a connection open ([`crate::page::Page::note_open`]); 0:
+    /// nowhere.
+    pub mark: u16,
     /// `CLOCK_MONOTONIC` at the start of the primary's turn that accepted it, in nanoseconds.
     pub accepted_at: u64,
     /// The peer's address.
@@ -123,7 +126,8 @@ impl Handoff {
         let mut to = Writer::<HANDOFF_LEN>::new();
         to.put(&[HANDOFF_MAGIC, VERSION]);
         to.put(&[if self.nonblocking { FLAG_NONBLOCKING } else { 0 }, self.peer.len]);
-        to.put(&[0; 4]);
+        to.put(&self.mark.to_le_bytes());
+        to.put(&[0; 2]);
         to.put(&self.accepted_at.to_le_bytes());
         to.put(&self.peer.bytes);
         to.bytes
@@ -137,10 +141,11 @@ impl Handoff {
         let mut from = Reader::new(bytes, HANDOFF_LEN)?;
         from.magic(HANDOFF_MAGIC)?;
         let [flags, peer_len] = from.take()?;
-        let _zero: [u8; 4] = from.take()?;
+        let mark = u16::from_le_bytes(from.take()?);
+        let _zero: [u8; 2] = from.take()?;
         let accepted_at = u64::from_le_bytes(from.take()?);
         let peer = from.address(peer_len)?;
-        Ok(Self { nonblocking: flags & FLAG_NONBLOCKING != 0, accepted_at, peer })
+        Ok(Self { nonblocking: flags & FLAG_NONBLOCKING != 0, mark, accepted_at, peer })
     }
 }
 
@@ -164,10 +169,12 @@ pub enum Kind {
     SetOption = 6,
     /// The program closed a socket that was reserved and never listened on.
     Unbind = 7,
+    /// A process wants messages of the primary: [`Verdict::Done`] and a socket ([`crate::post`]).
+    Post = 8,
 }
 
 impl Kind {
-    const ALL: [Self; 7] = [
+    const ALL: [Self; 8] = [
         Self::Bind,
         Self::Listen,
         Self::Attach,
@@ -175,6 +182,7 @@ impl Kind {
         Self::Ready,
         Self::SetOption,
         Self::Unbind,
+        Self::Post,
     ];
 }
 
@@ -427,6 +435,7 @@ mod tests {
     fn handoff_round_trip() {
         let sent = Handoff {
             nonblocking: true,
+            mark: 0xabcd,
             accepted_at: u64::MAX - 7,
             peer: RawAddress::new(&[2, 0, 0x1f, 0x90, 127, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0]),
         };

@@ -13,7 +13,7 @@
 //! `claimed`, *then* reads `ring_at`; the primary writes `ring_at`, *then* reads `claimed`. One of
 //! the two sees the other, so no wake-up is lost.
 
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
 
 /// First word of every page.
 pub const PAGE_MAGIC: u32 = 0x6372_7031;
@@ -22,8 +22,10 @@ pub const LINES_MAX: usize = 128;
 /// Buckets of the histogram of queued time: bucket `i` counts waits of `2^i` to `2^(i+1)` µs, the
 /// first also shorter ones, the last also longer ones.
 pub const WAITED_BUCKETS: usize = 32;
-/// Bytes of the memfd: whole pages of memory.
-pub const PAGE_LEN: usize = 12_288;
+/// Marks that clients may have, 0 among them, which is nobody's. Clients with one mark are taken for one.
+pub const MARKS_MAX: usize = 16_384;
+/// Bytes of the memfd: whole pages of memory. Nobody touches those of the marks but under `ip`.
+pub const PAGE_LEN: usize = 45_056;
 
 /// [`Head::flags`]: the worker is draining; a program that asks `is_draining()` hears yes.
 pub const HEAD_DRAINING: u32 = 1;
@@ -94,6 +96,9 @@ pub struct Page {
     pub waited: [AtomicU32; WAITED_BUCKETS],
     /// See [`Line`].
     pub lines: [Line; LINES_MAX],
+    /// How many connections are open of clients with each mark: see [`Page::note_open`]. What a process
+    /// had open when it died stays counted until the worker is gone.
+    pub marks: [AtomicU16; MARKS_MAX],
 }
 
 const _: () = assert!(size_of::<Page>() <= PAGE_LEN);
@@ -133,6 +138,30 @@ impl Page {
         } else {
             Bell::Silent
         }
+    }
+
+    /// Notes one more open connection of a client with this mark. 0 is nobody's.
+    pub fn note_open(&self, mark: u16) {
+        if let Some(count) = self.count_of(mark) {
+            count.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// … one less.
+    pub fn note_shut(&self, mark: u16) {
+        if let Some(count) = self.count_of(mark) {
+            count.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether a client with this mark has a connection open.
+    #[must_use]
+    pub fn holds(&self, mark: u16) -> bool {
+        self.count_of(mark).is_some_and(|count| count.load(Ordering::Relaxed) != 0)
+    }
+
+    fn count_of(&self, mark: u16) -> Option<&AtomicU16> {
+        self.marks.get(usize::from(mark)).filter(|_| mark != 0)
     }
 
     /// Counts a close.
@@ -178,6 +207,7 @@ mod tests {
             },
             waited: [const { AtomicU32::new(0) }; WAITED_BUCKETS],
             lines: std::array::from_fn(|_| line()),
+            marks: [const { AtomicU16::new(0) }; MARKS_MAX],
         })
     }
 
@@ -203,6 +233,25 @@ mod tests {
         assert_eq!(page.count_close(None), Bell::Ring);
         assert_eq!(page.count_close(None), Bell::Silent);
         assert_eq!(page.totals.closed.load(Ordering::Relaxed), 3);
+    }
+
+    #[test]
+    fn open_connections_are_known_by_mark_and_nobody_has_mark_0() {
+        let page = blank();
+        let last = u16::try_from(MARKS_MAX - 1).unwrap();
+        for mark in [1, 77, last] {
+            assert!(!page.holds(mark));
+            page.note_open(mark);
+            page.note_open(mark);
+            page.note_shut(mark);
+            assert!(page.holds(mark) && !page.holds(mark - 1));
+            page.note_shut(mark);
+            assert!(!page.holds(mark));
+        }
+        for nobody in [0, last + 1, u16::MAX] {
+            page.note_open(nobody);
+            assert!(!page.holds(nobody));
+        }
     }
 
     #[test]

@@ -23,7 +23,7 @@ use std::collections::{BTreeMap, BTreeSet, BinaryHeap, VecDeque};
 use std::time::Duration;
 
 use croupier_core::Core;
-use croupier_core::config::{Config, ExitCodes, Policy, ReadyRule, RestartPolicy};
+use croupier_core::config::{Config, ExitCodes, Policy, ProbeRule, ReadyRule, RestartPolicy};
 use croupier_core::event::{
     Action, Arrival, Client, ConnId, Event, ExitStatus, Generation, ListenerId, Load, Loads,
     Outcome, Report, SendFailure, SignalKind, SlotId, TakeBackReason, WorkerId,
@@ -31,7 +31,7 @@ use croupier_core::event::{
 use croupier_core::time::Now;
 
 use self::dice::Dice;
-use self::players::{Conn, Habit, Player, Process};
+use self::players::{Conn, Habit, Honesty, Player, Process};
 
 pub(crate) const US: u64 = 1_000;
 pub(crate) const MS: u64 = 1_000_000;
@@ -58,7 +58,9 @@ pub(crate) fn config(slots: u16, policy: Policy) -> Config {
         slow_start: Duration::ZERO,
         ready: ReadyRule::Listen,
         ready_timeout: Duration::from_secs(60),
+        ready_probe: ProbeRule::None,
         drain_timeout: Duration::from_secs(8),
+        graceful_timeout: Duration::from_secs(8),
         kill_after: Duration::from_secs(2),
         stop_signal_first: false,
         max_surge: 1,
@@ -110,6 +112,13 @@ pub(crate) struct Backlog {
 #[derive(Debug, Default)]
 pub(crate) struct Room {
     pub(crate) players: BTreeMap<u32, Player>,
+    key: [u64; 2],
+}
+
+impl Room {
+    fn mark(&self, client: Client) -> u16 {
+        croupier_core::mark(client, self.key)
+    }
 }
 
 impl Loads for Room {
@@ -123,6 +132,12 @@ impl Loads for Room {
 
     fn lacks_cpu(&self, worker: WorkerId) -> bool {
         self.players.get(&worker.0).is_some_and(|player| player.habit.lacks_cpu)
+    }
+
+    fn holds(&self, worker: WorkerId, mark: u16) -> bool {
+        let Some(player) = self.players.get(&worker.0) else { return false };
+        let open = player.active.iter().any(|conn| self.mark(conn.client) == mark);
+        open && mark != 0 && player.habit.honesty != Honesty::NoPage
     }
 }
 
@@ -142,6 +157,12 @@ pub(crate) struct Story {
     pub(crate) signals: Vec<(u64, u32, SignalKind)>,
     pub(crate) kills: Vec<(u64, u32)>,
     pub(crate) probes: Vec<(u64, u32)>,
+    /// Requests that a starting worker had to answer.
+    pub(crate) checks: Vec<(u64, u32)>,
+    /// Workers that were told that nothing more comes.
+    pub(crate) dismissed: Vec<(u64, u32)>,
+    /// Connections dealt to a worker that leaves, because their client has more there.
+    pub(crate) kept: u64,
     pub(crate) adopted: Vec<(u64, SlotId, bool)>,
     pub(crate) turns: u64,
     pub(crate) outcome: Option<(u64, Outcome)>,
@@ -184,6 +205,8 @@ pub(crate) struct Table {
     probe_serials: BTreeSet<u64>,
     /// Slots that the operator stopped, or whose worker ended for good.
     pub(crate) down: BTreeSet<u16>,
+    /// The answers that are awaited: by the connection, of whom.
+    check_serials: BTreeMap<u64, u32>,
 }
 
 impl Table {
@@ -193,7 +216,7 @@ impl Table {
             core: Core::new(config, Now(start)),
             config,
             now: start,
-            room: Room::default(),
+            room: Room { key: config.sticky_key, ..Room::default() },
             listeners: BTreeMap::new(),
             story: Story::default(),
             dice: Dice::new(seed),
@@ -217,6 +240,7 @@ impl Table {
             forgotten: BTreeSet::new(),
             probe_serials: BTreeSet::new(),
             down: BTreeSet::new(),
+            check_serials: BTreeMap::new(),
         };
         table.open(0);
         table
@@ -516,9 +540,19 @@ impl Table {
                     Event::ProbeFailed { worker }
                 });
             }
+            Action::Check { worker, listener } => self.ask_check(worker, listener),
+            Action::Disconnect { worker } => {
+                let twice = self.story.dismissed.iter().any(|(_, who)| *who == worker.0);
+                assert!(!twice, "{worker:?} was told twice at {}", self.now);
+                let player = self.room.players.get(&worker.0).expect("it is not forgotten");
+                assert!(player.draining, "{worker:?} does not drain at {}", self.now);
+                self.story.dismissed.push((self.now, worker.0));
+            }
             Action::TellDraining { worker, draining } => {
+                let now = self.now;
                 if let Some(player) = self.room.players.get_mut(&worker.0) {
                     player.draining = draining;
+                    player.drains_since = Some(now);
                 }
             }
             Action::Signal { worker, signal } => {
@@ -584,8 +618,91 @@ impl Table {
         }
     }
 
+    /// The request of `--ready-probe`, on its way to a worker that starts.
+    fn ask_check(&mut self, worker: WorkerId, listener: ListenerId) {
+        // What was asked at a listener that was closed since is not awaited any more.
+        self.check_serials.retain(|_, who| *who != worker.0);
+        self.connections += 1;
+        let serial = self.connections;
+        self.story.checks.push((self.now, worker.0));
+        let request = Conn { serial, client: Client::Local, listener, service: Some(US) };
+        self.probe_serials.insert(serial);
+        match self.room.players.get_mut(&worker.0) {
+            Some(player) if player.listens.contains(&listener.0) => {
+                player.queue.push_back(request);
+                player.sent += 1;
+                self.check_serials.insert(serial, worker.0);
+                self.nudge(worker.0);
+                self.handle(Event::CheckSent { worker });
+            }
+            Some(_) | None => self.handle(Event::Checked { worker, passed: false }),
+        }
+    }
+
+    /// The request was served: by the worker that it was for, or by one that got it from the dead.
+    fn answer_check(&mut self, serial: u64, by: u32) {
+        let Some(worker) = self.check_serials.remove(&serial) else { return };
+        let passed = self.room.players.get_mut(&by).is_some_and(|player| {
+            let bad = player.habit.bad_answers;
+            player.habit.bad_answers = bad.saturating_sub(1);
+            bad == 0
+        });
+        if let Some(player) = self.room.players.get_mut(&worker) {
+            player.was_checked |= passed;
+            // It is asked when all else is there.
+            player.was_ready |= passed;
+        }
+        self.tell(Event::Checked { worker: WorkerId(worker), passed });
+    }
+
+    /// Workers that leave and must keep this client, as far as an outsider can tell.
+    fn keepers_of(&self, client: Client) -> Vec<u32> {
+        let mark = self.room.mark(client);
+        let (now, max_active) = (self.now, self.config.max_active);
+        let keep_for = u64::try_from(self.config.drain_timeout.as_nanos()).unwrap() / 4 * 3;
+        let states: BTreeMap<u32, &str> =
+            self.core.workers().map(|view| (view.worker.0, view.state)).collect();
+        let keeps = |player: &&Player| {
+            let state = states.get(&player.id.0).copied().unwrap_or("");
+            let leaves = match player.drains_since {
+                None => state == "parked",
+                // The very moment of the end may be seen either way.
+                Some(since) => state == "draining" && now + MS < since + keep_for,
+            };
+            let told = self.story.signals.iter().any(|(_, who, _)| *who == player.id.0);
+            let load = player.queue.len() + player.active.len();
+            let room = player.queue.len() < 250 && max_active.is_none_or(|max| load < max as usize);
+            // Of one that lies the core may think that it has no room.
+            let lies = !player.habit.honest();
+            leaves && !told && room && !lies && player.is_running() && player.listens.contains(&0)
+        };
+        let all = self.room.players.values().filter(keeps);
+        all.filter(|p| self.room.holds(p.id, mark)).map(|p| p.id.0).collect()
+    }
+
+    /// A client that has something open at a worker that leaves goes on to it.
+    fn check_kept(&mut self, client: Client, worker: u32) {
+        // A worker that plays while the loop decides, or a kernel that is full, blurs what was known.
+        let blurred = self.race_permille > 0 || self.now < self.full_at + 50 * MS;
+        if self.config.policy != Policy::Ip || self.stopping {
+            return;
+        }
+        let keepers = self.keepers_of(client);
+        let right = keepers.is_empty() || keepers.contains(&worker);
+        assert!(
+            blurred || right,
+            "{client:?} has connections open at {keepers:?} and is dealt to {worker} at {}: {}",
+            self.now,
+            self.picture()
+        );
+        self.story.kept += u64::from(keepers.contains(&worker));
+    }
+
     fn hand_off(&mut self, conn: ConnId, worker: WorkerId) {
         let (held, listener) = self.release(conn);
+        let kept = self.config.policy == Policy::Ip
+            && self.room.holds(worker, self.room.mark(held.client));
+        self.check_kept(held.client, worker.0);
         let full = self.dice.permille(self.full_permille);
         if full {
             self.full_at = self.now;
@@ -601,14 +718,13 @@ impl Table {
                 assert!(!player.condemned, "handed to {worker:?}, which is to die, at {now}");
                 assert!(player.was_ready, "handed to {worker:?} before it was ready, at {now}");
                 assert!(
-                    stopping || !player.draining,
+                    stopping || kept || !player.draining,
                     "handed to {worker:?}, which drains, at {now}"
                 );
-                assert!(
-                    player.queue.len() <= limit,
-                    "{worker:?} has {} queued",
-                    player.queue.len()
-                );
+                let probes = &self.probe_serials;
+                let theirs = player.queue.iter().filter(|conn| !probes.contains(&conn.serial));
+                let queued = theirs.count();
+                assert!(queued <= limit, "{worker:?} has {queued} queued");
                 if let (Some(max), true) = (max_active, player.habit.honest()) {
                     let load = player.queue.len() + player.active.len();
                     assert!(load < max as usize, "{worker:?} has load {load} of {max} at {now}");
@@ -697,6 +813,7 @@ impl Table {
                     player.closed += 1;
                     let rings = std::mem::take(&mut player.ring_on_close);
                     self.awake |= rings && !player.habit.bell_lost;
+                    self.answer_check(serial, worker);
                     self.end_of(&conn, |story| &mut story.served);
                     self.nudge(worker);
                 }
@@ -789,9 +906,11 @@ impl Table {
                 Event::Listening { worker: WorkerId(worker), listener: ListenerId(listener) };
             events.push(event);
         }
-        player.was_ready |= player.listens.contains(&0) || self.config.ready != ReadyRule::Listen;
+        let unprobed = self.config.ready_probe == ProbeRule::None || player.was_checked;
+        let listens = player.listens.contains(&0) || self.config.ready != ReadyRule::Listen;
+        player.was_ready |= listens && unprobed;
         if deeds.says_ready {
-            player.was_ready = true;
+            player.was_ready |= unprobed;
             events.push(Event::SaidReady { worker: WorkerId(worker) });
         }
         wake = deeds.wake_at.or(wake);
@@ -827,8 +946,11 @@ impl Table {
         {
             return;
         }
+        // One that starts has rung for what it was asked before; now its answer is awaited.
+        let asked = |id: u32| self.check_serials.values().any(|who| *who == id);
         let alive = |player: &&Player| {
-            player.is_running() && !player.condemned && player.listens.contains(&0)
+            let well = player.is_running() && !player.condemned && !asked(player.id.0);
+            well && player.listens.contains(&0)
         };
         for player in self.room.players.values().filter(alive).filter(|p| p.habit.honest()) {
             assert!(

@@ -67,6 +67,8 @@ pub(crate) struct Habit {
     pub(crate) bell_lost: bool,
     /// A page fault of its own making holds its queue's lock.
     pub(crate) holds_lock: bool,
+    /// So many requests of `--ready-probe` it answers badly before it answers well.
+    pub(crate) bad_answers: u32,
 }
 
 impl Default for Habit {
@@ -87,6 +89,7 @@ impl Default for Habit {
             stubborn: false,
             bell_lost: false,
             holds_lock: false,
+            bad_answers: 0,
         }
     }
 }
@@ -149,6 +152,9 @@ pub(crate) struct Player {
     pub(crate) ring_at: u64,
     pub(crate) ring_on_close: bool,
     pub(crate) draining: bool,
+    pub(crate) drains_since: Option<u64>,
+    /// It has answered the request that makes it ready.
+    pub(crate) was_checked: bool,
     pub(crate) nudged: bool,
     /// The core may think of it as ready.
     pub(crate) was_ready: bool,
@@ -176,6 +182,8 @@ impl Player {
             ring_at: 0,
             ring_on_close: false,
             draining: false,
+            drains_since: None,
+            was_checked: false,
             nudged: true,
             was_ready: false,
             condemned: false,

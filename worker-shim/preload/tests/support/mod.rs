@@ -161,6 +161,11 @@ impl Primary {
         ready == 1 && unsafe { libc::read(fd.fd, count.as_mut_ptr().cast(), 8) } == 8
     }
 
+    /// Whether a client with this mark has something open.
+    pub(crate) fn holds(&self, mark: u16) -> bool {
+        self.page.holds(mark)
+    }
+
     /// Processes that have a line.
     pub(crate) fn lines(&self) -> Vec<(u32, u64, u64)> {
         let line = |l: &croupier_wire::page::Line| {
@@ -190,11 +195,17 @@ impl Drop for Primary {
 impl Channel {
     /// Deals a new connection; returns the client's end.
     pub(crate) fn deal(&self) -> Client {
+        self.deal_of(0)
+    }
+
+    /// … of a client with this mark.
+    pub(crate) fn deal_of(&self, mark: u16) -> Client {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         client.set_read_timeout(Some(PATIENCE)).unwrap();
         let (server, peer) = listener.accept().unwrap();
-        let handoff = Handoff { nonblocking: false, accepted_at: monotonic(), peer: raw(peer) };
+        let handoff =
+            Handoff { nonblocking: false, mark, accepted_at: monotonic(), peer: raw(peer) };
         fdpass::send(self.send.as_fd(), &handoff.encode(), &[server.as_fd()]).unwrap();
         Client(client)
     }
@@ -417,7 +428,15 @@ impl Desk {
                 send(answer, &[page, bell]);
                 return None;
             }
-            (Kind::Bind | Kind::Close | Kind::Ready | Kind::SetOption | Kind::Unbind, _) => {}
+            (
+                Kind::Bind
+                | Kind::Close
+                | Kind::Ready
+                | Kind::SetOption
+                | Kind::Unbind
+                | Kind::Post,
+                _,
+            ) => {}
         }
         send(answer, &[]);
         None
