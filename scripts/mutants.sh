@@ -141,6 +141,7 @@ plant a-start-counts-as-restart wants.rs 's/slot.starts = slot.starts.saturating
 plant a-start-has-the-first-number wants.rs 's/slot.generation.max(held) };/slot.generation };/'
 plant a-start-is-the-canary wants.rs 's/if new == Some(slot.generation) { held }/if new.is_none() { held }/'
 plant no-canary-after-a-stop reload.rs 's/            way if !any => /            way if !any \&\& generation.0 == 0 => /'
+plant the-killed-are-not-waited-for reload.rs 's/if vacant.is_some_and(|slot| self.family_wait(slot).is_some()) {/if vacant.is_some_and(|slot| self.family_wait(slot).is_none() \&\& now_or_never()) {/;$a fn now_or_never() -> bool { false }'
 plant a-crash-is-meant wants.rs 's/(sits \&\& self.config.stop_exit_codes.contains(code))/(sits \&\& (code == 1 || self.config.stop_exit_codes.contains(code)))/'
 plant the-new-mean-it-too wants.rs 's/ \&\& !self.reload.started(worker);/;/'
 plant all-done-goes-on wants.rs 's/            self.begin_to_stop();/            let _ = 0;/'

@@ -69,7 +69,7 @@ impl Core {
     }
 
     /// Until when a slot waits for the family of its last worker.
-    fn family_wait(&self, slot: &Slot) -> Option<Now> {
+    pub(crate) fn family_wait(&self, slot: &Slot) -> Option<Now> {
         let now = self.dealer.now;
         let ends = self.dealer.workers.iter().filter(|worker| worker.slot == slot.id);
         ends.filter_map(|worker| match worker.state {

@@ -177,6 +177,11 @@ impl Core {
         if starting >= usize::from(self.config.max_surge.max(1)) || !memory {
             return false;
         }
+        // One of this generation may have been killed a moment ago, because the slot was stopped.
+        let vacant = self.slots.get(at).filter(|slot| slot.state.worker().is_none());
+        if vacant.is_some_and(|slot| self.family_wait(slot).is_some()) {
+            return false;
+        }
         self.reload.way = Way::Fill { generation, rolling, left: left - 1 };
         self.start_next(at, generation);
         true

@@ -350,6 +350,25 @@ fn a_slot_started_in_the_middle_of_a_reload_has_its_turn() {
     }
 }
 
+/// The one that was killed goes first, also when it is the reload that starts the next.
+#[test]
+fn a_slot_stopped_and_started_at_once_waits_for_those_who_are_being_killed() {
+    for moment in [20, 1070] {
+        let mut table = Table::of(config(2, Policy::Least), Habit::default());
+        table.start();
+        table.reload(false);
+        table.run_for(moment * MS);
+        let slot = if moment == 20 { 0 } else { 1 };
+        table.stop_slot(slot);
+        table.start_slot(slot);
+        within(&mut table, 10 * SEC, |table| {
+            reported(table, |r| *r == Report::ReloadOver { generation: NEW }) == 1
+        });
+        assert_eq!(reported(&table, |r| *r == Report::ReloadDone { generation: NEW }), 1);
+        assert_eq!(table.core.ready_count(), 2, "{moment} ms");
+    }
+}
+
 #[test]
 fn a_stopped_and_started_canary_is_not_taken_for_a_new_worker() {
     let mut table = Table::of(config(2, Policy::Least), Habit::default());
