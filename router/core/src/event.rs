@@ -566,4 +566,8 @@ pub trait Loads {
         let _ = (worker, mark);
         false
     }
+
+    /// Whether what keeps a worker from claiming is that it gets no CPU, not what it does with it.
+    /// Asked of suspects only, again and again until they are late: it reads files of /proc.
+    fn lacks_cpu(&self, worker: WorkerId) -> bool;
 }

@@ -134,6 +134,10 @@ impl Loads for Room {
         let open = player.active.iter().any(|conn| self.mark(conn.client) == mark);
         open && mark != 0 && player.habit.honesty != Honesty::NoPage
     }
+
+    fn lacks_cpu(&self, worker: WorkerId) -> bool {
+        self.players.get(&worker.0).is_some_and(|player| player.habit.lacks_cpu)
+    }
 }
 
 /// What a test wants to know afterwards.
