@@ -121,7 +121,7 @@ plant the-parked-keep-their-queue salvage.rs 's/if !busy \&\& queued > 0 \&\& se
 plant drains-before-all-hold reload.rs 's/if done || rolling {/if true || done || rolling {/'
 plant a-failure-is-ignored reload.rs 's/if is_new \&\& self.reload.started(worker) {/if is_new \&\& was_ready \&\& self.reload.started(worker) {/'
 plant the-new-stay-after-a-failure reload.rs 's/if let Some(new) = new {/if let Some(new) = new.filter(|_| stays()) {/;$a fn stays() -> bool { false }'
-plant listens-on-less-than-the-old life.rs 's/if is_ready \&\& self.replaces_all(i) {/if is_ready || self.replaces_all(i) \&\& is_ready {/'
+plant listens-on-less-than-the-old life.rs 's/if is_ready \&\& self.replaces_all(i) \&\&/if (is_ready || self.replaces_all(i)) \&\&/'
 plant two-queue-as-two reload.rs 's/if self.reload.is_under_way() {/if self.reload.is_under_way() \&\& rolling {/'
 plant rolling-does-not-wait reload.rs 's/let memory = !rolling || self.leaving().next().is_none();/let memory = true;/'
 plant restarts-beside-the-next life.rs 's/matches!(slot.beside, Beside::Next { .. })/matches!(slot.beside, Beside::Last { .. })/'
@@ -149,6 +149,20 @@ plant the-operator-is-not-asked life.rs 's/self.reload.is_under_way() || self.is
 plant the-stopped-count-as-failed life.rs 's/let failed = wanted().all/let failed = self.slots.iter().all/'
 plant sockets-of-the-stopped-are-left wants.rs 's/slot.sockets = Sockets::Left { since: now };/slot.sockets = Sockets::Own;/'
 plant the-stopped-are-missed views.rs 's/let mut wanted = self.slots.iter().filter(|slot| slot.want == Want::Up).peekable();/let mut wanted = self.slots.iter().peekable();/'
+
+# Leaving, and showing that one can serve
+plant answers-are-not-awaited check.rs 's/Check::Asked { .. } => return false,/Check::Asked { .. } => return true,/'
+plant any-answer-passes check.rs 's/(Self::Asked { .. }, true) => Self::Passed,/(Self::Asked { .. }, _) => Self::Passed,/'
+plant waits-do-not-double check.rs 's/1 << tries.min(8)/1 << (0 * tries.min(8))/'
+plant answers-outlive-the-listener life.rs 's/worker.check = worker.check.again(self.dealer.now);/let _ = worker.check.again(self.dealer.now);/'
+plant nobody-is-kept keep.rs 's/if !loads.holds(id, client.mark()) {/if true {/'
+plant everybody-is-kept keep.rs 's/if !loads.holds(id, client.mark()) {/if loads.load(id).claimed == u64::MAX {/'
+plant kept-for-ever keep.rs 's/State::Finishing { .. } => worker.keeps_until > self.dealer.now,/State::Finishing { .. } => true,/'
+plant kept-and-taken-back salvage.rs 's/ \&\& !self.keeps(i) {/ {/'
+plant a-stop-waits-for-drains stop.rs 's/let deadline = deadline.max(self.dealer.now);/let deadline = deadline.max(self.dealer.now.after(self.config.drain_timeout));/'
+plant a-stop-forgets-the-told stop.rs 's/let input = if told {/let input = if told \&\& false {/'
+plant told-again-and-again salvage.rs 's/== Farewell::NotYet {/!= Farewell::NotYet || true {/'
+plant told-before-the-queue-is-empty salvage.rs 's/^        let active = loads.load(id).active;$/        self.dismiss(i); let active = loads.load(id).active;/'
 
 if [ "$planted" -eq 0 ]; then
     echo "mutants: no bug of that name" >&2
