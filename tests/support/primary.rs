@@ -75,6 +75,7 @@ pub struct Totals {
     pub stolen: u64,
     pub refused: u64,
     pub waits: u64,
+    pub longest_turn_us: u64,
 }
 
 impl Status {

@@ -4,9 +4,11 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod attacks;
 mod blocked;
 mod capacity;
 mod cli;
+mod faults;
 mod harness;
 mod hostile;
 mod idle;

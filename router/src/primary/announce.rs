@@ -252,7 +252,7 @@ impl Primary {
 
     fn report_not_ready(&mut self, worker: WorkerId) {
         let Some(found) = self.workers.get(worker) else { return };
-        let family = process::family(found, &[]);
+        let family = process::family(found, &[]).pids;
         let why = diagnose::why_not_ready(found.pid, &family);
         log::error!("worker {} is not ready in time: {why}", worker.0);
         let why = why.to_string();

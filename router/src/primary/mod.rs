@@ -23,6 +23,7 @@ mod answers;
 mod channel;
 mod commands;
 mod disposal;
+mod hunt;
 mod listener;
 mod page;
 mod perform;

@@ -23,6 +23,8 @@ pub(crate) enum Source {
     Alarm,
     /// A socket of a slot that is down (`reuseport`) has clients; the adoption's key.
     Adopted(usize),
+    /// A worker's main process ended, says its pidfd. Which one does not matter: waitid(2) says.
+    Ended,
     /// The control socket, or one of its clients; the token is the server's own.
     Control(Token),
 }
@@ -45,6 +47,7 @@ impl Source {
             Self::Notify(worker) => (7, worker as usize),
             Self::Adopted(key) => (8, key),
             Self::Alarm => (10, 0),
+            Self::Ended => (11, 0),
             Self::Control(token) => return token,
         };
         Token((kind << KIND_SHIFT) | (index & INDEX))
@@ -63,6 +66,7 @@ impl Source {
             7 => Self::Notify(u32::try_from(index).unwrap_or(0)),
             8 => Self::Adopted(index),
             10 => Self::Alarm,
+            11 => Self::Ended,
             _ => Self::Control(token),
         }
     }
@@ -84,6 +88,7 @@ mod tests {
             Source::Notify(u32::MAX),
             Source::Adopted(4),
             Source::Alarm,
+            Source::Ended,
             Source::Control(Token(CONTROL_BASE + 64)),
         ] {
             assert_eq!(Source::from(source.token()), source);

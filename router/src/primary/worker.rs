@@ -11,6 +11,7 @@ use croupier_core::event::{ExitStatus, ListenerId, Load, Loads, SlotId, WorkerId
 use croupier_wire::message::{ADDRESS_MAX, HANDOFF_LEN, RawAddress};
 
 use super::channel::Channel;
+use super::hunt::Burial;
 use super::page::SharedPage;
 
 /// Channels that one worker may have open.
@@ -38,12 +39,14 @@ pub(crate) struct Worker {
     /// Main process and process group.
     pub(crate) pid: u32,
     pub(crate) process: Process,
+    /// Readable once the main process has ended.
+    pub(crate) pidfd: Option<OwnedFd>,
     pub(crate) token: [u8; 16],
     pub(crate) page: SharedPage,
     pub(crate) bell: OwnedFd,
     pub(crate) started_ns: u64,
-    /// KILL was sent to the family, first then; the core waits to hear that nobody is left.
-    pub(crate) burying: Option<u64>,
+    /// The family is being killed; the core waits to hear that nobody is left.
+    pub(crate) burying: Option<Burial>,
     /// `--ready notify`: where the worker's sd_notify(3) arrives, and its abstract name.
     pub(crate) notify: Option<(Arc<OwnedFd>, String)>,
     channels: Vec<(Channel, RawAddress<ADDRESS_MAX>)>,
@@ -69,6 +72,7 @@ impl Worker {
             id,
             slot,
             pid: 0,
+            pidfd: None,
             process: Process::Running,
             token,
             page,
