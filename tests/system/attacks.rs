@@ -75,6 +75,7 @@ impl<'guard> Scene<'guard> {
         let mut args: Vec<std::ffi::OsString> = flags.map(Into::into).into();
         args.extend([program.into(), port_word.into(), guard.path("counts").into(), socket.into()]);
         let croupier = guard.run(args).ready();
+        favour(guard, croupier.pid());
         let before = croupier.status();
         Self { guard, croupier, port, before }
     }
@@ -122,6 +123,16 @@ impl Drop for Ended<'_> {
     }
 }
 
+/// In a soak the loop's own turns are measured, not how long attackers, clients and workers on two CPUs
+/// keep it from one: its thread goes first, where this user may say so.
+fn favour(guard: &Guard, primary: i32) {
+    if soak() && nix::unistd::geteuid().is_root() {
+        let mut renice = guard.command("renice");
+        renice.args(["-n", "-15", "-p", &primary.to_string()]);
+        guard.finish(renice).expect_code(0);
+    }
+}
+
 /// Waiting for a CPU, of all that a process has done so far: the second number of schedstat.
 fn waited_for_cpu(pid: i32) -> Duration {
     let text = std::fs::read_to_string(format!("/proc/{pid}/schedstat")).unwrap();
@@ -150,7 +161,9 @@ fn run(name: &'static str, attack: &Attack) {
             *count += 1;
         }
     }
-    served[slot] = 0;
+    if let Some(own) = served.get_mut(slot) {
+        *own = 0;
+    }
     let others: usize = served.iter().sum();
     let lost = outcome.failures.len();
     let instead = match attack.fate {
@@ -172,9 +185,11 @@ fn run(name: &'static str, attack: &Attack) {
         left if left.is_empty() => Ok(()),
         left => Err(left),
     });
-    let mut unchanged = Scene::ids(&after);
-    unchanged[slot] = before[slot];
-    assert_eq!(unchanged, before, "nobody else is replaced");
+    let others_of = |mut ids: Vec<Option<u32>>| {
+        ids.remove(slot);
+        ids
+    };
+    assert_eq!(others_of(Scene::ids(&after)), others_of(before), "nobody else is replaced");
     let others_left = served.iter().filter(|count| **count > 0).count();
     let turn = after.totals.longest_turn_us;
     let queue = waited_for_cpu(scene.croupier.pid()).saturating_sub(queue_before);

@@ -87,8 +87,8 @@ pub(super) struct Primary {
     /// When questions and adopted sockets are looked at again: descriptors had run out, or a turn was
     /// not enough.
     pub(super) again_at: Option<u64>,
-    /// waitid(2) failed: somebody may have ended unnoticed.
-    pub(super) ends_missed: bool,
+    /// waitid(2) failed, somebody may have ended unnoticed: when it is asked again.
+    pub(super) ends_at: Option<u64>,
     /// Doorbells are set, because nobody had room when it was last asked.
     pub(super) bells_set: bool,
     pub(super) bell_wait: Duration,
@@ -167,7 +167,7 @@ impl Primary {
         let retries = self.listeners.iter().filter_map(|(_, listener)| listener.retry_at).min();
         let bell = self.clients_wait().then(|| self.later(self.bell_wait));
         let burial = (self.burials > 0).then_some(self.burial_at);
-        let own = [self.again_at, self.rescue.deadline(), self.announcer.deadline()];
+        let own = [self.again_at, self.ends_at, self.rescue.deadline(), self.announcer.deadline()];
         let all = [core, retries, bell, burial].into_iter().chain(own);
         let earliest = all.flatten().min()?;
         if self.alarm.ring_by(earliest) {
@@ -197,14 +197,14 @@ impl Primary {
         if self.burials > 0 && self.burial_at <= now {
             self.look_at_burials();
         }
+        if self.ends_at.is_some_and(|at| at <= now) {
+            self.take_ended();
+        }
         if self.again_at.is_some_and(|at| at <= now) {
             self.again_at = None;
             self.watch_put_off();
             self.take_questions();
             self.go_on_with_commands();
-            if self.ends_missed {
-                self.take_ended();
-            }
             for key in 0..self.adopted.capacity() {
                 self.note_adopted(key);
             }

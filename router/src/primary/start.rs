@@ -154,7 +154,7 @@ fn assemble(
         burial_at: 0,
         looked_for_holders: WorkerId(0),
         again_at: None,
-        ends_missed: false,
+        ends_at: None,
         bell_wait: BELL_WAIT,
         alarm: Alarm::new().map_err(cannot("make a timer"))?,
         poll,

@@ -90,7 +90,7 @@ impl Primary {
 
     /// SIGCHLD: somebody ended. Strangers (orphans of workers, and as PID 1 anybody's) are reaped too.
     pub(super) fn take_ended(&mut self) {
-        self.ends_missed = false;
+        self.ends_at = None;
         let mut last = None;
         // Bounded by the number of children; each is reaped before the next is asked for.
         loop {
@@ -131,8 +131,7 @@ impl Primary {
     fn note_missed_ends(&mut self) {
         let gone = |worker: &Worker| matches!(worker.process, Process::Reaped(_));
         if !self.workers.iter().all(gone) {
-            self.ends_missed = true;
-            self.look_again_by(Some(self.later(BURIAL_WAIT)));
+            self.ends_at = Some(self.later(BURIAL_WAIT));
         }
     }
 
