@@ -13,6 +13,7 @@ mod harness;
 mod hostile;
 mod idle;
 mod kill;
+mod longlived;
 mod output;
 mod policies;
 mod programs;

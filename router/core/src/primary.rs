@@ -97,6 +97,8 @@ pub struct Core {
     pub(crate) ready: u32,
     /// When something queued may have become late.
     pub(crate) late_at: Option<Now>,
+    /// Who is first asked about at the next look for late workers, by seat.
+    pub(crate) suspects_from: usize,
     /// When to look again at what no event announces for certain.
     pub(crate) recheck: Recheck,
     /// The earliest of the deadlines that are not `late_at`.
@@ -159,6 +161,7 @@ impl Core {
             start: Start::Nobody,
             ready: 0,
             late_at: None,
+            suspects_from: 0,
             recheck: Recheck::default(),
             deadline: None,
             pick: None,

@@ -119,6 +119,10 @@ impl Loads for Room {
     fn queued_exact(&self, worker: WorkerId) -> Option<u32> {
         self.players.get(&worker.0).map(|player| u32::try_from(player.queue.len()).unwrap())
     }
+
+    fn lacks_cpu(&self, worker: WorkerId) -> bool {
+        self.players.get(&worker.0).is_some_and(|player| player.habit.lacks_cpu)
+    }
 }
 
 /// What a test wants to know afterwards.
