@@ -30,7 +30,7 @@ pub(crate) const LISTENERS_MAX: usize = 256;
 /// Connections taken back at once from a listener that its program closed.
 const TAKE_BACK_MAX: u32 = 4096;
 /// Questions taken in one turn; the rest of a flood waits in the socket's backlog for the alarm.
-pub(crate) const QUESTIONS_PER_TURN_MAX: usize = 64;
+pub(crate) const QUESTIONS_PER_TURN_MAX: usize = 16;
 /// Questions that one worker may ask in a second.
 pub(crate) const QUESTIONS_PER_SECOND_MAX: u32 = 1_000;
 

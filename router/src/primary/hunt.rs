@@ -15,7 +15,7 @@ use super::process;
 use super::worker::{Process, Worker};
 
 /// Processes that are looked at in one turn of the loop.
-pub(crate) const LOOKED_AT_PER_TURN_MAX: usize = 32;
+pub(crate) const LOOKED_AT_PER_TURN_MAX: usize = 16;
 /// Processes of one family that are remembered; others surface when their parents have died.
 const MEMBERS_MAX: usize = 4096;
 

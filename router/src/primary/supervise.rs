@@ -108,7 +108,7 @@ impl Primary {
             if let Some(worker) = main {
                 worker.process = Process::Zombie(status);
                 let worker = worker.id;
-                let orphans = self.has_family(worker);
+                let orphans = status == ExitStatus::Code(0) && self.has_family(worker);
                 self.announcer.note_exit(worker, status);
                 self.tell(Event::Exited { worker, status, orphans });
                 self.settle();
