@@ -202,8 +202,10 @@ pub struct EndedChild {
 
 /// The next child of this process that ended, without reaping it: its number stays its own. (nix
 /// refuses to tell of children that a realtime signal ended.)
-#[must_use]
-pub fn next_ended_child() -> Option<EndedChild> {
+///
+/// # Errors
+/// The errno of waitid(2); ECHILD when there is no child at all.
+pub fn next_ended_child() -> io::Result<Option<EndedChild>> {
     let flags = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
     loop {
         // SAFETY: all-zero bytes are a valid siginfo_t.
@@ -211,17 +213,18 @@ pub fn next_ended_child() -> Option<EndedChild> {
         // SAFETY: `info` lives through the call; the kernel writes no more than a siginfo_t.
         let result = unsafe { libc::waitid(libc::P_ALL, 0, &raw mut info, flags) };
         if result < 0 {
-            if io::Error::last_os_error().kind() == io::ErrorKind::Interrupted {
+            let error = io::Error::last_os_error();
+            if error.kind() == io::ErrorKind::Interrupted {
                 continue;
             }
-            return None;
+            return Err(error);
         }
         // SAFETY: waitid(2) fills in the fields of SIGCHLD, or leaves the zeros.
         let pid = unsafe { info.si_pid() };
         // SAFETY: as above.
         let status = unsafe { info.si_status() };
-        let pid = u32::try_from(pid).ok().filter(|pid| *pid > 0)?;
-        return Some(EndedChild { pid, how: info.si_code, status });
+        let pid = u32::try_from(pid).ok().filter(|pid| *pid > 0);
+        return Ok(pid.map(|pid| EndedChild { pid, how: info.si_code, status }));
     }
 }
 

@@ -152,6 +152,12 @@ impl Guard {
         Croupier::start(command, String::new(), self).finished(PATIENCE)
     }
 
+    /// Any command, running.
+    pub fn start(&self, mut command: Command) -> Croupier<'_> {
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        Croupier::start(command, String::new(), self)
+    }
+
     /// All living processes that this test started, and theirs.
     #[must_use]
     pub fn processes(&self) -> Vec<Process> {

@@ -25,7 +25,7 @@ mod wait;
 mod wrk;
 
 pub use binaries::{croupier, example, fixture, preload, rust_library, target_dir};
-pub use figures::{Figure, figure, soak, soak_or};
+pub use figures::{Figure, figure, record, soak, soak_or};
 pub use guard::Guard;
 pub use http::{Client, Failure, Outcome, Pending, Reply, hammer};
 pub use lines::Lines;

@@ -77,6 +77,7 @@ pub struct Totals {
     pub refused: u64,
     pub waits: u64,
     pub messages_dropped: u64,
+    pub longest_turn_us: u64,
 }
 
 impl Status {

@@ -4,11 +4,13 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod attacks;
 mod blocked;
 mod capacity;
 mod cli;
 mod crash;
 mod drain;
+mod faults;
 mod harness;
 mod hostile;
 mod idle;

@@ -8,12 +8,11 @@
 //! Directories, the first that is usable: `$XDG_RUNTIME_DIR/croupier`; `/run/croupier` for root;
 //! `/run/user/UID/croupier`; `/tmp/croupier-UID`.
 
-use std::fs::{DirBuilder, File, OpenOptions};
+use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use nix::fcntl::{Flock, FlockArg};
 use nix::unistd::{Uid, geteuid};
 
 /// How many primaries of one name find a place: `web`, `web-2`, … `web-99`.
@@ -47,7 +46,7 @@ pub struct Place {
     name: String,
     socket: PathBuf,
     lock_path: PathBuf,
-    _lock: Flock<File>,
+    _lock: File,
 }
 
 impl Place {
@@ -87,11 +86,16 @@ impl Place {
                 .custom_flags(libc::O_NOFOLLOW)
                 .open(&lock_path)
                 .map_err(failed)?;
-            let lock = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-                Ok(lock) => lock,
-                Err((_, nix::Error::EWOULDBLOCK)) => return Ok(None),
-                Err((_, error)) => return Err(failed(error.into())),
-            };
+            // Its end is the file's: to unlock it is one call more that could fail, after all is over.
+            match file.try_lock() {
+                Ok(()) => {}
+                Err(TryLockError::WouldBlock) => return Ok(None),
+                Err(TryLockError::Error(error)) if error.kind() == io::ErrorKind::Interrupted => {
+                    continue;
+                }
+                Err(TryLockError::Error(error)) => return Err(failed(error)),
+            }
+            let lock = file;
             // The holder before us unlinks the file as it leaves: a lock on a file that is no
             // longer at this path guards nothing.
             let ours = lock.metadata().map_err(failed)?;

@@ -22,6 +22,8 @@ use super::messages::{REQUEST_MAX, Reply, Request};
 pub const CLIENTS_MAX: usize = 64;
 /// Progress that waits for a client that does not read it; what comes beyond is not sent.
 pub const SAID_MAX: usize = 64 << 10;
+/// Clients admitted in one turn of the loop.
+pub const ADMITTED_MAX: usize = 16;
 /// Tokens that a server uses, from its `token_base` on.
 pub const TOKENS: usize = CLIENTS_MAX + 1;
 
@@ -37,6 +39,18 @@ pub struct ControlServer {
     token_base: usize,
     clients: Slab<Client>,
     next_id: u64,
+    backlog: Backlog,
+}
+
+/// Whether clients wait that no edge will announce again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Backlog {
+    /// None.
+    Empty,
+    /// More than a turn admits.
+    More,
+    /// There was no descriptor or no memory for one.
+    Exhausted,
 }
 
 #[derive(Debug)]
@@ -90,6 +104,7 @@ impl ControlServer {
             token_base,
             clients: Slab::new(),
             next_id: 0,
+            backlog: Backlog::Empty,
         })
     }
 
@@ -97,6 +112,23 @@ impl ControlServer {
     #[must_use]
     pub fn owns(&self, token: Token) -> bool {
         (self.token_base..self.token_base + TOKENS).contains(&token.0)
+    }
+
+    /// Whether [`Self::go_on`] is to be called, though no event will say so.
+    #[must_use]
+    pub const fn backlog(&self) -> Backlog {
+        self.backlog
+    }
+
+    /// Whether this client is still there to be answered.
+    #[must_use]
+    pub fn has(&self, client: ClientId) -> bool {
+        self.clients.iter().any(|(_, one)| one.id == client)
+    }
+
+    /// Admits who waits.
+    pub fn go_on(&mut self, registry: &Registry, requests: &mut Vec<(ClientId, Request)>) {
+        self.accept(registry, requests);
     }
 
     /// Where it listens.
@@ -147,23 +179,26 @@ impl ControlServer {
         }
     }
 
-    /// Whether a client is still there.
-    #[must_use]
-    pub fn has(&self, client: ClientId) -> bool {
-        self.clients.iter().any(|(_, one)| one.id == client)
-    }
-
-    /// Edge-triggered: accepts until there is nobody. The number of clients bounds the turn, as
-    /// every client beyond it ends one.
+    /// Edge-triggered: accepts until there is nobody, or the turn has had its share. (Every client beyond
+    /// [`CLIENTS_MAX`] ends one, but a flood brings them as fast as they are taken.)
     fn accept(&mut self, registry: &Registry, requests: &mut Vec<(ClientId, Request)>) {
-        loop {
+        self.backlog = Backlog::More;
+        for _ in 0..ADMITTED_MAX {
             match self.listener.accept() {
                 Ok((stream, _)) => self.admit(stream, registry, requests),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                // A client that left early, or no descriptors: its next attempt is another edge.
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.backlog = Backlog::Empty;
+                    return;
+                }
+                // A client that left early.
+                Err(error)
+                    if matches!(
+                        error.kind(),
+                        io::ErrorKind::Interrupted | io::ErrorKind::ConnectionAborted
+                    ) => {}
                 Err(error) => {
                     log::debug!("control socket: accept: {error}");
+                    self.backlog = Backlog::Exhausted;
                     return;
                 }
             }
@@ -384,7 +419,9 @@ mod tests {
             let mut events = Events::with_capacity(8);
             loop {
                 self.poll.poll(&mut events, Some(Duration::ZERO)).unwrap();
-                if events.is_empty() {
+                if self.server.backlog() != Backlog::Empty {
+                    self.server.go_on(self.poll.registry(), &mut self.requests);
+                } else if events.is_empty() {
                     return;
                 }
                 for event in &events {
@@ -601,6 +638,25 @@ mod tests {
         let error = ControlServer::bind(&path, poll.registry(), BASE).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::AlreadyExists);
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "precious");
+    }
+
+    #[test]
+    fn a_turn_admits_its_share_and_the_rest_are_not_forgotten() {
+        let mut bench = Bench::new();
+        let all = ADMITTED_MAX * 2 + 3;
+        let clients: Vec<Client> =
+            (0..all).map(|_| bench.ask("{\"request\":\"ping\"}\n")).collect();
+        bench.server.ready(Token(BASE), bench.poll.registry(), &mut bench.requests);
+        assert_eq!((bench.requests.len(), bench.server.backlog()), (ADMITTED_MAX, Backlog::More));
+        for (admitted, backlog) in [(ADMITTED_MAX * 2, Backlog::More), (all, Backlog::Empty)] {
+            bench.server.go_on(bench.poll.registry(), &mut bench.requests);
+            assert_eq!((bench.requests.len(), bench.server.backlog()), (admitted, backlog));
+        }
+        let first = bench.requests.first().map(|(client, _)| *client).unwrap();
+        assert!(bench.server.has(first));
+        drop(clients);
+        bench.turn();
+        assert!(!bench.server.has(first));
     }
 
     #[test]

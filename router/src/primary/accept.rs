@@ -193,9 +193,13 @@ impl Primary {
             }
             Err(error) => {
                 let why = match error.raw_os_error() {
-                    Some(libc::EAGAIN | libc::ENOBUFS | libc::ENOMEM | libc::ETOOMANYREFS) => {
-                        SendFailure::Full
-                    }
+                    Some(
+                        libc::EAGAIN
+                        | libc::EINTR
+                        | libc::ENOBUFS
+                        | libc::ENOMEM
+                        | libc::ETOOMANYREFS,
+                    ) => SendFailure::Full,
                     _ => SendFailure::Broken,
                 };
                 if why == SendFailure::Broken {
@@ -255,7 +259,15 @@ impl Primary {
         if listener.watch == Watch::Armed || !self.deals(listener.phase) {
             return;
         }
-        match self.watch(&listener.socket().as_raw_fd(), Source::Listener(key)) {
+        let fd = listener.socket().as_raw_fd();
+        let watched = match self.watch(&fd, Source::Listener(key)) {
+            // It could not be disarmed before. To change it is an edge as well, if clients wait.
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
+                self.watch_again(&fd, Source::Listener(key))
+            }
+            watched => watched,
+        };
+        match watched {
             Ok(()) => {
                 if let Some(listener) = self.listeners.get_mut(key) {
                     listener.watch = Watch::Armed;
@@ -346,7 +358,8 @@ impl Primary {
                     adopted.pending = false;
                     if error.kind() != std::io::ErrorKind::WouldBlock {
                         // No edge will announce what waits already.
-                        self.again_at = Some(self.later(EXHAUSTED_WAIT));
+                        let wait = self.later(EXHAUSTED_WAIT);
+                        self.look_again_by(Some(wait));
                     }
                     return;
                 }

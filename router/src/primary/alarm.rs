@@ -39,15 +39,23 @@ impl Alarm {
         self.set = None;
     }
 
-    /// It is to ring at `deadline` at the latest.
-    pub(crate) fn ring_by(&mut self, deadline: u64) {
+    /// It is to ring at `deadline` at the latest. Returns whether it will.
+    #[must_use]
+    pub(crate) fn ring_by(&mut self, deadline: u64) -> bool {
         if self.set.is_some_and(|set| set <= deadline) {
-            return;
+            return true;
         }
         let at = TimeSpec::from_duration(Duration::from_nanos(deadline.max(1)));
         match self.timer.set(Expiration::OneShot(at), TimerSetTimeFlags::TFD_TIMER_ABSTIME) {
-            Ok(()) => self.set = Some(deadline),
-            Err(error) => log::error!("cannot set the alarm: {error}"),
+            Ok(()) => {
+                self.set = Some(deadline);
+                true
+            }
+            Err(error) => {
+                // It is set as it was before, or not at all.
+                log::warn!("cannot set the alarm: {error}; the loop keeps the time itself");
+                false
+            }
         }
     }
 }

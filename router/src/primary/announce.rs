@@ -293,7 +293,7 @@ impl Primary {
     fn report_not_ready(&mut self, worker: WorkerId) {
         let Some(found) = self.workers.get(worker) else { return };
         let why = self.fault_of(worker).unwrap_or_else(|| {
-            let family = process::family(found, &[]);
+            let family = process::family(found, &[]).pids;
             diagnose::why_not_ready(found.pid, &family).to_string()
         });
         log::error!("worker {} is not ready in time: {why}", worker.0);

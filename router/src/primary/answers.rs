@@ -20,6 +20,7 @@ use super::listener::{Listener, Origin, Phase};
 use super::questions::Question;
 use super::run::{EXHAUSTED_WAIT, Primary};
 use super::socket_file::Rights;
+use super::status::Complaint;
 use super::tokens::Source;
 use crate::config::{ListenAddress, ListenSpec, ProgramAddress};
 use crate::sys;
@@ -29,7 +30,7 @@ pub(crate) const LISTENERS_MAX: usize = 256;
 /// Connections taken back at once from a listener that its program closed.
 const TAKE_BACK_MAX: u32 = 4096;
 /// Questions taken in one turn; the rest of a flood waits in the socket's backlog for the alarm.
-pub(crate) const QUESTIONS_PER_TURN_MAX: usize = 64;
+pub(crate) const QUESTIONS_PER_TURN_MAX: usize = 16;
 /// Questions that one worker may ask in a second.
 pub(crate) const QUESTIONS_PER_SECOND_MAX: u32 = 1_000;
 
@@ -55,22 +56,23 @@ impl Primary {
     pub(super) fn take_questions(&mut self) {
         let mut evicted = Vec::new();
         // Should there be more than a turn takes, the alarm goes on with them.
-        self.again_at = Some(self.now + 1);
+        let mut again = Some(self.now + 1);
         for _ in 0..QUESTIONS_PER_TURN_MAX {
             match self.questions.accept(&mut evicted) {
                 Ok(Some(key)) => self.await_question(key),
                 Ok(None) => {
-                    self.again_at = None;
+                    again = None;
                     break;
                 }
                 Err(error) => {
                     log::warn!("a worker's question must wait: {error}");
                     // No edge will announce those that wait already.
-                    self.again_at = Some(self.later(EXHAUSTED_WAIT));
+                    again = Some(self.later(EXHAUSTED_WAIT));
                     break;
                 }
             }
         }
+        self.look_again_by(again);
         if !evicted.is_empty() {
             self.rescue.close(evicted);
         }
@@ -82,7 +84,16 @@ impl Primary {
             None => return,
         };
         if let Err(error) = watched {
-            log::warn!("cannot watch a worker's question: {error}");
+            log::warn!("a worker's question must wait, it cannot be watched: {error}");
+            self.questions.put_off(key);
+            self.look_again_by(Some(self.later(EXHAUSTED_WAIT)));
+        }
+    }
+
+    /// Questions that could not be watched when they came.
+    pub(super) fn watch_put_off(&mut self) {
+        for key in self.questions.take_put_off() {
+            self.await_question(key);
         }
     }
 
@@ -99,15 +110,18 @@ impl Primary {
             if question.silent {
                 return;
             }
-            log::warn!("process {} sent something that is no question", question.pid);
+            self.complain(format_args!(
+                "process {} sent something that is no question",
+                question.pid
+            ));
             return self.blame(question.pid);
         };
         let Some(worker) = self.workers.by_token(&request.token) else {
-            log::warn!(
+            self.complain(format_args!(
                 "process {} (uid {}) asked with a token that no worker has",
-                question.pid,
-                question.uid
-            );
+                question.pid, question.uid
+            ));
+            self.blame(question.pid);
             return question.tell(&refused(&io::Error::from_raw_os_error(libc::EACCES)));
         };
         if !self.launcher.may_ask(question.uid) {
@@ -144,14 +158,29 @@ impl Primary {
         }
     }
 
-    /// Garbage has no token; the process that sent it may still be known.
+    /// Garbage has no token, and a forged one says nothing; the process that sent it may still be known:
+    /// as a main process, by its line in a page, by what it carries in its environment. Not by its
+    /// process group: it may have joined another worker's.
     fn blame(&mut self, pid: u32) {
         let known = |worker: &&super::worker::Worker| {
             worker.pid == pid || worker.page.pids().any(|known| known == pid)
         };
         let found = self.workers.iter().find(known).map(|worker| worker.id);
+        let found = found.or_else(|| {
+            let carried = super::process::carried_token(pid)?;
+            self.workers.iter().find(|one| super::process::hex(&one.token) == carried).map(|w| w.id)
+        });
         if let Some(worker) = found {
             self.tell(Event::Misbehaved { worker });
+        }
+    }
+
+    /// A line of log about a question that is none. A flood of them must not become a flood of lines.
+    fn complain(&mut self, what: std::fmt::Arguments<'_>) {
+        match self.meters.complaint(self.now) {
+            Complaint::Said { unsaid: 0 } => log::warn!("{what}"),
+            Complaint::Said { unsaid } => log::warn!("{what} ({unsaid} such lines were left out)"),
+            Complaint::LeftOut => {}
         }
     }
 

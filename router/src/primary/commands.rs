@@ -1,5 +1,6 @@
 //! Signals and the command line's control socket: what the operator wants.
 
+use std::collections::VecDeque;
 use std::io::{self, IsTerminal};
 use std::path::Path;
 
@@ -7,16 +8,21 @@ use croupier_core::event::{Event, Generation};
 use mio::{Registry, Token};
 use signal_hook::consts::signal::{SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR2};
 
-use super::run::Primary;
+use super::run::{EXHAUSTED_WAIT, Primary};
 use crate::control::messages::{Awaited, Reply, Request};
 use crate::control::place::{Place, PlaceError};
-use crate::control::server::{ClientId, ControlServer};
+use crate::control::server::{Backlog, ClientId, ControlServer};
+
+/// Statuses that are made up in one turn of the loop: with many workers each is work.
+const STATUSES_PER_TURN_MAX: usize = 4;
 
 /// The control socket, if there is one, and who waits on it.
 #[derive(Debug)]
 pub(super) struct Commands {
     place: Result<Place, String>,
     server: Option<ControlServer>,
+    /// Who waits for a status: at most every client of the server.
+    curious: VecDeque<ClientId>,
     waiting: Vec<ClientId>,
     reloads: Vec<Reloader>,
     interrupts: u32,
@@ -94,6 +100,7 @@ impl Commands {
         Self {
             place,
             server,
+            curious: VecDeque::new(),
             waiting: Vec::new(),
             reloads: Vec::new(),
             interrupts: 0,
@@ -262,20 +269,60 @@ impl Primary {
             Some(server) if server.owns(token) => server.ready(token, registry, &mut requests),
             Some(_) | None => return,
         }
+        self.obey_all(requests);
+    }
+
+    /// What a turn left over of the control socket's.
+    pub(super) fn go_on_with_commands(&mut self) {
+        let Some(server) = &mut self.commands.server else { return };
+        let mut requests = Vec::new();
+        if server.backlog() != Backlog::Empty {
+            server.go_on(self.poll.registry(), &mut requests);
+        }
+        self.obey_all(requests);
+    }
+
+    fn obey_all(&mut self, requests: Vec<(ClientId, Request)>) {
         for (client, request) in requests {
-            if let Some(reply) = self.obey(client, request)
-                && let Some(server) = &mut self.commands.server
-            {
-                server.reply(client, &reply, self.poll.registry());
+            if let Some(reply) = self.obey(client, request) {
+                self.reply(client, &reply);
             }
         }
+        self.show_statuses();
         self.settle();
+        let Some(server) = &self.commands.server else { return };
+        let at = match server.backlog() {
+            Backlog::Exhausted => Some(self.later(EXHAUSTED_WAIT)),
+            Backlog::More => Some(self.now + 1),
+            Backlog::Empty => (!self.commands.curious.is_empty()).then_some(self.now + 1),
+        };
+        self.look_again_by(at);
+    }
+
+    fn show_statuses(&mut self) {
+        let Some(server) = &self.commands.server else { return };
+        // Who does not wait any more need not be told.
+        self.commands.curious.retain(|client| server.has(*client));
+        for _ in 0..STATUSES_PER_TURN_MAX {
+            let Some(client) = self.commands.curious.pop_front() else { return };
+            let status = Reply::Status(Box::new(self.status()));
+            self.reply(client, &status);
+        }
+    }
+
+    fn reply(&mut self, client: ClientId, reply: &Reply) {
+        if let Some(server) = &mut self.commands.server {
+            server.reply(client, reply, self.poll.registry());
+        }
     }
 
     fn obey(&mut self, client: ClientId, request: Request) -> Option<Reply> {
         match request {
             Request::Ping => Some(Reply::Done),
-            Request::Status => Some(Reply::Status(Box::new(self.status()))),
+            Request::Status => {
+                self.commands.curious.push_back(client);
+                None
+            }
             Request::Stop { now } => {
                 self.commands.ending = if now { Ending::Killed } else { Ending::Asked };
                 log::info!("stopping (asked by croupier stop)");

@@ -11,7 +11,7 @@ use std::cell::Cell;
 use std::io;
 use std::os::fd::{AsFd, IntoRawFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded, unbounded};
@@ -33,10 +33,26 @@ pub(super) struct Desk {
     serial: AtomicU64,
     /// When it began (nanoseconds, monotonic).
     since: AtomicU64,
+    /// The thread's number, as /proc shows it.
+    thread: AtomicI32,
 }
 
 impl Desk {
     const LEFT: u64 = u64::MAX;
+
+    /// The calling thread works here.
+    pub(super) fn sit_down(&self) {
+        self.thread.store(nix::unistd::gettid().as_raw(), Ordering::Relaxed);
+    }
+
+    /// The thread runs, or would if it had a CPU: it does not wait for anybody.
+    pub(super) fn is_runnable(&self) -> bool {
+        let thread = self.thread.load(Ordering::Relaxed);
+        let stat = procfs::process::Process::myself()
+            .and_then(|process| process.task_from_tid(thread))
+            .and_then(|task| task.stat());
+        stat.is_ok_and(|stat| stat.state == 'R')
+    }
 
     pub(super) fn begin(&self, serial: u64) {
         self.since.store(sys::monotonic_ns(), Ordering::Relaxed);

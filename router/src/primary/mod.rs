@@ -29,6 +29,7 @@ mod check;
 mod commands;
 mod disposal;
 mod hands;
+mod hunt;
 mod listener;
 mod memory;
 mod page;

@@ -111,6 +111,13 @@ impl Primary {
         }
     }
 
+    /// A take-back does not come to its end: the worker sees to that, if it lives.
+    pub(super) fn note_stuck(&self, worker: WorkerId) {
+        if self.workers.get(worker).is_some_and(Worker::is_running) {
+            log::warn!("worker {} holds the lock of its channel; it will be replaced", worker.0);
+        }
+    }
+
     fn hold(&mut self, rescued: Rescued) -> Arrival {
         let Rescued { listener, conn, handoff } = rescued;
         let Handoff { nonblocking, mark: _, accepted_at, peer } = handoff;

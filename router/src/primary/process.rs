@@ -79,21 +79,30 @@ pub(crate) struct Ended {
 }
 
 /// The next child that ended, without reaping it: its number stays its own.
-pub(crate) fn next_ended() -> Option<Ended> {
-    let EndedChild { pid, how, status } = next_ended_child()?;
+///
+/// # Errors
+/// The errno of waitid(2); ECHILD when there is no child at all.
+pub(crate) fn next_ended() -> io::Result<Option<Ended>> {
+    let Some(EndedChild { pid, how, status }) = next_ended_child()? else { return Ok(None) };
     let status = match how {
         libc::CLD_KILLED => ExitStatus::Signal(status),
         libc::CLD_DUMPED => ExitStatus::Dumped(status),
         // With WEXITED there is only one more.
         _ => ExitStatus::Code(status),
     };
-    Some(Ended { pid, status })
+    Ok(Some(Ended { pid, status }))
 }
 
 /// Takes an ended child off the process table.
 pub(crate) fn reap(pid: u32) {
-    if let Err(error) = waitpid(to_pid(pid), Some(WaitPidFlag::WNOHANG)) {
-        log::debug!("process {pid} was reaped by somebody else: {error}");
+    loop {
+        match waitpid(to_pid(pid), Some(WaitPidFlag::WNOHANG)) {
+            Ok(_) => return,
+            Err(Errno::EINTR) => {}
+            Err(error) => {
+                return log::debug!("process {pid} was reaped by somebody else: {error}");
+            }
+        }
     }
 }
 
@@ -122,71 +131,106 @@ pub(crate) fn exists(pid: u32) -> bool {
     kill(to_pid(pid), None) != Err(Errno::ESRCH)
 }
 
-/// KILLs the worker's process group, its descendants and its orphans, and returns how many
-/// processes beside the main one were found. To be called again until it returns 0: what a killed
-/// process had started becomes the primary's child only then.
-pub(crate) fn kill_family(worker: &Worker, mains: &[u32]) -> usize {
-    // Descendants are read before anything dies: their parents' deaths would hide them.
-    let found = family(worker, mains);
-    signal_group(worker, Signal::SIGKILL);
-    for pid in &found {
-        if let Err(error) = kill(to_pid(*pid), Signal::SIGKILL)
-            && error != Errno::ESRCH
-        {
-            log::debug!("cannot kill process {pid} of worker {}: {error}", worker.id.0);
-        }
+/// Sends `signal` to a process whose number is certain to be its own.
+pub(crate) fn send(pid: u32, signal: Signal) {
+    match kill(to_pid(pid), signal) {
+        Ok(()) | Err(Errno::ESRCH) => {}
+        Err(error) => log::debug!("cannot send {signal} to process {pid}: {error}"),
     }
-    found.len()
+}
+
+/// Processes that are looked at for anything but burying their family.
+const FAMILY_SEEN_MAX: usize = 64;
+
+/// What can be seen of a worker's family at a glance.
+#[derive(Debug, Default)]
+pub(crate) struct Family {
+    /// Living processes, the main one not among them.
+    pub(crate) pids: Vec<u32>,
+    /// There are more than a glance shows.
+    pub(crate) cut: bool,
 }
 
 /// The living processes of a worker, its main process not among them: everything below the main
 /// process, and every child of the primary that carries the worker's token, is in its process group,
-/// or claimed connections for it.
-pub(crate) fn family(worker: &Worker, mains: &[u32]) -> Vec<u32> {
-    let mut found = Vec::new();
-    let Ok(myself) = Proc::myself() else { return found };
-    for child in children(&myself) {
+/// or claimed connections for it. The first [`FAMILY_SEEN_MAX`] of them.
+pub(crate) fn family(worker: &Worker, mains: &[u32]) -> Family {
+    let mut seen = Family::default();
+    let mut looked_at = 0;
+    let mut open = Vec::new();
+    for child in own_children() {
         let is_main = child == worker.pid;
-        if !is_main && (mains.contains(&child) || !belongs(child, worker)) {
+        if !is_main && mains.contains(&child) {
             continue;
         }
-        if !is_main {
-            found.push(child);
+        looked_at += 1;
+        if looked_at > FAMILY_SEEN_MAX {
+            seen.cut = true;
+            break;
         }
-        descend(child, &mut found);
+        if is_main || belongs(child, worker) {
+            open.push(child);
+            seen.pids.extend((!is_main).then_some(child));
+        }
     }
-    found
-}
-
-/// Whether the worker's main process or one of its family has the socket with this inode open.
-pub(crate) fn family_holds(worker: &Worker, mains: &[u32], inode: u64) -> bool {
-    let mut pids = family(worker, mains);
-    pids.push(worker.pid);
-    pids.into_iter().any(|pid| {
-        let fds = Proc::new(i32::try_from(pid).unwrap_or(0)).and_then(|process| process.fd());
-        let is_it = |fd: &procfs::process::FDInfo| {
-            matches!(fd.target, procfs::process::FDTarget::Socket(found) if found == inode)
-        };
-        // One that cannot be looked into may hold it.
-        fds.map_or(pid == worker.pid, |fds| fds.flatten().any(|fd| is_it(&fd)))
-    })
-}
-
-/// Processes of one worker that are looked for below one another; deeper ones surface when their
-/// parents have died.
-const DEPTH_MAX: usize = 4096;
-
-fn descend(root: u32, found: &mut Vec<u32>) {
-    let mut open = vec![root];
     while let Some(pid) = open.pop() {
-        let Ok(process) = Proc::new(i32::try_from(pid).unwrap_or(0)) else { continue };
-        for child in children(&process) {
-            if found.len() < DEPTH_MAX {
-                found.push(child);
-                open.push(child);
+        looked_at += 1;
+        if looked_at > FAMILY_SEEN_MAX {
+            seen.cut = true;
+            break;
+        }
+        for child in children_of(pid) {
+            seen.pids.push(child);
+            open.push(child);
+        }
+    }
+    seen
+}
+
+/// Processes and descriptors of each that are looked through for the holder of a channel.
+const HOLDERS_MAX: usize = 16;
+/// See [`HOLDERS_MAX`].
+const HELD_DESCRIPTORS_MAX: usize = 256;
+
+/// Which of these sockets (a channel's number, its inode) nobody of the worker's family has open.
+pub(crate) fn unheld(worker: &Worker, mains: &[u32], sockets: &[(u32, u64)]) -> Vec<u32> {
+    let Family { mut pids, cut } = family(worker, mains);
+    pids.push(worker.pid);
+    // One that is not looked at may hold them.
+    if cut || pids.len() > HOLDERS_MAX {
+        return Vec::new();
+    }
+    let mut left = sockets.to_vec();
+    for pid in pids {
+        let fds = Proc::new(i32::try_from(pid).unwrap_or(0)).and_then(|process| process.fd());
+        let Ok(fds) = fds else {
+            // So may one that cannot be looked into, unless it has ended.
+            if pid == worker.pid || exists(pid) {
+                return Vec::new();
+            }
+            continue;
+        };
+        for (number, fd) in fds.enumerate() {
+            if number >= HELD_DESCRIPTORS_MAX {
+                return Vec::new();
+            }
+            if let Ok(procfs::process::FDTarget::Socket(found)) = fd.map(|fd| fd.target) {
+                left.retain(|(_, inode)| *inode != found);
             }
         }
     }
+    left.into_iter().map(|(number, _)| number).collect()
+}
+
+/// Children of the primary.
+pub(crate) fn own_children() -> Vec<u32> {
+    Proc::myself().map_or_else(|_| Vec::new(), |myself| children(&myself))
+}
+
+/// Children of a process.
+pub(crate) fn children_of(pid: u32) -> Vec<u32> {
+    let process = Proc::new(i32::try_from(pid).unwrap_or(0));
+    process.map_or_else(|_| Vec::new(), |process| children(&process))
 }
 
 fn children(process: &Proc) -> Vec<u32> {
@@ -194,20 +238,31 @@ fn children(process: &Proc) -> Vec<u32> {
     tasks.flatten().filter_map(|task| task.children().ok()).flatten().collect()
 }
 
-fn belongs(pid: u32, worker: &Worker) -> bool {
+/// Whether a child of the primary, not a worker's main process, belongs to this worker.
+pub(crate) fn belongs(pid: u32, worker: &Worker) -> bool {
     let Ok(process) = Proc::new(i32::try_from(pid).unwrap_or(0)) else { return false };
     let Ok(stat) = process.stat() else { return false };
     if stat.state == 'Z' {
         return false;
     }
-    if u32::try_from(stat.pgrp) == Ok(worker.pid) || worker.page.pids().any(|known| known == pid) {
-        return true;
-    }
-    let token = hex(&worker.token);
-    process.environ().is_ok_and(|variables| {
-        let control = variables.get(&OsString::from(CONTROL_VAR));
-        control.is_some_and(|value| value.to_string_lossy().starts_with(&token))
-    })
+    // A worker writes into its page what it likes: what another one's process carries says more.
+    let listed = || worker.page.pids().any(|known| known == pid);
+    u32::try_from(stat.pgrp) == Ok(worker.pid)
+        || match token_in(&process) {
+            Some(carried) => carried == hex(&worker.token),
+            None => listed(),
+        }
+}
+
+/// The digits of the token that a process was started with, if it still shows its environment.
+pub(crate) fn carried_token(pid: u32) -> Option<String> {
+    token_in(&Proc::new(i32::try_from(pid).ok().filter(|pid| *pid > 0)?).ok()?)
+}
+
+fn token_in(process: &Proc) -> Option<String> {
+    let variables = process.environ().ok()?;
+    let control = variables.get(&OsString::from(CONTROL_VAR))?.to_string_lossy();
+    control.split_once('@').map(|(digits, _)| digits.to_owned())
 }
 
 /// Lower-case hexadecimal digits.

@@ -41,6 +41,8 @@ pub(crate) struct Questions {
     name: String,
     clients: Slab<(OwnedFd, u64)>,
     arrivals: u64,
+    /// Clients that could not be watched, for want of memory.
+    unwatched: Vec<usize>,
 }
 
 impl Questions {
@@ -54,7 +56,7 @@ impl Questions {
         let name = format!("croupier-ask/{}/{secret}", std::process::id());
         bind(socket.as_raw_fd(), &UnixAddr::new_abstract(name.as_bytes())?)?;
         listen(&socket, Backlog::MAXALLOWABLE)?;
-        Ok(Self { socket, name, clients: Slab::new(), arrivals: 0 })
+        Ok(Self { socket, name, clients: Slab::new(), arrivals: 0, unwatched: Vec::new() })
     }
 
     /// What stands after the `@` in `CROUPIER_CONTROL`.
@@ -88,6 +90,16 @@ impl Questions {
 
     pub(crate) fn client(&self, key: usize) -> Option<BorrowedFd<'_>> {
         self.clients.get(key).map(|(client, _)| client.as_fd())
+    }
+
+    /// To be watched later: no event will come of it before.
+    pub(crate) fn put_off(&mut self, key: usize) {
+        self.unwatched.push(key);
+    }
+
+    /// Those that were put off. One of them may have gone since.
+    pub(crate) fn take_put_off(&mut self) -> Vec<usize> {
+        std::mem::take(&mut self.unwatched)
     }
 
     /// Reads the question of a readable connection; `None` while it is not there yet.

@@ -9,7 +9,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::Duration;
 
 use croupier_core::Core;
-use croupier_core::event::{Event, ListenerId, Outcome};
+use croupier_core::event::{Event, ListenerId, Outcome, WorkerId};
 use croupier_core::time::Now;
 use croupier_wire::message::{PEER_MAX, RawAddress};
 use mio::unix::SourceFd;
@@ -90,9 +90,13 @@ pub(super) struct Primary {
     pub(super) burials: usize,
     /// When they are looked at again, should no SIGCHLD come.
     pub(super) burial_at: u64,
+    /// Of this worker's family the holders of a channel were looked for last.
+    pub(super) looked_for_holders: WorkerId,
     /// When questions and adopted sockets are looked at again: descriptors had run out, or a turn was
     /// not enough.
     pub(super) again_at: Option<u64>,
+    /// waitid(2) failed, somebody may have ended unnoticed: when it is asked again.
+    pub(super) ends_at: Option<u64>,
     /// Doorbells are set, because nobody had room when it was last asked.
     pub(super) bells_set: bool,
     pub(super) bell_wait: Duration,
@@ -126,6 +130,7 @@ impl Primary {
             self.accept_all();
             self.look_at_hands();
             self.announce();
+            self.meters.turn_ended(self.now);
         }
     }
 
@@ -145,6 +150,7 @@ impl Primary {
             Source::Alarm => self.alarm.rang(),
             Source::Check(worker) => self.take_answer(worker),
             Source::Post(number) => self.read_post(number),
+            Source::Ended => self.take_ended(),
             Source::Notify(worker) => self.take_notification(worker),
             Source::Control(token) => self.take_commands(token),
         }
@@ -172,16 +178,24 @@ impl Primary {
         let retries = self.listeners.iter().filter_map(|(_, listener)| listener.retry_at).min();
         let bell = self.clients_wait().then(|| self.later(self.bell_wait));
         let burial = (self.burials > 0).then_some(self.burial_at);
-        let own = [self.again_at, self.rescue.deadline(), self.announcer.deadline()];
+        let own = [self.again_at, self.ends_at, self.rescue.deadline(), self.announcer.deadline()];
         let all = [core, retries, bell, burial].into_iter().chain(own);
-        if let Some(earliest) = all.flatten().min() {
-            self.alarm.ring_by(earliest);
+        let earliest = all.flatten().min()?;
+        if self.alarm.ring_by(earliest) {
+            return None;
         }
-        None
+        // Without the alarm it is epoll_wait that keeps the time: dearer, and as good.
+        Some(Duration::from_nanos(earliest.saturating_sub(self.now)))
+    }
+
+    /// Brings the next look at what could not be done forward to `at`.
+    pub(super) fn look_again_by(&mut self, at: Option<u64>) {
+        self.again_at = self.again_at.into_iter().chain(at).min();
     }
 
     fn look_at_deadlines(&mut self) {
         while let Some(worker) = self.rescue.overdue(self.now) {
+            self.note_stuck(worker);
             self.tell(Event::TakeBackStuck { worker });
         }
         let now = self.now;
@@ -194,9 +208,14 @@ impl Primary {
         if self.burials > 0 && self.burial_at <= now {
             self.look_at_burials();
         }
+        if self.ends_at.is_some_and(|at| at <= now) {
+            self.take_ended();
+        }
         if self.again_at.is_some_and(|at| at <= now) {
             self.again_at = None;
+            self.watch_put_off();
             self.take_questions();
+            self.go_on_with_commands();
             for key in 0..self.adopted.capacity() {
                 self.note_adopted(key);
             }
@@ -222,6 +241,15 @@ impl Primary {
     /// Registers a descriptor for reading, edge-triggered.
     pub(super) fn watch(&self, fd: &impl AsRawFd, source: Source) -> io::Result<()> {
         self.poll.registry().register(
+            &mut SourceFd(&fd.as_raw_fd()),
+            source.token(),
+            Interest::READABLE,
+        )
+    }
+
+    /// [`Self::watch`] for what is watched already.
+    pub(super) fn watch_again(&self, fd: &impl AsRawFd, source: Source) -> io::Result<()> {
+        self.poll.registry().reregister(
             &mut SourceFd(&fd.as_raw_fd()),
             source.token(),
             Interest::READABLE,

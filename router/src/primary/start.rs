@@ -161,7 +161,9 @@ fn assemble(
         bells_set: false,
         burials: 0,
         burial_at: 0,
+        looked_for_holders: WorkerId(0),
         again_at: None,
+        ends_at: None,
         bell_wait: BELL_WAIT,
         alarm: Alarm::new().map_err(cannot("make a timer"))?,
         poll,
@@ -180,7 +182,15 @@ fn assemble(
 fn check_kernel() -> Result<(), StartError> {
     let [a, b, c, d, ..] = random_token().map_err(cannot("get random bytes"))?;
     channel::name_after([a, b, c, d]);
-    let missing = |what: &'static str| move |source: io::Error| StartError::Kernel { what, source };
+    let missing = |what: &'static str| {
+        move |source: io::Error| match source.raw_os_error() {
+            // Not the kernel's age: this machine has nothing left to give now.
+            Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM | libc::ENOBUFS) => {
+                StartError::System { what, source }
+            }
+            _ => StartError::Kernel { what, source },
+        }
+    };
     channel::calibrate()
         .map_err(missing("count descriptors queued on a Unix socket (SIOCOUTQ)"))?;
     super::page::SharedPage::new(WorkerId(0))

@@ -21,10 +21,27 @@ pub(super) struct Meters {
     /// that accepted them; those are in `at_once`.
     waited: Histogram<u64>,
     at_once: u64,
+    longest_turn: u64,
     next_listener: usize,
     exhausted: u64,
     last_second: u64,
     questions: Vec<(WorkerId, u32)>,
+    /// Complaints in the second that began at `complaining_since`, and those left out since the last.
+    complaints: u32,
+    complaining_since: u64,
+    unsaid: u32,
+}
+
+/// Lines about questions that are none, in a second.
+pub(super) const COMPLAINTS_PER_SECOND_MAX: u32 = 10;
+
+/// What becomes of a complaint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Complaint {
+    /// It is written, after so many that were not.
+    Said { unsaid: u32 },
+    /// It is only counted.
+    LeftOut,
 }
 
 impl Meters {
@@ -37,11 +54,28 @@ impl Meters {
             started: now,
             waited: Histogram::new_with_max(WAIT_MAX_US, 2).expect("valid bounds"),
             at_once: 0,
+            longest_turn: 0,
             next_listener: 0,
             exhausted: 0,
             last_second: now,
             questions: Vec::new(),
+            complaints: 0,
+            complaining_since: now,
+            unsaid: 0,
         }
+    }
+
+    /// Counts a complaint.
+    pub(super) fn complaint(&mut self, now: u64) -> Complaint {
+        if now.saturating_sub(self.complaining_since) >= SECOND {
+            (self.complaining_since, self.complaints) = (now, 0);
+        }
+        self.complaints = self.complaints.saturating_add(1);
+        if self.complaints > COMPLAINTS_PER_SECOND_MAX {
+            self.unsaid = self.unsaid.saturating_add(1);
+            return Complaint::LeftOut;
+        }
+        Complaint::Said { unsaid: std::mem::take(&mut self.unsaid) }
     }
 
     /// One hand-off. A connection handed off in the turn that accepted it waited for nothing.
@@ -51,6 +85,12 @@ impl Meters {
         } else {
             self.waited.saturating_record((now - accepted_at) / 1000);
         }
+    }
+
+    /// A turn that began at `began` has ended. One reading of the clock a turn, not a connection.
+    pub(super) fn turn_ended(&mut self, began: u64) {
+        let took = crate::sys::monotonic_ns().saturating_sub(began);
+        self.longest_turn = self.longest_turn.max(took);
     }
 
     /// Which listener goes first this turn.
@@ -149,6 +189,7 @@ impl Primary {
                 messages_dropped: self.posts.dropped,
                 accept_to_handoff_p50_us: self.meters.accept_to_handoff(0.5),
                 accept_to_handoff_p99_us: self.meters.accept_to_handoff(0.99),
+                longest_turn_us: self.meters.longest_turn / 1000,
             },
         }
     }
@@ -238,4 +279,22 @@ fn state_named(name: &str) -> WorkerState {
         WorkerState::Failed,
     ];
     all.into_iter().find(|state| state.name() == name).unwrap_or(WorkerState::Down)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn complaints_beyond_some_in_a_second_are_counted() {
+        let mut meters = Meters::new(0);
+        for _ in 0..COMPLAINTS_PER_SECOND_MAX {
+            assert_eq!(meters.complaint(5), Complaint::Said { unsaid: 0 });
+        }
+        for _ in 0..7 {
+            assert_eq!(meters.complaint(SECOND - 1), Complaint::LeftOut);
+        }
+        assert_eq!(meters.complaint(SECOND), Complaint::Said { unsaid: 7 });
+        assert_eq!(meters.complaint(SECOND), Complaint::Said { unsaid: 0 });
+    }
 }

@@ -1,12 +1,13 @@
 //! Workers' processes: starting them, hearing of their ends, burying their families.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
 use croupier_core::event::{Event, ExitStatus, Generation, SlotId, WorkerId};
 use nix::sys::signal::Signal;
 
+use super::hunt::{self, Burial, Progress};
 use super::page::SharedPage;
 use super::process::{self, Ended};
 use super::run::{BURIAL_WAIT, Primary};
@@ -64,6 +65,7 @@ impl Primary {
             }
         };
         worker.pid = started.pid;
+        worker.pidfd = self.watch_process(started.pid);
         if let (Some(output), Some((out, err))) = (&self.output, started.output) {
             self.show_generations();
             output.attach(id.0, slot.0, generation.0, out, err);
@@ -76,17 +78,43 @@ impl Primary {
         Ok(())
     }
 
+    /// SIGCHLD says of every child that it ended, but its handler writes to a socket, which may fail for
+    /// want of memory. A main process is worth a second witness.
+    fn watch_process(&self, pid: u32) -> Option<OwnedFd> {
+        let pid = rustix::process::Pid::from_raw(i32::try_from(pid).ok()?)?;
+        let opened = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty());
+        let watched = opened.map_err(std::io::Error::from).and_then(|pidfd| {
+            self.watch(&pidfd, Source::Ended)?;
+            Ok(pidfd)
+        });
+        watched
+            .inspect_err(|error| log::debug!("only SIGCHLD tells of process {pid:?}: {error}"))
+            .ok()
+    }
+
     /// SIGCHLD: somebody ended. Strangers (orphans of workers, and as PID 1 anybody's) are reaped too.
     pub(super) fn take_ended(&mut self) {
+        self.ends_at = None;
+        let mut last = None;
         // Bounded by the number of children; each is reaped before the next is asked for.
-        while let Some(Ended { pid, status }) = process::next_ended() {
+        loop {
+            let Ended { pid, status } = match process::next_ended() {
+                Ok(Some(ended)) if last != Some(ended.pid) => ended,
+                Ok(None) => break,
+                // It could not be told, or could not be reaped: no SIGCHLD will say it again.
+                Ok(Some(_)) | Err(_) => {
+                    self.note_missed_ends();
+                    break;
+                }
+            };
+            last = Some(pid);
             let main = self.workers.iter_mut().find(|w| w.pid == pid && w.is_running());
             if let Some(worker) = main {
                 let status = self.memory.judge(worker, status, self.now);
                 worker.process = Process::Zombie(status);
                 let worker = worker.id;
                 self.note_end(worker, status);
-                let orphans = self.has_family(worker);
+                let orphans = matches!(status, ExitStatus::Code(_)) && self.has_family(worker);
                 self.announcer.note_exit(worker, status);
                 self.tell(Event::Exited { worker, status, orphans });
                 self.settle();
@@ -98,13 +126,25 @@ impl Primary {
             {
                 worker.process = Process::Reaped(status);
             }
+            for burial in self.workers.iter_mut().filter_map(|worker| worker.burying.as_mut()) {
+                burial.reaped(pid);
+            }
         }
         self.look_at_burials();
     }
 
+    /// Without any child there is nobody who could have ended.
+    fn note_missed_ends(&mut self) {
+        let gone = |worker: &Worker| matches!(worker.process, Process::Reaped(_));
+        if !self.workers.iter().all(gone) {
+            self.ends_at = Some(self.later(BURIAL_WAIT));
+        }
+    }
+
     fn has_family(&self, worker: WorkerId) -> bool {
         let mains = self.mains();
-        self.workers.get(worker).is_some_and(|worker| !process::family(worker, &mains).is_empty())
+        let has = |worker: &Worker| !process::family(worker, &mains).pids.is_empty();
+        self.workers.get(worker).is_some_and(has)
     }
 
     /// Before a main process is reaped its process group is killed, for the last time under a
@@ -122,13 +162,17 @@ impl Primary {
     }
 
     pub(super) fn kill_family(&mut self, worker: WorkerId) {
-        let mains = self.mains();
+        let wait = self.later(BURIAL_WAIT);
         let Some(found) = self.workers.get_mut(worker) else {
             return self.tell(Event::FamilyGone { worker });
         };
-        self.burials += usize::from(found.burying.is_none());
-        found.burying.get_or_insert(self.now);
-        process::kill_family(found, &mains);
+        if found.burying.is_none() {
+            if self.burials == 0 {
+                self.burial_at = wait;
+            }
+            self.burials += 1;
+            found.burying = Some(Burial::new(self.now));
+        }
         self.look_at_burials();
     }
 
@@ -137,12 +181,23 @@ impl Primary {
         if self.burials == 0 {
             return;
         }
-        self.burial_at = self.later(BURIAL_WAIT);
+        let due = self.burial_at <= self.now;
+        if due {
+            self.burial_at = self.later(BURIAL_WAIT);
+        }
         let mains = self.mains();
         let (mut gone, now) = (Vec::new(), self.now);
+        let mut budget = hunt::LOOKED_AT_PER_TURN_MAX;
         for worker in self.workers.iter_mut() {
-            let Some(since) = worker.burying else { continue };
-            let left = process::kill_family(worker, &mains);
+            let Some(since) = worker.burying.as_ref().map(|burial| burial.since) else { continue };
+            let left = match hunt::go_on(worker, &mains, due, &mut budget) {
+                Progress::Killed(left) => left,
+                Progress::Unfinished => {
+                    // The next turn goes on; this one has other things to do.
+                    self.burial_at = now + 1;
+                    1
+                }
+            };
             let over = match worker.process {
                 Process::Reaped(_) => left == 0,
                 Process::Running | Process::Zombie(_) => false,
@@ -196,16 +251,21 @@ impl Primary {
     /// A process that listened and was replaced within its worker (`while :; do server; done`, a
     /// reloader) leaves a channel that nobody reads. Others of the family may have inherited it.
     fn close_dead_channels(&mut self) {
-        let mut dead = Vec::new();
-        for worker in self.workers.iter().filter(|worker| worker.is_running()) {
-            for (number, inode) in worker.orphaned_channels(process::exists) {
-                if !process::family_holds(worker, &self.mains(), inode) {
-                    dead.push((worker.id, number));
-                }
-            }
-        }
-        for (worker, number) in dead {
-            self.close_channel(worker, number);
+        let last = self.looked_for_holders;
+        let beyond = |worker: &&Worker| worker.is_running() && worker.id > last;
+        let orphaned = |worker: &Worker| {
+            let sockets = worker.orphaned_channels(process::exists);
+            (!sockets.is_empty()).then_some((worker.id, sockets))
+        };
+        // One worker a second, in turn: it is a look through /proc.
+        let Some((id, sockets)) = self.workers.iter().filter(beyond).find_map(orphaned) else {
+            self.looked_for_holders = WorkerId(0);
+            return;
+        };
+        self.looked_for_holders = id;
+        let unheld = |worker| process::unheld(worker, &self.mains(), &sockets);
+        for number in self.workers.get(id).map(unheld).unwrap_or_default() {
+            self.close_channel(id, number);
         }
     }
 

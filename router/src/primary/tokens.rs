@@ -27,6 +27,8 @@ pub(crate) enum Source {
     Alarm,
     /// A socket of a slot that is down (`reuseport`) has clients; the adoption's key.
     Adopted(usize),
+    /// A worker's main process ended, says its pidfd. Which one does not matter: waitid(2) says.
+    Ended,
     /// The control socket, or one of its clients; the token is the server's own.
     Control(Token),
 }
@@ -51,6 +53,7 @@ impl Source {
             Self::Alarm => (10, 0),
             Self::Check(worker) => (11, worker as usize),
             Self::Post(number) => (12, number as usize),
+            Self::Ended => (13, 0),
             Self::Control(token) => return token,
         };
         Token((kind << KIND_SHIFT) | (index & INDEX))
@@ -71,6 +74,7 @@ impl Source {
             10 => Self::Alarm,
             11 => Self::Check(u32::try_from(index).unwrap_or(0)),
             12 => Self::Post(u32::try_from(index).unwrap_or(0)),
+            13 => Self::Ended,
             _ => Self::Control(token),
         }
     }
@@ -94,6 +98,7 @@ mod tests {
             Source::Check(u32::MAX),
             Source::Post(7),
             Source::Alarm,
+            Source::Ended,
             Source::Control(Token(CONTROL_BASE + 64)),
         ] {
             assert_eq!(Source::from(source.token()), source);

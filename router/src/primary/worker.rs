@@ -13,6 +13,7 @@ use croupier_core::event::{ExitStatus, ListenerId, Load, Loads, SlotId, WorkerId
 use croupier_wire::message::{ADDRESS_MAX, HANDOFF_LEN, RawAddress};
 
 use super::channel::Channel;
+use super::hunt::Burial;
 use super::page::SharedPage;
 use super::process;
 
@@ -44,12 +45,14 @@ pub(crate) struct Worker {
     /// Main process and process group.
     pub(crate) pid: u32,
     pub(crate) process: Process,
+    /// Readable once the main process has ended.
+    pub(crate) pidfd: Option<OwnedFd>,
     pub(crate) token: [u8; 16],
     pub(crate) page: SharedPage,
     pub(crate) bell: OwnedFd,
     pub(crate) started_ns: u64,
-    /// KILL was sent to the family, first then; the core waits to hear that nobody is left.
-    pub(crate) burying: Option<u64>,
+    /// The family is being killed; the core waits to hear that nobody is left.
+    pub(crate) burying: Option<Burial>,
     /// Folders of cgroups of its own, if it is not in the primary's.
     pub(crate) cgroups: Vec<PathBuf>,
     /// It was told that it may leave; processes that ask for their post later hear it then.
@@ -88,6 +91,7 @@ impl Worker {
             id,
             slot,
             pid: 0,
+            pidfd: None,
             process: Process::Running,
             token,
             page,
