@@ -58,6 +58,7 @@ pub struct WorkerStatus {
     pub active: Option<u64>,
     pub window: Option<u64>,
     pub late: Option<bool>,
+    pub recycle: Option<String>,
     pub restarts: Option<u64>,
     pub uptime_s: Option<f64>,
     pub rss_bytes: Option<u64>,
@@ -74,7 +75,10 @@ pub struct Totals {
     pub salvaged: u64,
     pub stolen: u64,
     pub refused: u64,
+    pub shed: u64,
     pub waits: u64,
+    pub hung: u64,
+    pub recycled: u64,
 }
 
 impl Status {

@@ -11,6 +11,7 @@ mod harness;
 mod hostile;
 mod idle;
 mod kill;
+mod limits;
 mod output;
 mod policies;
 mod programs;

@@ -148,7 +148,7 @@ fn when_there_is_room(seat: &Seat, max_active: Option<u32>) -> Bell {
     bell(seat, mark.max(1), false)
 }
 
-fn closed(seat: &Seat) -> u64 {
+pub(crate) fn closed(seat: &Seat) -> u64 {
     seat.claimed.saturating_sub(seat.active())
 }
 
@@ -158,7 +158,12 @@ fn has_rung(seat: &Seat, bell: Bell) -> bool {
     claimed || (bell.on_close && closed(seat) > bell.closed_then)
 }
 
-fn write(seat: &Seat, worker: &mut Worker, wanted: Bell, actions: &mut VecDeque<Action>) -> bool {
+pub(crate) fn write(
+    seat: &Seat,
+    worker: &mut Worker,
+    wanted: Bell,
+    actions: &mut VecDeque<Action>,
+) -> bool {
     let same = worker.bell.at_claim == wanted.at_claim && worker.bell.on_close == wanted.on_close;
     if same && !has_rung(seat, worker.bell) {
         return false;

@@ -181,6 +181,7 @@ impl Dealer {
             | State::Starting { .. }
             | State::Parked { .. }
             | State::Signalled { .. }
+            | State::Aborting { .. }
             | State::Killing { .. }
             | State::Dead => Standing::Away,
         };

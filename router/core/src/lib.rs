@@ -47,12 +47,15 @@ pub mod config;
 pub mod event;
 pub mod time;
 
+mod admission;
 mod bells;
 mod dealer;
+mod hung;
 mod late;
 mod ledger;
 mod life;
 mod primary;
+mod recycle;
 mod reload;
 mod restart;
 mod salvage;

@@ -11,15 +11,20 @@
 //!                      │ Condemned, Ended
 //!                      ▼            FamilyGone
 //!                   Killing ──────────────────▶ Dead ──▶ forgotten, once its queue is empty
+//!
+//!   Ready ── Hung ──▶ Aborting ── Condemned, Ended ──▶ Killing
 //! ```
 //!
-//! *Finishing* and *Signalled* are the two halves of draining. Late, paused and fresh are facts
+//! *Finishing* and *Signalled* are the two halves of draining; *Aborting* has SIGABRT and some time to
+//! leave a core. Late, paused and fresh are facts
 //! beside the state: see [`Standing`](crate::seat::Standing).
 
 use core::time::Duration;
 
 use crate::event::{Fault, Generation, SlotId, TakeBackReason, WorkerId};
+use crate::hung::Watch;
 use crate::primary::Bells;
+use crate::recycle::Age;
 use crate::time::Now;
 use crate::window::{Times, Window};
 
@@ -36,6 +41,8 @@ pub(crate) enum State {
     Finishing { deadline: Now },
     /// It drains: it was told to end.
     Signalled { kill_at: Now },
+    /// It is hung: it was told to abort.
+    Aborting { kill_at: Now },
     /// KILL is on its way to the whole family.
     Killing { since: Now },
     /// No process is left; its queue may not be empty.
@@ -55,6 +62,10 @@ pub(crate) enum Input {
     Told {
         kill_at: Now,
     },
+    /// It is hung; SIGABRT was sent.
+    Hung {
+        kill_at: Now,
+    },
     /// It is to be killed: not ready in time, broken, lying, too slow to end.
     Condemned,
     /// Its main process ended.
@@ -66,34 +77,52 @@ impl State {
     /// The state after `input`, at `now`.
     #[must_use]
     pub(crate) fn next(self, input: Input, now: Now) -> Self {
-        use Input::{BecameReady, Condemned, Drain, Ended, FamilyGone, Park, Told, Unpark};
-        use State::{Dead, Finishing, Killing, Parked, Ready, Signalled, Starting};
+        use Input::{BecameReady, Condemned, Drain, Ended, FamilyGone, Hung, Park, Told, Unpark};
+        use State::{Aborting, Dead, Finishing, Killing, Parked, Ready, Signalled, Starting};
         match (self, input) {
             (Starting { .. }, BecameReady) | (Parked { .. }, Unpark) => Ready { since: now },
             (Ready { .. }, Park) => Parked { since: now },
             (Ready { .. } | Parked { .. }, Drain { deadline }) => Finishing { deadline },
             (Finishing { .. }, Told { kill_at }) => Signalled { kill_at },
+            (Ready { .. }, Hung { kill_at }) => Aborting { kill_at },
             (
                 Starting { .. }
                 | Ready { .. }
                 | Parked { .. }
                 | Finishing { .. }
-                | Signalled { .. },
+                | Signalled { .. }
+                | Aborting { .. },
                 Condemned | Ended,
             ) => Killing { since: now },
             (Killing { .. }, FamilyGone) => Dead,
             // Stale, or already so; each was considered:
-            (Starting { .. }, Park | Unpark | Drain { .. } | Told { .. } | FamilyGone)
+            (Starting { .. }, Park | Unpark | Drain { .. } | Told { .. } | Hung { .. } | FamilyGone)
             | (Ready { .. }, BecameReady | Unpark | Told { .. } | FamilyGone)
-            | (Parked { .. }, BecameReady | Park | Told { .. } | FamilyGone)
-            | (Finishing { .. }, BecameReady | Park | Unpark | Drain { .. } | FamilyGone)
+            | (Parked { .. }, BecameReady | Park | Told { .. } | Hung { .. } | FamilyGone)
             | (
-                Signalled { .. },
-                BecameReady | Park | Unpark | Drain { .. } | Told { .. } | FamilyGone,
+                Finishing { .. },
+                BecameReady | Park | Unpark | Drain { .. } | Hung { .. } | FamilyGone,
+            )
+            | (
+                Signalled { .. } | Aborting { .. },
+                BecameReady
+                | Park
+                | Unpark
+                | Drain { .. }
+                | Told { .. }
+                | Hung { .. }
+                | FamilyGone,
             )
             | (
                 Killing { .. },
-                BecameReady | Park | Unpark | Drain { .. } | Told { .. } | Condemned | Ended,
+                BecameReady
+                | Park
+                | Unpark
+                | Drain { .. }
+                | Told { .. }
+                | Hung { .. }
+                | Condemned
+                | Ended,
             )
             | (
                 Dead,
@@ -102,6 +131,7 @@ impl State {
                 | Unpark
                 | Drain { .. }
                 | Told { .. }
+                | Hung { .. }
                 | Condemned
                 | Ended
                 | FamilyGone,
@@ -115,7 +145,7 @@ impl State {
             Self::Ready { .. } => "ready",
             Self::Parked { .. } => "parked",
             Self::Finishing { .. } | Self::Signalled { .. } => "draining",
-            Self::Killing { .. } | Self::Dead => "killing",
+            Self::Aborting { .. } | Self::Killing { .. } | Self::Dead => "killing",
         }
     }
 
@@ -126,6 +156,7 @@ impl State {
             | Self::Parked { .. }
             | Self::Finishing { .. }
             | Self::Signalled { .. }
+            | Self::Aborting { .. }
             | Self::Killing { .. }
             | Self::Dead => None,
         }
@@ -138,7 +169,8 @@ impl State {
             | Self::Ready { .. }
             | Self::Parked { .. }
             | Self::Finishing { .. }
-            | Self::Signalled { .. } => true,
+            | Self::Signalled { .. }
+            | Self::Aborting { .. } => true,
             Self::Killing { .. } | Self::Dead => false,
         }
     }
@@ -147,7 +179,7 @@ impl State {
     pub(crate) fn deadline(self) -> Option<Now> {
         match self {
             Self::Starting { deadline } | Self::Finishing { deadline } => Some(deadline),
-            Self::Signalled { kill_at } => Some(kill_at),
+            Self::Signalled { kill_at } | Self::Aborting { kill_at } => Some(kill_at),
             Self::Ready { .. } | Self::Parked { .. } | Self::Killing { .. } | Self::Dead => None,
         }
     }
@@ -260,6 +292,9 @@ pub(crate) struct Worker {
     /// The probe that shows whether it accepts (`--ready accept`).
     pub(crate) probe: ReadyProbe,
     pub(crate) word: Word,
+    /// What was last seen of its progress.
+    pub(crate) watch: Watch,
+    pub(crate) age: Age,
     /// What is known to be wrong with it, should it be over soon.
     pub(crate) fault: Fault,
 }
@@ -314,6 +349,8 @@ impl Worker {
             unclaimed: None,
             probe: ReadyProbe::Due { after: now },
             word: Word::NotYet,
+            watch: Watch::default(),
+            age: Age::default(),
             fault: Fault::Broken,
         }
     }
@@ -332,6 +369,7 @@ impl Worker {
             State::Parked { .. }
             | State::Finishing { .. }
             | State::Signalled { .. }
+            | State::Aborting { .. }
             | State::Killing { .. }
             | State::Dead => false,
         }
@@ -372,11 +410,13 @@ mod tests {
     #[expect(clippy::too_many_lines, reason = "a table")]
     fn every_state_and_input() {
         use Input::{BecameReady, Condemned, Drain, Ended, FamilyGone, Park, Unpark};
-        use State::{Dead, Finishing, Killing, Parked, Ready, Signalled, Starting};
+        use State::{Aborting, Dead, Finishing, Killing, Parked, Ready, Signalled, Starting};
         let now = Now(7);
         let (d, k) = (Now(20), Now(30));
         let drain = Drain { deadline: d };
         let told = Input::Told { kill_at: k };
+        let hung = Input::Hung { kill_at: k };
+        let aborting = Aborting { kill_at: Now(12) };
         let starting = Starting { deadline: Now(9) };
         let ready = Ready { since: Now(1) };
         let parked = Parked { since: Now(2) };
@@ -390,6 +430,7 @@ mod tests {
             (starting,  Park,        starting),
             (starting,  Unpark,      starting),
             (starting,  drain,       starting),
+            (starting,  hung,        starting),
             (starting,  told,        starting),
             (starting,  Condemned,   killed),
             (starting,  Ended,       killed),
@@ -398,6 +439,7 @@ mod tests {
             (ready,     Park,        Parked { since: now }),
             (ready,     Unpark,      ready),
             (ready,     drain,       Finishing { deadline: d }),
+            (ready,     hung,        Aborting { kill_at: k }),
             (ready,     told,        ready),
             (ready,     Condemned,   killed),
             (ready,     Ended,       killed),
@@ -406,6 +448,7 @@ mod tests {
             (parked,    Park,        parked),
             (parked,    Unpark,      Ready { since: now }),
             (parked,    drain,       Finishing { deadline: d }),
+            (parked,    hung,        parked),
             (parked,    told,        parked),
             (parked,    Condemned,   killed),
             (parked,    Ended,       killed),
@@ -414,6 +457,7 @@ mod tests {
             (finishing, Park,        finishing),
             (finishing, Unpark,      finishing),
             (finishing, drain,       finishing),
+            (finishing, hung,        finishing),
             (finishing, told,        Signalled { kill_at: k }),
             (finishing, Condemned,   killed),
             (finishing, Ended,       killed),
@@ -422,14 +466,25 @@ mod tests {
             (signalled, Park,        signalled),
             (signalled, Unpark,      signalled),
             (signalled, drain,       signalled),
+            (signalled, hung,        signalled),
             (signalled, told,        signalled),
             (signalled, Condemned,   killed),
             (signalled, Ended,       killed),
             (signalled, FamilyGone,  signalled),
+            (aborting,  BecameReady, aborting),
+            (aborting,  Park,        aborting),
+            (aborting,  Unpark,      aborting),
+            (aborting,  drain,       aborting),
+            (aborting,  hung,        aborting),
+            (aborting,  told,        aborting),
+            (aborting,  Condemned,   killed),
+            (aborting,  Ended,       killed),
+            (aborting,  FamilyGone,  aborting),
             (killing,   BecameReady, killing),
             (killing,   Park,        killing),
             (killing,   Unpark,      killing),
             (killing,   drain,       killing),
+            (killing,   hung,        killing),
             (killing,   told,        killing),
             (killing,   Condemned,   killing),
             (killing,   Ended,       killing),
@@ -438,6 +493,7 @@ mod tests {
             (Dead,      Park,        Dead),
             (Dead,      Unpark,      Dead),
             (Dead,      drain,       Dead),
+            (Dead,      hung,        Dead),
             (Dead,      told,        Dead),
             (Dead,      Condemned,   Dead),
             (Dead,      Ended,       Dead),

@@ -21,9 +21,10 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use croupier_core::Core;
-use croupier_core::config::{Config, Policy, ReadyRule, RestartPolicy};
+use croupier_core::config::{Config, Limits, Policy, ReadyRule, RestartPolicy};
 use croupier_core::event::{
-    Action, Arrival, Client, ConnId, Event, ExitStatus, ListenerId, Load, Loads, SlotId, WorkerId,
+    Action, Arrival, Client, ConnId, Event, ExitStatus, ListenerId, Load, Loads, SignalKind,
+    SlotId, WorkerId,
 };
 use croupier_core::time::Now;
 
@@ -44,11 +45,14 @@ enum Input {
     /// The core's next deadline comes.
     Time,
     Reload,
+    /// The oldest worker of this slot that runs has too much memory.
+    Outgrows(u16),
     Stop,
     /// Messages that came too late, about workers and connections of the past.
     Stale,
 }
 
+/// All but those that only limits bring about.
 const ALL: [Input; 10] = [
     Input::Client,
     Input::Works(0),
@@ -60,6 +64,20 @@ const ALL: [Input; 10] = [
     Input::Reload,
     Input::Stop,
     Input::Stale,
+];
+
+const WITH_LIMITS: [Input; 11] = [
+    Input::Client,
+    Input::Works(0),
+    Input::Works(1),
+    Input::Ends(0),
+    Input::Ends(1),
+    Input::Outgrows(0),
+    Input::Outgrows(1),
+    Input::Answers,
+    Input::Time,
+    Input::Reload,
+    Input::Stop,
 ];
 
 /// What was asked of others and is not done yet.
@@ -76,6 +94,8 @@ struct Worker {
     listens: bool,
     ended: bool,
     condemned: bool,
+    aborting: bool,
+    draining: bool,
     queue: VecDeque<u32>,
     claimed: u64,
     active: u32,
@@ -98,6 +118,7 @@ impl Loads for Workers {
 #[derive(Debug, Clone)]
 struct Puppet {
     core: Core,
+    limits: Limits,
     now: u64,
     workers: Workers,
     /// Connections in the shell's hands.
@@ -105,15 +126,23 @@ struct Puppet {
     next_conn: u32,
     answers: Vec<Answer>,
     finished: bool,
+    /// Somebody had too much memory.
+    outgrown: bool,
+    reloaded: bool,
 }
 
 impl Puppet {
     fn new(policy: Policy) -> Self {
+        Self::limited(policy, Limits::NONE)
+    }
+
+    fn limited(policy: Policy, limits: Limits) -> Self {
         let config = Config {
             slots: 2,
             policy,
             queue_limit: 4,
             max_active: None,
+            limits,
             stall_after: Duration::from_millis(100),
             slow_start: Duration::from_secs(10),
             ready: ReadyRule::Listen,
@@ -138,12 +167,15 @@ impl Puppet {
         };
         let mut puppet = Self {
             core: Core::new(config, Now(1)),
+            limits,
             now: 1,
             workers: Workers::default(),
             held: Vec::new(),
             next_conn: 0,
             answers: Vec::new(),
             finished: false,
+            outgrown: false,
+            reloaded: false,
         };
         puppet.settle();
         puppet.tell(Event::ListenerOpened { listener: ON, declared: true });
@@ -169,14 +201,20 @@ impl Puppet {
             Action::Spawn { slot, worker, generation } => {
                 let generation = generation.0;
                 // One that even KILL does not end is waited for, but not for ever.
+                let lives = |w: &&Worker| !w.ended && !w.condemned && !w.aborting;
                 let sits = |w: &&Worker| {
-                    w.slot == slot.0 && w.generation == generation && !w.ended && !w.condemned
+                    w.slot == slot.0 && w.generation == generation && lives(w) && !w.draining
                 };
-                assert_eq!(
-                    self.workers.0.values().filter(sits).count(),
-                    0,
+                self.reloaded |= generation > 1;
+                let most = usize::from(self.outgrown && self.core.reloading().is_none());
+                assert!(
+                    self.workers.0.values().filter(sits).count() <= most,
                     "{slot:?} has a worker"
                 );
+                if self.core.reloading().is_none() && !self.reloaded {
+                    let all = self.workers.0.values().filter(lives).count();
+                    assert!(all < 2 + most, "more than one beside those of the slots");
+                }
                 let new = Worker { slot: slot.0, generation, ..Worker::default() };
                 self.workers.0.insert(worker.0, new);
                 self.tell(Event::Spawned { worker });
@@ -185,13 +223,24 @@ impl Puppet {
                 self.release(conn.0);
                 let worker = self.workers.0.get_mut(&worker.0).expect("it is not forgotten");
                 assert!(worker.listens && !worker.condemned && worker.queue.len() < 256);
+                assert!(!worker.aborting);
                 worker.queue.push_back(conn.0);
                 let worker = self.id_of(conn);
                 self.tell(Event::HandedOff { conn, worker });
             }
-            Action::Refuse { conn } => {
+            Action::Refuse { conn } | Action::Shed { conn } => {
                 self.release(conn.0);
                 self.tell(Event::Refused { conn });
+            }
+            Action::TellDraining { worker, draining } => {
+                if let Some(worker) = self.workers.0.get_mut(&worker.0) {
+                    worker.draining = draining;
+                }
+            }
+            Action::Signal { worker, signal: SignalKind::Abort } => {
+                if let Some(worker) = self.workers.0.get_mut(&worker.0) {
+                    worker.aborting = true;
+                }
             }
             Action::KillFamily { worker } => {
                 if let Some(worker) = self.workers.0.get_mut(&worker.0) {
@@ -212,8 +261,7 @@ impl Puppet {
                 self.finished = true;
             }
             Action::Ring { .. }
-            | Action::TellDraining { .. }
-            | Action::Signal { .. }
+            | Action::Signal { signal: SignalKind::Stop, .. }
             | Action::AdoptSockets { .. }
             | Action::Report(_) => {}
         }
@@ -251,7 +299,16 @@ impl Puppet {
                 self.now = self.now.max(next);
                 self.tell(Event::Woke);
             }
-            Input::Reload => self.tell(Event::ReloadAsked { rolling: self.now.is_multiple_of(2) }),
+            Input::Reload => {
+                self.reloaded = true;
+                self.tell(Event::ReloadAsked { rolling: self.now.is_multiple_of(2) });
+            }
+            Input::Outgrows(slot) => {
+                self.outgrown = true;
+                let lives = |(_, w): &(&u32, &Worker)| w.slot == slot && !w.ended && !w.condemned;
+                let id = self.workers.0.iter().find(lives).map_or(0, |(id, _)| *id);
+                self.tell(Event::Outgrew { worker: WorkerId(id), bytes: 1 << 30 });
+            }
             Input::Stop => self.tell(Event::StopAsked { now: false }),
             Input::Stale => self.stale(),
         }
@@ -269,7 +326,8 @@ impl Puppet {
         self.held.push(conn);
         let client = Client::V4([10, 0, 0, u8::try_from(conn).unwrap()]);
         self.tell(Event::Accepted(Arrival { conn: ConnId(conn), listener: ON, client }));
-        assert!(self.held.is_empty() || !self.answers.is_empty(), "accepted, but not dealt");
+        let may_wait = self.limits.max_queue_wait.is_some() || !self.answers.is_empty();
+        assert!(self.held.is_empty() || may_wait, "accepted, but not dealt");
     }
 
     fn works(&mut self, slot: u16) {
@@ -344,6 +402,7 @@ impl Puppet {
                 Event::Exited { worker, status, orphans: true },
                 Event::FamilyGone { worker },
                 Event::Misbehaved { worker },
+                Event::Outgrew { worker, bytes: 1 },
                 Event::HandedOff { conn: ConnId(7777), worker },
                 Event::HandOffFailed {
                     conn: ConnId(7777),
@@ -361,7 +420,11 @@ impl Puppet {
     }
 
     fn explore(&self, depth: u32, path: &mut Vec<Input>, count: &mut u64) {
-        for input in ALL {
+        self.explore_with(&ALL, depth, path, count);
+    }
+
+    fn explore_with(&self, all: &[Input], depth: u32, path: &mut Vec<Input>, count: &mut u64) {
+        for input in all.iter().copied() {
             let mut next = self.clone();
             path.push(input);
             let told = std::panic::AssertUnwindSafe(|| next.step(input));
@@ -370,7 +433,7 @@ impl Puppet {
             }
             *count += 1;
             if depth > 1 && !next.finished {
-                next.explore(depth - 1, path, count);
+                next.explore_with(all, depth - 1, path, count);
             }
             path.pop();
         }
@@ -406,6 +469,63 @@ fn all_short_sequences_from_the_middle_of_a_reload() {
         puppet.explore(DEPTH - 1, &mut Vec::new(), &mut count);
         assert!(count > 40_000, "{count} steps");
     }
+}
+
+/// The same, from the middle of a recycling: the new worker is being started, or has taken over while
+/// the old one holds a connection.
+#[test]
+fn all_short_sequences_from_the_middle_of_a_recycling() {
+    for took_over in [false, true] {
+        let mut puppet = Puppet::new(Policy::Least);
+        for input in [Input::Works(0), Input::Works(1), Input::Client, Input::Client, Input::Client]
+        {
+            puppet.step(input);
+        }
+        // The newest worker of a slot is the one that works: before it, the old one claims.
+        puppet.step(Input::Works(0));
+        puppet.step(Input::Outgrows(0));
+        if took_over {
+            puppet.step(Input::Works(0));
+        }
+        let states: Vec<_> = puppet.core.workers().map(|worker| worker.state).collect();
+        let expected = if took_over {
+            ["draining", "ready", "ready"]
+        } else {
+            ["ready", "ready", "starting"]
+        };
+        assert_eq!(states, expected);
+        let mut count = 0;
+        puppet.explore_with(&WITH_LIMITS, DEPTH - 1, &mut Vec::new(), &mut count);
+        assert!(count > 40_000, "{count} steps");
+    }
+}
+
+/// The same, from a worker that has claimed nothing for nearly as long as it may, with few let in.
+#[test]
+fn all_short_sequences_with_hung_workers_and_admission() {
+    let limits = Limits {
+        hung_timeout: Duration::from_millis(400),
+        max_connections: Some(3),
+        max_total: Some(2),
+        max_queue_wait: Some(Duration::from_millis(200)),
+        waiting_max: 2,
+        ..Limits::NONE
+    };
+    let mut puppet = Puppet::limited(Policy::Least, limits);
+    // It may be given few enough to be recycled here.
+    puppet.outgrown = true;
+    for input in [Input::Works(0), Input::Works(1), Input::Client, Input::Client, Input::Client] {
+        puppet.step(input);
+    }
+    let mut count = 0;
+    puppet.explore_with(&WITH_LIMITS, DEPTH - 1, &mut Vec::new(), &mut count);
+    assert!(count > 40_000, "{count} steps");
+    // Nothing but time: whoever does not claim is hung, and everybody is replaced.
+    for _ in 0..40 {
+        puppet.step(Input::Time);
+        puppet.step(Input::Answers);
+    }
+    assert!(puppet.core.totals().hung >= 2, "{:?}", puppet.core.totals());
 }
 
 /// The same, from two workers that are ready and have a queue.
@@ -487,7 +607,7 @@ fn any_event(dice: &mut dice::Dice) -> Event {
     let status = ExitStatus::Code(0);
     let orphans = dice.permille(500);
     let count = u32::try_from(dice.below(3)).unwrap();
-    match dice.below(27) {
+    match dice.below(28) {
         0 | 1 => Event::Woke,
         2..=4 => Event::Accepted(arrival),
         5 => Event::HandedOff { conn, worker },
@@ -509,6 +629,7 @@ fn any_event(dice: &mut dice::Dice) -> Event {
         23 => Event::Exited { worker, status, orphans },
         24 => Event::FamilyGone { worker },
         25 => Event::ReloadAsked { rolling: orphans },
+        26 => Event::Outgrew { worker, bytes: dice.next() },
         _ if dice.permille(100) => Event::StopAsked { now: orphans },
         _ => Event::Misbehaved { worker },
     }

@@ -7,9 +7,11 @@
 //!             answers.rs workers' questions (bind, listen, attach, …)
 //!             supervise.rs  starts, ends, families
 //!             replace.rs    what a reload says
+//!             limits.rs     what hung workers, recycling and admission say
 //!             commands.rs   status, stop, reload, wait from the command line
 //!             rescue.rs     takes connections back   ┐ what a worker could make block,
 //!             disposal.rs   closes what is done with ┘ on threads of their own
+//!             rss.rs        looks at memory, on a thread of its own, if asked to
 //! ```
 //!
 //! The core decides, this does. Nothing in here chooses a worker, keeps a deadline of its own for one,
@@ -23,6 +25,7 @@ mod answers;
 mod channel;
 mod commands;
 mod disposal;
+mod limits;
 mod listener;
 mod page;
 mod perform;
@@ -31,6 +34,7 @@ mod process;
 mod questions;
 mod replace;
 mod rescue;
+mod rss;
 mod run;
 mod socket_file;
 mod start;

@@ -172,7 +172,8 @@ pub(crate) fn family_holds(worker: &Worker, mains: &[u32], inode: u64) -> bool {
 /// parents have died.
 const DEPTH_MAX: usize = 4096;
 
-fn descend(root: u32, found: &mut Vec<u32>) {
+/// Adds everything below a process.
+pub(crate) fn descend(root: u32, found: &mut Vec<u32>) {
     let mut open = vec![root];
     while let Some(pid) = open.pop() {
         let Ok(process) = Proc::new(i32::try_from(pid).unwrap_or(0)) else { continue };
@@ -185,7 +186,8 @@ fn descend(root: u32, found: &mut Vec<u32>) {
     }
 }
 
-fn children(process: &Proc) -> Vec<u32> {
+/// The children of all threads of a process.
+pub(crate) fn children(process: &Proc) -> Vec<u32> {
     let Ok(tasks) = process.tasks() else { return Vec::new() };
     tasks.flatten().filter_map(|task| task.children().ok()).flatten().collect()
 }

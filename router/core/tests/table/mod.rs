@@ -23,7 +23,7 @@ use std::collections::{BTreeMap, BTreeSet, BinaryHeap, VecDeque};
 use std::time::Duration;
 
 use croupier_core::Core;
-use croupier_core::config::{Config, Policy, ReadyRule, RestartPolicy};
+use croupier_core::config::{Config, Limits, Policy, ReadyRule, RestartPolicy};
 use croupier_core::event::{
     Action, Arrival, Client, ConnId, Event, ExitStatus, Generation, ListenerId, Load, Loads,
     Outcome, Report, SendFailure, SignalKind, SlotId, TakeBackReason, WorkerId,
@@ -54,6 +54,7 @@ pub(crate) fn config(slots: u16, policy: Policy) -> Config {
         policy,
         queue_limit: 64,
         max_active: None,
+        limits: Limits::NONE,
         stall_after: Duration::from_millis(100),
         slow_start: Duration::ZERO,
         ready: ReadyRule::Listen,
@@ -132,6 +133,11 @@ pub(crate) struct Story {
     pub(crate) taken_back: Vec<(u64, u64, u32, TakeBackReason)>,
     pub(crate) served: BTreeSet<u64>,
     pub(crate) refused: BTreeSet<u64>,
+    /// Turned away because others had waited for too long: when, which.
+    pub(crate) shed: BTreeSet<u64>,
+    pub(crate) shed_at: Vec<(u64, u64)>,
+    /// Most workers beside one for each slot, those that end because they hang not counted.
+    pub(crate) most_beside: usize,
     /// In a worker's hands when it died.
     pub(crate) lost: BTreeSet<u64>,
     pub(crate) signals: Vec<(u64, u32, SignalKind)>,
@@ -176,6 +182,8 @@ pub(crate) struct Table {
     bell_at: Option<u64>,
     stopping: bool,
     forgotten: BTreeSet<u32>,
+    /// Somebody was said to have too much memory.
+    outgrow: bool,
     probe_serials: BTreeSet<u64>,
 }
 
@@ -208,6 +216,7 @@ impl Table {
             bell_at: None,
             stopping: false,
             forgotten: BTreeSet::new(),
+            outgrow: false,
             probe_serials: BTreeSet::new(),
         };
         table.open(0);
@@ -237,7 +246,8 @@ impl Table {
     pub(crate) fn client_on(&mut self, listener: u16, client: Client) -> u64 {
         self.connections += 1;
         let serial = self.connections;
-        let conn = Conn { serial, client, listener: ListenerId(listener), service: None };
+        let came = self.now;
+        let conn = Conn { serial, client, listener: ListenerId(listener), service: None, came };
         let Some(backlog) = self.listeners.get_mut(&listener) else {
             // Nobody listens: the kernel refuses, the primary never hears of it.
             self.story.refused.insert(serial);
@@ -465,6 +475,13 @@ impl Table {
                 self.end_of(&gone, |story| &mut story.refused);
                 self.handle(Event::Refused { conn });
             }
+            Action::Shed { conn } => {
+                let (gone, listener) = self.release(conn);
+                self.check_shed(&gone, listener);
+                self.story.shed_at.push((self.now, gone.serial));
+                self.end_of(&gone, |story| &mut story.shed);
+                self.handle(Event::Refused { conn });
+            }
             Action::Ring { worker, at_claim, on_close } => {
                 self.bells_set |= at_claim != 0 || on_close;
                 // The race that the doorbell's rule is about: a claim just before the word is there.
@@ -482,7 +499,8 @@ impl Table {
                 let serial = self.connections;
                 self.probe_serials.insert(serial);
                 self.story.probes.push((self.now, worker.0));
-                let probe = Conn { serial, client: Client::Local, listener, service: Some(US) };
+                let (client, came) = (Client::Local, self.now);
+                let probe = Conn { serial, client, listener, service: Some(US), came };
                 let sent = self.room.players.get_mut(&worker.0).is_some_and(|player| {
                     let listens = player.listens.contains(&listener.0);
                     if listens {
@@ -505,6 +523,9 @@ impl Table {
             }
             Action::Signal { worker, signal } => {
                 self.story.signals.push((self.now, worker.0, signal));
+                if let Some(player) = self.room.players.get_mut(&worker.0) {
+                    player.aborting |= signal == SignalKind::Abort;
+                }
                 if self.room.players.get(&worker.0).is_some_and(|player| !player.habit.stubborn) {
                     self.schedule(self.now + MS, Due::Killed(worker.0));
                 }
@@ -585,6 +606,7 @@ impl Table {
                     "{worker:?} has {} queued",
                     player.queue.len()
                 );
+                assert!(!player.aborting, "handed to {worker:?}, which hangs, at {now}");
                 if let (Some(max), true) = (max_active, player.habit.honest()) {
                     let load = player.queue.len() + player.active.len();
                     assert!(load < max as usize, "{worker:?} has load {load} of {max} at {now}");
@@ -629,11 +651,19 @@ impl Table {
     }
 
     fn spawn(&mut self, slot: SlotId, worker: WorkerId, generation: Generation) {
-        // Two generations may be in one slot, two workers of one generation never.
+        // Two generations may be in one slot, two workers of one generation never, but for one that
+        // is replaced because it hangs, or has had its time.
+        let limits = self.config.limits;
+        let recycles = limits.max_connections.is_some() || limits.max_lifetime.is_some();
+        let alone = self.core.reloading().is_none() && (recycles || self.outgrow);
         let occupied = self.room.players.values().filter(|player| {
-            player.slot == slot && player.generation == generation && player.is_running()
+            player.slot == slot
+                && player.generation == generation
+                && player.is_running()
+                && !player.aborting
         });
-        assert_eq!(occupied.count(), 0, "slot {} is started twice at {}", slot.0, self.now);
+        let most = usize::from(alone);
+        assert!(occupied.count() <= most, "slot {} is started twice at {}", slot.0, self.now);
         let habit = (self.habits)(slot, worker, &mut self.dice);
         if habit.spawn_fails {
             return self.handle(Event::SpawnFailed { worker });
@@ -641,6 +671,9 @@ impl Table {
         let up_at = self.now + habit.start;
         self.room.players.insert(worker.0, Player::new(worker, slot, generation, habit));
         self.schedule(up_at, Due::Player(worker.0));
+        let here = self.room.players.values().filter(|p| p.is_running() && !p.aborting).count();
+        let beside = here.saturating_sub(usize::from(self.config.slots));
+        self.story.most_beside = self.story.most_beside.max(beside);
         self.handle(Event::Spawned { worker });
     }
 
@@ -822,17 +855,47 @@ impl Table {
             player.queue.iter().for_each(|c| place(c.serial, "queued"));
             player.active.iter().for_each(|c| place(c.serial, "active"));
         }
-        let ended = self.story.served.len() + self.story.refused.len() + self.story.lost.len();
+        let story = &self.story;
+        let ended =
+            story.served.len() + story.refused.len() + story.shed.len() + story.lost.len();
         let made = usize::try_from(self.connections).unwrap() - self.probe_serials.len();
         assert_eq!(seen.len() + ended, made, "connections are missing at {}", self.now);
         let totals = self.core.totals();
         let in_hand = self.conns.iter().flatten().count() as u64;
         let accepted: u64 = totals.accepted + self.story.taken_back.len() as u64;
+        let gone = totals.handed_off + totals.refused + totals.shed;
         assert!(
-            accepted >= totals.handed_off + totals.refused
-                && accepted - totals.handed_off - totals.refused <= in_hand + 300,
+            accepted >= gone && accepted - gone <= in_hand + 300,
             "{totals:?} with {in_hand} in hand"
         );
+        assert_eq!(totals.shed, self.story.shed.len() as u64);
+        self.check_total();
+    }
+
+    /// `max_total`: what workers have, and what is on its way to them.
+    fn check_total(&self) {
+        let honest = |player: &Player| player.habit.honest();
+        let Some(max) = self.config.limits.max_total else { return };
+        if !self.room.players.values().all(honest) {
+            return;
+        }
+        let open: usize =
+            self.room.players.values().map(|player| player.queue.len() + player.active.len()).sum();
+        // Probes are made by the primary, and let in nobody.
+        let most = max as usize + self.probe_serials.len().min(self.room.players.len());
+        assert!(open <= most, "{open} open at {}: {}", self.now, self.picture());
+    }
+
+    /// Whoever is reset came when others of the same listener had waited for long, and still do.
+    fn check_shed(&self, gone: &Conn, listener: ListenerId) {
+        let wait = self.config.limits.max_queue_wait.expect("nobody else is shed");
+        let wait = u64::try_from(wait.as_nanos()).unwrap();
+        assert!(!self.stopping, "shed while it stops");
+        let held = self.conns.iter().flatten().filter(|(_, on)| *on == listener);
+        let oldest = held.map(|(conn, _)| (conn.came, conn.serial)).min();
+        let (came, serial) = oldest.expect("somebody waits");
+        assert!(self.now - came >= wait, "{gone:?} is shed after {} ms", (self.now - came) / MS);
+        assert!(serial < gone.serial, "an older one is shed: {gone:?}");
     }
 
     /// The operator stops it.
@@ -844,6 +907,12 @@ impl Table {
     /// The operator wants a new generation.
     pub(crate) fn reload(&mut self, rolling: bool) {
         self.tell(Event::ReloadAsked { rolling });
+    }
+
+    /// The shell finds that a worker has too much memory.
+    pub(crate) fn outgrows(&mut self, worker: u32) {
+        self.outgrow = true;
+        self.tell(Event::Outgrew { worker: WorkerId(worker), bytes: 1 << 30 });
     }
 
     /// For messages.

@@ -15,6 +15,8 @@ pub(crate) struct Conn {
     pub(crate) listener: ListenerId,
     /// How long its request takes, if not what the worker usually needs.
     pub(crate) service: Option<u64>,
+    /// When its client connected.
+    pub(crate) came: u64,
 }
 
 /// How a worker takes connections.
@@ -151,6 +153,8 @@ pub(crate) struct Player {
     pub(crate) was_ready: bool,
     /// The core wants it dead.
     pub(crate) condemned: bool,
+    /// It was told to abort.
+    pub(crate) aborting: bool,
     pub(crate) taking: TakeBackReason,
     pub(crate) born: Option<u64>,
 }
@@ -176,6 +180,7 @@ impl Player {
             nudged: true,
             was_ready: false,
             condemned: false,
+            aborting: false,
             taking: TakeBackReason::Death,
             born: None,
         }
