@@ -1150,7 +1150,9 @@ mod tests {
 
     #[test]
     fn limits_need_what_they_count() {
-        for flag in ["--hung-timeout=1s", "--max-connections=5", "--max-total=5", "--max-queue-wait=1s"] {
+        for flag in
+            ["--hung-timeout=1s", "--max-connections=5", "--max-total=5", "--max-queue-wait=1s"]
+        {
             let why = refusal(&["-p", "shared", flag, "x"]);
             let name = flag.split('=').next().unwrap();
             assert!(why.contains(name) && why.contains("least, rr or ip"), "{why}");

@@ -107,8 +107,7 @@ impl Sum {
         ];
         self.hung += totals.hung;
         self.recycled[0] += totals.recycled;
-        self.recycled[1] +=
-            reported(|report| matches!(report, Report::RecycleFailed { .. }));
+        self.recycled[1] += reported(|report| matches!(report, Report::RecycleFailed { .. }));
         self.shed += totals.shed;
         assert_eq!(began, ends[0] + ends[1], "each reload has one end");
         self.reloads = [self.reloads[0] + ends[0], self.reloads[1] + ends[1]];

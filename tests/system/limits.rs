@@ -189,10 +189,11 @@ fn a_worker_that_leaks_is_replaced() {
     let guard = Guard::new("limits-rss");
     let port = guard.port();
     let script = guard.write("leaks.py", LEAKS);
-    let mut args: Vec<OsString> = ["-w", "2", "--max-rss", "80M", "--slow-start", "0", "--", "python3"]
-        .iter()
-        .map(Into::into)
-        .collect();
+    let mut args: Vec<OsString> =
+        ["-w", "2", "--max-rss", "80M", "--slow-start", "0", "--", "python3"]
+            .iter()
+            .map(Into::into)
+            .collect();
     args.extend([script.into(), port.to_string().into()]);
     let croupier = guard.run(args).ready();
     let client = Client::port(port);
@@ -324,8 +325,16 @@ fn who_comes_when_others_waited_for_too_long_is_reset_and_counted() {
     let guard = Guard::new("limits-shed");
     let port = guard.port();
     let flags = [
-        "-w", "1", "--queue-limit", "1", "--max-queue-wait", "400ms", "--shed", "reset",
-        "--stall-after", "10s",
+        "-w",
+        "1",
+        "--queue-limit",
+        "1",
+        "--max-queue-wait",
+        "400ms",
+        "--shed",
+        "reset",
+        "--stall-after",
+        "10s",
     ];
     let croupier = run(&guard, port, &flags);
     let client = Client::port(port);
@@ -371,7 +380,10 @@ fn overload_is_shed_and_the_rest_is_served_in_time() {
     let resets = run.failures.iter().filter(|failure| **failure == Failure::Reset).count();
     assert_eq!(resets, run.failures.len(), "nothing but resets: {:?}", run.failures);
     assert_eq!(u64::try_from(resets).unwrap(), status.totals.shed);
-    assert_eq!(status.totals.accepted, status.totals.handed_off - status.totals.stolen + status.totals.shed);
+    assert_eq!(
+        status.totals.accepted,
+        status.totals.handed_off - status.totals.stolen + status.totals.shed
+    );
     let rss = field_of_status(croupier.pid(), "VmRSS").unwrap();
     figure(&Figure {
         item: "7 overload, --max-queue-wait 300ms",
@@ -381,7 +393,9 @@ fn overload_is_shed_and_the_rest_is_served_in_time() {
             run.slowest
         ),
         goal: "the first 64 are served; some are reset; slowest under 1 s",
-        met: resets > 0 && run.replies.len() >= 64 && run.slowest < Duration::from_secs(soak_or(1, 3)),
+        met: resets > 0
+            && run.replies.len() >= 64
+            && run.slowest < Duration::from_secs(soak_or(1, 3)),
     });
     croupier.stop_well();
 }

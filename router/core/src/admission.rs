@@ -81,6 +81,9 @@ pub(crate) struct Admission {
     taking: Listens,
     /// When that is done next.
     take_at: Option<Now>,
+    /// A bell was set for those that wait in hand, and what it announces may have happened just
+    /// before.
+    look_at: Option<Now>,
     episode: Option<Episode>,
 }
 
@@ -147,7 +150,7 @@ impl Admission {
         let wait = wait?;
         let fronts = self.lines.iter().filter_map(|line| line.waiting.front());
         let overdue = fronts.map(|(_, since)| since.after(wait)).filter(|at| *at > now);
-        let others = [self.take_at, self.episode.map(|episode| episode.ends)];
+        let others = [self.take_at, self.look_at, self.episode.map(|episode| episode.ends)];
         overdue.chain(others.into_iter().flatten()).min()
     }
 }
@@ -157,7 +160,8 @@ impl Core {
     pub(crate) fn total_has_room(&mut self, ask: Ask, loads: &impl Loads) -> bool {
         let Some(max) = self.config.limits.max_total else { return true };
         let held = u64::try_from(self.ledger.held.len()).unwrap_or(u64::MAX);
-        if self.dealer.total(loads) + held < u64::from(max) {
+        self.dealer.total_full = self.dealer.total(loads) + held >= u64::from(max);
+        if !self.dealer.total_full {
             return true;
         }
         self.begins_to_wait(ask.listener);
@@ -186,7 +190,7 @@ impl Core {
             admission.verdict = Verdict::Keep(listener);
             return true;
         }
-        let take_at = *admission.take_at.get_or_insert(now.after(look_every(wait)));
+        let take_at = *admission.take_at.get_or_insert_with(|| now.after(look_every(wait)));
         self.wake_by(take_at);
         false
     }
@@ -260,9 +264,11 @@ impl Core {
 
     /// Deals to those that wait in hand, the oldest of each listener first.
     pub(crate) fn place_waiting(&mut self, loads: &impl Loads) {
+        self.admission.look_at = None;
         if self.admission.count == 0 {
             return;
         }
+        let before = core::mem::replace(&mut self.bells, Bells::LookedAfter);
         for at in 0..self.admission.lines.len() {
             while let Some((arrival, _)) =
                 self.admission.lines.get(at).and_then(|line| line.waiting.front().copied())
@@ -272,6 +278,20 @@ impl Core {
             }
         }
         self.admission.lines.retain(|line| !line.waiting.is_empty());
+        if self.bells == Bells::Written {
+            let again = self.dealer.now.after(Duration::from_nanos(1));
+            self.admission.look_at = Some(again);
+            self.wake_by(again);
+        } else {
+            self.bells = before;
+        }
+    }
+
+    /// All loads were read again since bells were set.
+    pub(crate) fn looked_again(&mut self) {
+        if self.admission.look_at.take().is_some() {
+            self.find_deadline();
+        }
     }
 
     /// Whether this one waits no more.
@@ -303,7 +323,9 @@ impl Dealer {
         let mut total = 0;
         for i in 0..self.seats.len() {
             self.look(i, loads);
-            let (Some(seat), Some(worker)) = (self.seats.get(i), self.workers.get(i)) else { break };
+            let (Some(seat), Some(worker)) = (self.seats.get(i), self.workers.get(i)) else {
+                break;
+            };
             total += match worker.state {
                 // What it had in hand ended with it.
                 State::Dead => seat.queued(),

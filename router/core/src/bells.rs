@@ -21,7 +21,7 @@ impl Dealer {
     pub(crate) fn set_bells(&mut self, ask: Ask, actions: &mut VecDeque<Action>) -> bool {
         let (now, max_active) = (self.now, self.rules.max_active);
         let (mut written, mut full, mut large) = (false, 0_u32, 0_u32);
-        let pace = self.pace.size();
+        let (pace, total_full) = (self.pace.size(), self.total_full);
         for (seat, worker) in self.seats.iter_mut().zip(&mut self.workers) {
             if !seat.listens.contains(ask.listener) {
                 continue;
@@ -35,6 +35,7 @@ impl Dealer {
                     when_there_is_room(seat, max_active)
                 }
             };
+            let wanted = Bell { on_close: wanted.on_close || total_full, ..wanted };
             if seat.queued() >= u64::from(seat.window) {
                 worker.window.full(now);
                 full += 1;

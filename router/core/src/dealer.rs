@@ -107,6 +107,8 @@ pub(crate) struct Dealer {
     /// Workers that must claim a probe before they get anything.
     pub(crate) doubtful: u32,
     pub(crate) notes: Vec<Note>,
+    /// `--max-total` was reached when it was last looked at: any close makes room.
+    pub(crate) total_full: bool,
     /// The least load of those that have room on a listener. In an epoch loads only grow, so the
     /// first seat that is this low is one of the lowest.
     pub(crate) floor: Option<(ListenerId, u64)>,
@@ -126,6 +128,7 @@ impl Dealer {
             fresh: 0,
             doubtful: 0,
             notes: Vec::new(),
+            total_full: false,
             floor: None,
         }
     }

@@ -119,7 +119,7 @@ impl Core {
             ReadyProbe::Due { .. } | ReadyProbe::Asked | ReadyProbe::Queued => None,
         };
         let take = Some(worker.take_after).filter(|after| *after > self.dealer.now);
-        let age = worker.age.deadline(worker.state);
+        let age = worker.age.deadline(worker.state).filter(|_| !self.stop.is_under_way());
         [worker.state.deadline(), worker.paused, probe, take, age].into_iter().flatten()
     }
 

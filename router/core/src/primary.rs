@@ -252,6 +252,7 @@ impl Core {
         let again = core::mem::replace(&mut self.bells, Bells::LookedAfter) == Bells::Written;
         if again {
             self.dealer.forget_loads_behind_new_bells();
+            self.looked_again();
         }
         if self.debts && !self.spare_room(ask, loads) || !self.total_has_room(ask, loads) {
             return self.admits_beyond(listener);
@@ -649,8 +650,7 @@ impl Core {
             self.listeners.iter().flatten().filter_map(|listener| listener.closing.deadline());
         let gate = self.gate_opens().filter(|at| *at > self.dealer.now);
         let reload = self.reload.deadline();
-        let admission =
-            self.admission.deadline(self.config.limits.max_queue_wait, self.dealer.now);
+        let admission = self.admission.deadline(self.config.limits.max_queue_wait, self.dealer.now);
         let others = [
             self.recheck.at,
             self.look_again,
@@ -668,7 +668,11 @@ impl Core {
     #[cfg(debug_assertions)]
     fn check(&self) {
         let admission = self.admission.count() + self.admission.leaving();
-        debug_assert!(self.ledger.balances(admission), "a connection is lost or doubled: {:?}", self.ledger);
+        debug_assert!(
+            self.ledger.balances(admission),
+            "a connection is lost or doubled: {:?}",
+            self.ledger
+        );
         debug_assert_eq!(self.dealer.seats.len(), self.dealer.workers.len());
         for (seat, worker) in self.dealer.seats.iter().zip(&self.dealer.workers) {
             self.check_worker(seat, worker);

@@ -158,7 +158,10 @@ impl Core {
         let free = self.recycle.way == Way::Nothing
             && !self.reload.is_under_way()
             && self.recycle.not_before <= now;
-        if free && let Some(i) = self.next_due() && self.leaving().next().is_none() {
+        if free
+            && let Some(i) = self.next_due()
+            && self.leaving().next().is_none()
+        {
             self.recycle(i);
         }
     }
@@ -213,9 +216,11 @@ impl Core {
         }
         self.recycle = Recycle::default();
         if last == Some(old)
-            && let Some(worker) = self.dealer.find(old).and_then(|i| self.dealer.workers.get(i))
+            && let Some(i) = self.dealer.find(old)
+            && let Some(slot) = self.dealer.workers.get(i).map(|worker| worker.slot)
         {
-            let slot = worker.slot;
+            // Room of its own matters to nobody now.
+            self.dealer.silence(i, &mut self.actions);
             self.recycle.way = Way::Leaving { old };
             self.ledger.totals.recycled += 1;
             self.report(Report::Recycled { worker: old, by, slot });

@@ -96,7 +96,10 @@ impl State {
             ) => Killing { since: now },
             (Killing { .. }, FamilyGone) => Dead,
             // Stale, or already so; each was considered:
-            (Starting { .. }, Park | Unpark | Drain { .. } | Told { .. } | Hung { .. } | FamilyGone)
+            (
+                Starting { .. },
+                Park | Unpark | Drain { .. } | Told { .. } | Hung { .. } | FamilyGone,
+            )
             | (Ready { .. }, BecameReady | Unpark | Told { .. } | FamilyGone)
             | (Parked { .. }, BecameReady | Park | Told { .. } | Hung { .. } | FamilyGone)
             | (
@@ -105,13 +108,7 @@ impl State {
             )
             | (
                 Signalled { .. } | Aborting { .. },
-                BecameReady
-                | Park
-                | Unpark
-                | Drain { .. }
-                | Told { .. }
-                | Hung { .. }
-                | FamilyGone,
+                BecameReady | Park | Unpark | Drain { .. } | Told { .. } | Hung { .. } | FamilyGone,
             )
             | (
                 Killing { .. },

@@ -488,11 +488,8 @@ fn all_short_sequences_from_the_middle_of_a_recycling() {
             puppet.step(Input::Works(0));
         }
         let states: Vec<_> = puppet.core.workers().map(|worker| worker.state).collect();
-        let expected = if took_over {
-            ["draining", "ready", "ready"]
-        } else {
-            ["ready", "ready", "starting"]
-        };
+        let expected =
+            if took_over { ["draining", "ready", "ready"] } else { ["ready", "ready", "starting"] };
         assert_eq!(states, expected);
         let mut count = 0;
         puppet.explore_with(&WITH_LIMITS, DEPTH - 1, &mut Vec::new(), &mut count);

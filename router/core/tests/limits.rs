@@ -97,7 +97,8 @@ fn a_hung_worker_among_others_lost_its_queue_long_before() {
     assert_eq!((hung(&table), table.story.probes.len()), (0, 1));
     within(&mut table, 3 * SEC, |table| hung(table) == 1);
     assert!(table.now - begun >= 2 * SEC);
-    let silent = |report: &Report| matches!(report, Report::Hung { worker, queued: 1, .. } if worker.0 == 2);
+    let silent =
+        |report: &Report| matches!(report, Report::Hung { worker, queued: 1, .. } if worker.0 == 2);
     assert_eq!(reported(&table, silent), 1, "the probe");
     within(&mut table, SEC, |table| name(table, 2) == "forgotten" && table.all_ready());
     assert!(table.story.lost.is_empty());
@@ -163,11 +164,11 @@ fn a_new_worker_that_hangs_while_it_is_watched_fails_the_reload() {
     table.reload(false);
     within(&mut table, SEC, |table| name(table, 3) == "ready");
     busy_for(&mut table, 1500 * MS);
-    let fails = |report: &Report| match report {
-        Report::ReloadFailed { why: ReloadFault::Worker { fault, was_ready, .. }, .. } => {
-            *fault == Fault::Hung && *was_ready
-        }
-        _ => false,
+    let fails = |report: &Report| {
+        let why = if let Report::ReloadFailed { why, .. } = report { Some(*why) } else { None };
+        let hung =
+            |why| matches!(why, ReloadFault::Worker { fault: Fault::Hung, was_ready: true, .. });
+        why.is_some_and(hung)
     };
     assert_eq!(reported(&table, fails), 1, "{}", table.picture());
     within(&mut table, 5 * SEC, |table| name(table, 3) == "forgotten" && table.is_quiet());
@@ -208,9 +209,7 @@ fn workers_that_were_given_enough_are_replaced_one_at_a_time() {
     assert!(table.story.lost.is_empty() && table.story.refused.is_empty());
     assert_eq!(table.story.served.len(), 2000);
     assert!(table.core.slots().all(|slot| slot.restarts == 0), "that is no restart");
-    let early = |report: &Report| {
-        matches!(report, Report::RecycleBegan { why: RecycleReason::Connections(given), .. } if *given < 45)
-    };
+    let early = |report: &Report| matches!(report, Report::RecycleBegan { why: RecycleReason::Connections(given), .. } if *given < 45);
     assert_eq!(reported(&table, early), 0);
 }
 
@@ -284,8 +283,7 @@ fn a_new_one_that_cannot_be_started_or_never_listens_is_the_same() {
         (Habit { spawn_fails: true, ..Habit::default() }, Fault::NotStarted),
         (Habit { never_ready: true, ..Habit::default() }, Fault::NotReady),
     ] {
-        let config =
-            Config { ready_timeout: Duration::from_secs(2), ..config(1, Policy::Least) };
+        let config = Config { ready_timeout: Duration::from_secs(2), ..config(1, Policy::Least) };
         let mut table = Table::of(config, Habit::default());
         table.start();
         table.habits = Box::new(move |_, _, _| habit.clone());
@@ -521,7 +519,11 @@ fn nobody_waits_for_much_longer_than_that_under_any_load() {
     }
     // Who came last before the first was reset waits for all that came in 400 ms, at half the pace.
     assert!((400 * MS..900 * MS).contains(&longest), "{} ms", longest / MS);
-    assert_eq!(reported(&table, |report| matches!(report, Report::ShedBegan { .. })), 1, "one line");
+    assert_eq!(
+        reported(&table, |report| matches!(report, Report::ShedBegan { .. })),
+        1,
+        "one line"
+    );
 }
 
 #[test]

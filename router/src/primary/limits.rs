@@ -2,7 +2,9 @@
 //!
 //! Owns the words, decides nothing.
 
-use croupier_core::event::{Fault, RecycleReason, Report};
+use std::time::Duration;
+
+use croupier_core::event::{Fault, RecycleReason, Report, SlotId, WorkerId};
 use log::Level;
 
 use super::announce::how;
@@ -18,57 +20,44 @@ impl Primary {
     }
 
     fn words_of_limits(&self, report: Report) -> Option<(Level, String)> {
-        Some(match report {
-            Report::Hung { worker, slot, silent, queued } => (
-                Level::Error,
-                format!(
-                    "worker {} (pid {}) hangs: in {silent:.1?} it has taken and closed nothing, {}; it gets \
-                     SIGABRT, KILL {:?} later, and slot {} its next worker",
-                    worker.0,
-                    self.workers.get(worker).map_or(0, |worker| worker.pid),
-                    what_waits(queued),
-                    self.config.core.kill_after,
-                    slot.0
-                ),
-            ),
-            Report::RecycleBegan { worker, by, slot, why } => (
-                Level::Info,
-                format!(
-                    "slot {}: worker {} {}; worker {} starts beside it",
-                    slot.0,
-                    worker.0,
-                    self.why_recycled(why),
-                    by.0
-                ),
-            ),
-            Report::Recycled { worker, by, slot } => (
-                Level::Info,
-                format!("slot {}: worker {} takes over from worker {}", slot.0, by.0, worker.0),
-            ),
-            Report::RecycleFailed { by, slot, fault, wait } => (
-                Level::Error,
-                format!(
+        match report {
+            Report::Hung { worker, slot, silent, queued } => {
+                Some((Level::Error, self.words_of_hung(worker, slot, silent, queued)))
+            }
+            Report::RecycleBegan { worker, by, slot, why } => {
+                let why = self.why_recycled(why);
+                let (slot, worker, by) = (slot.0, worker.0, by.0);
+                let text =
+                    format!("slot {slot}: worker {worker} {why}; worker {by} starts beside it");
+                Some((Level::Info, text))
+            }
+            Report::Recycled { worker, by, slot } => {
+                let text =
+                    format!("slot {}: worker {} takes over from worker {}", slot.0, by.0, worker.0);
+                Some((Level::Info, text))
+            }
+            Report::RecycleFailed { by, slot, fault, wait } => {
+                let text = format!(
                     "slot {}: worker {}, which was to take over, {}; the old one stays. Tried again in {wait:.1?}",
                     slot.0,
                     by.0,
                     what_happened(fault)
-                ),
-            ),
+                );
+                Some((Level::Error, text))
+            }
             Report::ShedBegan { listener, waiting } => {
                 let at = self.listeners.get(usize::from(listener.0));
-                (
-                    Level::Warn,
-                    format!(
-                        "clients of {} have waited for {:?} (--max-queue-wait), {waiting} in hand; who comes now \
-                         is reset",
-                        at.map_or_else(|| "a listener".to_owned(), ToString::to_string),
-                        self.config.core.limits.max_queue_wait.unwrap_or_default()
-                    ),
-                )
+                let text = format!(
+                    "clients of {} have waited for {:?} (--max-queue-wait), {waiting} in hand; who comes now is \
+                     reset",
+                    at.map_or_else(|| "a listener".to_owned(), ToString::to_string),
+                    self.config.core.limits.max_queue_wait.unwrap_or_default()
+                );
+                Some((Level::Warn, text))
             }
             Report::ShedEnded { shed } => {
-                let plural = if shed == 1 { "client was" } else { "clients were" };
-                (Level::Warn, format!("nobody is reset any more; {shed} {plural}"))
+                let clients = if shed == 1 { "client was" } else { "clients were" };
+                Some((Level::Warn, format!("nobody is reset any more; {shed} {clients}")))
             }
             // Others say those.
             Report::Ready { .. }
@@ -94,8 +83,26 @@ impl Primary {
             | Report::Soaking { .. }
             | Report::ReloadDone { .. }
             | Report::ReloadFailed { .. }
-            | Report::ReloadOver { .. } => return None,
-        })
+            | Report::ReloadOver { .. } => None,
+        }
+    }
+
+    fn words_of_hung(
+        &self,
+        worker: WorkerId,
+        slot: SlotId,
+        silent: Duration,
+        queued: u32,
+    ) -> String {
+        let pid = self.workers.get(worker).map_or(0, |worker| worker.pid);
+        format!(
+            "worker {} (pid {pid}) hangs: in {silent:.1?} it has taken and closed nothing, {}; it gets \
+             SIGABRT, KILL {:?} later, and slot {} its next worker",
+            worker.0,
+            what_waits(queued),
+            self.config.core.kill_after,
+            slot.0
+        )
     }
 
     fn why_recycled(&self, why: RecycleReason) -> String {

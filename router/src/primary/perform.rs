@@ -8,7 +8,7 @@ use nix::sys::signal::Signal;
 
 use super::accept::raw_peer;
 use super::listener::Phase;
-use super::rescue::Rescued;
+use super::rescue::{News, Rescued};
 use super::run::{Held, Primary};
 use super::worker::Worker;
 use super::{address, probe, process};
@@ -91,7 +91,10 @@ impl Primary {
                 let arrival = self.hold(rescued);
                 self.tell(Event::TakenBack { worker, arrival });
             }
-            self.tell(Event::TakeBackDone { worker, removed, lost: taken.lost, empty });
+            // Of a job that was given up the core has heard the end; another may be under way.
+            if taken.news == News::Awaited || taken.lost > 0 {
+                self.tell(Event::TakeBackDone { worker, removed, lost: taken.lost, empty });
+            }
             self.settle();
         }
         while let Some((worker, ready)) = self.rescue.notified() {

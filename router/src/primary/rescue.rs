@@ -56,6 +56,15 @@ pub(crate) struct Taken {
     pub(crate) lost: u32,
     /// Every queue was found empty.
     pub(crate) empty: bool,
+    pub(crate) news: News,
+}
+
+/// Whether anybody still waits for the end of a take-back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum News {
+    Awaited,
+    /// It had been given up: its end was told then, and another may be under way.
+    GivenUp,
 }
 
 /// What a thread needs. All threads share one queue: a new one goes on where the stuck one is.
@@ -149,7 +158,10 @@ impl Rescue {
     /// A finished take-back. Results of jobs that were given up are still used: the connections in
     /// them are real.
     pub(crate) fn finished(&mut self) -> Option<Taken> {
-        let taken = self.results.try_recv().ok()?;
+        let mut taken = self.results.try_recv().ok()?;
+        if self.abandoned.contains(&taken.serial) {
+            taken.news = News::GivenUp;
+        }
         self.pending.retain(|job| job.serial != taken.serial);
         self.abandoned.retain(|serial| *serial != taken.serial);
         Some(taken)
@@ -239,7 +251,8 @@ fn hire(tools: Tools) -> io::Result<Arc<Desk>> {
 
 fn take(order: &Order) -> Taken {
     let (serial, worker) = (order.serial, order.worker);
-    let mut taken = Taken { serial, worker, rescued: Vec::new(), lost: 0, empty: true };
+    let mut taken =
+        Taken { serial, worker, rescued: Vec::new(), lost: 0, empty: true, news: News::Awaited };
     for (listener, queue) in &order.queues {
         loop {
             if taken.rescued.len() >= order.max as usize {

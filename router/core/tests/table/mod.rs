@@ -184,6 +184,8 @@ pub(crate) struct Table {
     forgotten: BTreeSet<u32>,
     /// Somebody was said to have too much memory.
     outgrow: bool,
+    /// A page did not say what was so, and a connection from then may be left.
+    misled: bool,
     probe_serials: BTreeSet<u64>,
 }
 
@@ -217,6 +219,7 @@ impl Table {
             stopping: false,
             forgotten: BTreeSet::new(),
             outgrow: false,
+            misled: false,
             probe_serials: BTreeSet::new(),
         };
         table.open(0);
@@ -391,7 +394,9 @@ impl Table {
         let clients_wait = self.bells_set && self.listeners.values().any(|b| b.pending && !b.armed);
         self.bell_at = clients_wait.then(|| self.now + 20 * MS);
         // It looks at every connection; a lost one stays lost, so some turns are enough.
-        if self.story.turns.is_multiple_of(8) || self.is_quiet() {
+        let quiet = self.is_quiet();
+        self.misled = !self.room.players.values().all(|p| p.reliable) || self.misled && !quiet;
+        if self.story.turns.is_multiple_of(8) || quiet {
             self.check();
         }
     }
@@ -601,6 +606,8 @@ impl Table {
                     stopping || !player.draining,
                     "handed to {worker:?}, which drains, at {now}"
                 );
+                // Who says that it has claimed everything gets a window more, until it is found out.
+                let limit = if player.habit.honest() { limit } else { 4 * limit };
                 assert!(
                     player.queue.len() <= limit,
                     "{worker:?} has {} queued",
@@ -655,14 +662,15 @@ impl Table {
         // is replaced because it hangs, or has had its time.
         let limits = self.config.limits;
         let recycles = limits.max_connections.is_some() || limits.max_lifetime.is_some();
-        let alone = self.core.reloading().is_none() && (recycles || self.outgrow);
+        let recycles = recycles || self.outgrow;
         let occupied = self.room.players.values().filter(|player| {
             player.slot == slot
                 && player.generation == generation
                 && player.is_running()
                 && !player.aborting
+                && !player.draining
         });
-        let most = usize::from(alone);
+        let most = usize::from(recycles);
         assert!(occupied.count() <= most, "slot {} is started twice at {}", slot.0, self.now);
         let habit = (self.habits)(slot, worker, &mut self.dice);
         if habit.spawn_fails {
@@ -729,7 +737,8 @@ impl Table {
 
     fn rescued(&mut self, worker: u32, max: u32, serial: u64) {
         let id = WorkerId(worker);
-        if self.taking.get(&worker) == Some(&serial) {
+        let given_up = self.taking.get(&worker) != Some(&serial);
+        if !given_up {
             self.taking.remove(&worker);
         }
         let (mut conns, empty, why) = match self.room.players.get_mut(&worker) {
@@ -748,7 +757,10 @@ impl Table {
             let conn = self.keep(conn, listener);
             self.tell(Event::TakenBack { worker: id, arrival: Arrival { conn, listener, client } });
         }
-        self.tell(Event::TakeBackDone { worker: id, removed, lost: 0, empty });
+        // As the shell does: the end of a job that was given up was told then.
+        if !given_up {
+            self.tell(Event::TakeBackDone { worker: id, removed, lost: 0, empty });
+        }
     }
 
     /// The main process of a worker ends.
@@ -816,7 +828,12 @@ impl Table {
     fn check_bells(&self) {
         // What a full kernel or a rescue holds back goes on by a timer or by the rescue's end.
         let shut = self.config.policy == Policy::Ip && !self.core.all_were_ready();
-        let other_reasons = shut || self.now < self.full_at + 50 * MS || !self.taking.is_empty();
+        // At the total a close is waited for, and no claim.
+        let open =
+            self.room.players.values().map(|p| p.queue.len() + p.active.len()).sum::<usize>();
+        let full = self.config.limits.max_total.is_some_and(|max| open >= max as usize);
+        let other_reasons =
+            shut || full || self.now < self.full_at + 50 * MS || !self.taking.is_empty();
         let looks_again = self.core.poll_timeout().is_some_and(|Now(at)| at <= self.now + US);
         if self.awake
             || looks_again
@@ -856,8 +873,7 @@ impl Table {
             player.active.iter().for_each(|c| place(c.serial, "active"));
         }
         let story = &self.story;
-        let ended =
-            story.served.len() + story.refused.len() + story.shed.len() + story.lost.len();
+        let ended = story.served.len() + story.refused.len() + story.shed.len() + story.lost.len();
         let made = usize::try_from(self.connections).unwrap() - self.probe_serials.len();
         assert_eq!(seen.len() + ended, made, "connections are missing at {}", self.now);
         let totals = self.core.totals();
@@ -874,9 +890,8 @@ impl Table {
 
     /// `max_total`: what workers have, and what is on its way to them.
     fn check_total(&self) {
-        let honest = |player: &Player| player.habit.honest();
         let Some(max) = self.config.limits.max_total else { return };
-        if !self.room.players.values().all(honest) {
+        if self.misled {
             return;
         }
         let open: usize =
@@ -919,6 +934,9 @@ impl Table {
     pub(crate) fn picture(&self) -> String {
         use std::fmt::Write as _;
         let mut text = format!("\n  at {} ms, {:?}", self.now / MS, self.core.totals());
+        let (limits, held) = (self.config.limits, self.core.held());
+        write!(text, "\n  {held} held, max_active {:?}, {limits:?}", self.config.max_active)
+            .unwrap();
         for slot in self.core.slots() {
             write!(text, "\n  {slot:?}").unwrap();
         }

@@ -155,6 +155,8 @@ pub(crate) struct Player {
     pub(crate) condemned: bool,
     /// It was told to abort.
     pub(crate) aborting: bool,
+    /// Its page has always said what is so.
+    pub(crate) reliable: bool,
     pub(crate) taking: TakeBackReason,
     pub(crate) born: Option<u64>,
 }
@@ -165,6 +167,7 @@ impl Player {
             id,
             slot,
             generation,
+            reliable: habit.honest(),
             habit,
             process: Process::Running,
             queue: VecDeque::new(),
