@@ -364,7 +364,7 @@ fn core_config(
             base: Duration::from_millis(100),
             max: Duration::from_secs(15),
             budget: 16,
-            min_uptime: Duration::from_secs(1),
+            min_uptime: args.min_uptime,
             first_tries: 3,
             stay: args.stay,
         },

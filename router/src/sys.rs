@@ -15,6 +15,7 @@ use std::ptr::{NonNull, null_mut};
 use croupier_wire::message::{PEER_MAX, RawAddress};
 use croupier_wire::page::{PAGE_LEN, Page};
 use libc::c_int;
+use nix::unistd::{Gid, Uid, getegid, geteuid, getgroups, setfsgid, setfsuid};
 
 /// accept4(2) with `SOCK_CLOEXEC` and `flags` (0 or `SOCK_NONBLOCK`), and the peer's address in the
 /// kernel's own bytes.
@@ -199,6 +200,48 @@ pub struct ChildSetup {
     pub death_signal: Option<c_int>,
     /// Descriptors to hand to the program, as 3, 4, …
     pub inherit: Vec<c_int>,
+}
+
+/// Does `work` with another user's rights to files: its file-system ids (setfsuid(2), setfsgid(2)) and
+/// supplementary groups, for this thread only, as system calls do it (setgroups(3) would change all).
+/// What is made belongs to that user. Without root's rights nothing can change, and nothing needs to.
+///
+/// # Errors
+/// `EPERM` when the ids cannot be taken; nothing was done then.
+pub fn with_file_rights<T>(
+    uid: libc::uid_t,
+    gid: libc::gid_t,
+    groups: &[libc::gid_t],
+    work: impl FnOnce() -> T,
+) -> io::Result<T> {
+    let (own_uid, own_gid) = (geteuid(), getegid());
+    if !own_uid.is_root() {
+        return Ok(work());
+    }
+    let own_groups: Vec<libc::gid_t> = getgroups()?.into_iter().map(Gid::as_raw).collect();
+    let ids = (Uid::from_raw(uid), Gid::from_raw(gid));
+    let taken = set_groups(groups).and_then(|()| set_file_ids(ids.0, ids.1));
+    let done = taken.map(|()| work());
+    // The uid first: with root's again, the others are allowed.
+    let back = set_file_ids(own_uid, own_gid).and_then(|()| set_groups(&own_groups));
+    if let Err(error) = back {
+        log::error!("the primary's own rights to files did not come back: {error}; restart it");
+    }
+    done
+}
+
+fn set_groups(groups: &[libc::gid_t]) -> io::Result<()> {
+    // SAFETY: pointer and length are those of `groups`.
+    let done = unsafe { libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr()) };
+    if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// setfsuid(2) and setfsgid(2) report no errors; what they return at a second call says what holds.
+fn set_file_ids(uid: Uid, gid: Gid) -> io::Result<()> {
+    setfsgid(gid);
+    setfsuid(uid);
+    let is = (setfsuid(uid), setfsgid(gid));
+    if is == (uid, gid) { Ok(()) } else { Err(io::Error::from_raw_os_error(libc::EPERM)) }
 }
 
 /// Adds `setup` to `command`: own process group, limits, identity, inherited descriptors.

@@ -30,6 +30,10 @@ impl Loads for Pages {
     fn queued_exact(&self, _: WorkerId) -> Option<u32> {
         None
     }
+
+    fn lacks_cpu(&self, _: WorkerId) -> bool {
+        false
+    }
 }
 
 struct Dealt {

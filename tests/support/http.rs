@@ -260,6 +260,25 @@ pub struct Outcome {
     pub failures: Vec<Failure>,
     /// The longest wait for an answer.
     pub slowest: Duration,
+    /// How long each answer took.
+    pub times: Vec<Duration>,
+}
+
+impl Outcome {
+    /// The time within which `share` of the answers came; zero without answers.
+    #[must_use]
+    pub fn within(&self, share: f64) -> Duration {
+        let mut times = self.times.clone();
+        times.sort_unstable();
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            clippy::cast_precision_loss,
+            reason = "a rank among fewer answers than 2^52"
+        )]
+        let rank = (times.len() as f64 * share) as usize;
+        times.get(rank.min(times.len().saturating_sub(1))).copied().unwrap_or_default()
+    }
 }
 
 /// Asks `total` times from `clients` threads, each as fast as it is answered. `path` gives the path
@@ -280,7 +299,10 @@ pub fn hammer(
             let Some(path) = path else { return own };
             let asked = now();
             match client.get(&path) {
-                Ok(reply) => own.replies.push(reply),
+                Ok(reply) => {
+                    own.replies.push(reply);
+                    own.times.push(asked.elapsed());
+                }
                 Err(failure @ Failure::Connect(_)) => {
                     own.failures.push(failure);
                     return own;
@@ -297,6 +319,7 @@ pub fn hammer(
             let own = thread.join().expect("a client does not panic");
             all.replies.extend(own.replies);
             all.failures.extend(own.failures);
+            all.times.extend(own.times);
             all.slowest = all.slowest.max(own.slowest);
         }
         all

@@ -13,6 +13,9 @@ pub struct Wrk {
     pub rate: f64,
     /// Failures by kind: connect, read, write, timeout, and answers that were not 2xx or 3xx.
     pub errors: [u64; 5],
+    /// 50th and 99th percentile of the latency as it prints them, with `--latency`. Of a closed loop,
+    /// so only good beside another run of the same.
+    pub latency: Option<[String; 2]>,
     /// What it printed.
     pub text: String,
 }
@@ -47,7 +50,12 @@ impl Wrk {
             }
         }
         errors[4] = count("Non-2xx or 3xx responses:");
-        Some(Self { requests, rate, errors, text })
+        let percentile = |share: &str| {
+            let line = text.lines().find_map(|line| line.trim().strip_prefix(share))?;
+            Some(line.trim().to_owned())
+        };
+        let latency = percentile("50%").zip(percentile("99%")).map(<[String; 2]>::from);
+        Some(Self { requests, rate, errors, latency, text })
     }
 }
 

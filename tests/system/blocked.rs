@@ -139,3 +139,81 @@ fn a_saturated_pool_is_left_alone() {
             && turns < 100 * (3 * handler_ms).div_ceil(1000) + 50,
     });
 }
+
+/// A minute is long enough for every timer of the primary to have fired.
+#[test]
+fn a_worker_that_is_blocked_for_long_delays_nobody_else() {
+    const CLIENTS: usize = 8;
+    let guard = Guard::new("blocked-long");
+    let port = guard.port();
+    let croupier = four(&guard, port);
+    let client = Client::port(port);
+    let time = Duration::from_secs(soak_or(60, 2));
+    let during = |time: Duration| {
+        let end = croupier_tests::now() + time;
+        let path = |_| (croupier_tests::now() < end).then(|| "/slow?ms=2".to_owned());
+        hammer(&client, CLIENTS, usize::MAX, path)
+    };
+    let baseline = during(time / 4);
+    let stopped = Pid::from_raw(croupier.status().slot(1).unwrap().pid.unwrap());
+    stop_process(stopped.as_raw());
+    let run = during(time);
+    let stolen = croupier.status().totals.stolen;
+    let before = claimed(&croupier, 1);
+    kill(stopped, Signal::SIGCONT).unwrap();
+    croupier.wait_status("work for the continued worker", |status| {
+        assert_eq!(hammer(&client, CLIENTS, 40, |_| Some("/".to_owned())).failures, []);
+        (status.slot(1)?.claimed? > before).then_some(())
+    });
+    croupier.stop_well();
+    assert_eq!((&baseline.failures, &run.failures), (&vec![], &vec![]));
+    // Three do the work of four; beyond that only what lay in the blocked one's queue waited.
+    let limit = baseline.slowest.max(Duration::from_millis(50)) * 2;
+    let delayed = run.times.iter().filter(|time| **time > limit).count();
+    figure(&Figure {
+        item: "replace 6 one of four blocked for long",
+        measured: format!(
+            "{time:?}, {} answers, {stolen} stolen, {delayed} answers over {limit:?}; p99 {:?}, \
+             slowest {:?}, before that {:?}, {:?}",
+            run.replies.len(),
+            run.within(0.99),
+            run.slowest,
+            baseline.within(0.99),
+            baseline.slowest
+        ),
+        goal: "its queue served by others, nobody else delayed, work again afterwards",
+        met: stolen >= 1 && u64::try_from(delayed).unwrap() <= stolen + soak_or(0, 4),
+    });
+}
+
+/// On a loaded host everybody looks late; taking from one to give to another would be no help.
+#[test]
+fn a_crowd_that_keeps_the_processors_busy_is_left_alone() {
+    let workers = soak_or(64, 16);
+    let guard = Guard::new("blocked-crowd");
+    let port = guard.port();
+    let count = workers.to_string();
+    let mut args: Vec<OsString> =
+        ["-w", &count, "--slow-start", "0", "--"].iter().map(Into::into).collect();
+    args.extend(one_at_a_time(port));
+    let croupier = guard.run(args).ready();
+    let client = Client::port(port);
+    let run = hammer(&client, 2 * workers, soak_or(20_000, 500), |_| Some("/burn?ms=4".to_owned()));
+    let status = croupier
+        .wait_status("nobody open", |status| (status.open() == (0, 0)).then(|| status.clone()));
+    let late = status.workers.iter().filter(|worker| worker.late == Some(true)).count();
+    croupier.stop_well();
+    assert_eq!(run.failures, []);
+    figure(&Figure {
+        item: "replace 6 a crowd of busy workers",
+        measured: format!(
+            "{workers} workers that burn 4 ms, {} answers, {} stolen, {late} still called late \
+             afterwards, slowest {:?}",
+            run.replies.len(),
+            status.totals.stolen,
+            run.slowest
+        ),
+        goal: "0 stolen, nobody called late for longer than it is",
+        met: status.totals.stolen == 0 && late == 0,
+    });
+}

@@ -11,7 +11,7 @@ const NEEDED: u64 = 12_000;
 const RSS_KIB_MAX: u64 = 8 * 1024;
 
 /// Accepts everything, answers nobody, closes what the client closes.
-const HOLDER: &str = r#"
+pub(crate) const HOLDER: &str = r#"
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <stdio.h>

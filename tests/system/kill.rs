@@ -155,6 +155,72 @@ fn a_shell_that_is_killed_takes_its_server_along() {
     report("4 kill, sh -c 'server; true'", &run);
 }
 
+/// Between two kills: so short that a slot is killed again before it has settled.
+const APART: Duration = Duration::from_millis(50);
+
+/// Kills far faster than workers settle, so with `--min-uptime 0` only deaths before ready are crashes.
+fn kill_without_pause(workers: &str) {
+    let guard = Guard::new("kill-many");
+    let port = guard.port();
+    let kills = soak_or(1000, 20);
+    let mut all: Vec<OsString> = vec!["--min-uptime".into(), "0".into()];
+    all.extend(args(workers, one_at_a_time(port)));
+    let croupier = guard.run(all).ready();
+    let over = AtomicBool::new(false);
+    let client = Client::port(port);
+    let path = |_| (!over.load(Ordering::Relaxed)).then(|| "/slow?ms=1".to_owned());
+    let mut random = Random::new();
+    let run = std::thread::scope(|scope| {
+        let load = scope.spawn(|| hammer(&client, CLIENTS, usize::MAX, path));
+        let ended = Ended(&over);
+        for _ in 0..kills {
+            observe(APART);
+            let ready = croupier.wait_status("a victim", |status| {
+                let ready: Vec<WorkerStatus> = status.ready().cloned().collect();
+                (!ready.is_empty()).then_some(ready)
+            });
+            let victim = ready.get(random.below(ready.len())).unwrap();
+            // It may have been killed before and not be buried yet.
+            let _ = kill(Pid::from_raw(victim.pid.unwrap()), Signal::SIGKILL);
+        }
+        drop(ended);
+        load.join().unwrap()
+    });
+    let totals = croupier.wait_status("nobody unanswered", |status| {
+        (status.open() == (0, 0)).then_some(status.totals)
+    });
+    croupier.stop_well();
+    let hung = run.failures.iter().filter(|failure| matches!(failure, Failure::Hung(_))).count();
+    figure(&Figure {
+        item: &format!("replace 3 kills {APART:?} apart, -w {workers}"),
+        measured: format!(
+            "{kills} kills, {} answers, {} failed in the hands of the killed, {hung} hung, {} salvaged, \
+             {} refused, slowest {:?}",
+            run.replies.len(),
+            run.failures.len(),
+            totals.salvaged,
+            totals.refused,
+            run.slowest
+        ),
+        goal: "failed <= kills (what was queued is not lost), 0 hung, 0 refused",
+        met: run.failures.len() <= kills
+            && hung == 0
+            && totals.refused == 0
+            && totals.salvaged > 0
+            && run.replies.len() > kills,
+    });
+}
+
+#[test]
+fn kills_in_quick_succession_lose_nothing_that_was_queued() {
+    kill_without_pause("4");
+}
+
+#[test]
+fn the_only_worker_may_be_killed_again_and_again() {
+    kill_without_pause("1");
+}
+
 /// Listens, forks two children that accept, and waits for them: killed, it leaves them behind.
 const PREFORK: &str = r#"
 #define _GNU_SOURCE

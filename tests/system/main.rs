@@ -12,6 +12,7 @@ mod hostile;
 mod idle;
 mod kill;
 mod limits;
+mod longlived;
 mod output;
 mod policies;
 mod programs;

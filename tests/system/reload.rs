@@ -4,8 +4,8 @@ use std::ffi::OsString;
 use std::time::Duration;
 
 use croupier_tests::{
-    Client, Croupier, Figure, Finished, Guard, PATIENCE, Status, example, figure, hammer, skip,
-    soak_or, wait_until, wrk,
+    Client, Croupier, Figure, Finished, Guard, PATIENCE, Status, example, figure, find_program,
+    hammer, skip, soak_or, wait_until, wrk,
 };
 use nix::sys::signal::Signal;
 
@@ -80,8 +80,13 @@ fn pids(status: &Status) -> Vec<i32> {
 
 /// Reloads under wrk: every reload succeeds, and wrk sees none of them.
 fn reloads_under_load(guard: &Guard, what: &str, args: Vec<OsString>, port: u16) {
-    let rounds = soak_or(200, 5);
+    const LOAD: [&str; 5] = ["-d", "2s", "--latency", "-H", "Connection: close"];
+    let (rounds, clients) = (soak_or(200, 5), soak_or(64, 32));
     let croupier = guard.run(args).ready();
+    let Some(calm) = wrk(guard, port, "/", clients, &LOAD) else {
+        skip!("reloads_under_load", "wrk is not installed")
+    };
+    assert_eq!(calm.failed(), 0, "before any reload: {calm:?}");
     let old = pids(&croupier.status());
     let run = std::thread::scope(|scope| {
         let reloads = scope.spawn(|| {
@@ -90,16 +95,18 @@ fn reloads_under_load(guard: &Guard, what: &str, args: Vec<OsString>, port: u16)
                 assert_eq!(reload.code, Some(0), "reload {round}: {reload:#?}");
             }
         });
-        let mut sum = (0, [0; 5]);
+        let (mut requests, mut failures, mut latency) = (0, [0; 5], None);
         while !reloads.is_finished() {
-            let run = wrk(guard, port, "/", 32, &["-d", "2s", "-H", "Connection: close"])?;
-            sum.0 += run.requests;
-            sum.1.iter_mut().zip(run.errors).for_each(|(sum, errors)| *sum += errors);
+            let run = wrk(guard, port, "/", clients, &LOAD).unwrap();
+            requests += run.requests;
+            failures.iter_mut().zip(run.errors).for_each(|(sum, errors)| *sum += errors);
+            latency = latency.or(run.latency);
         }
         reloads.join().unwrap();
-        Some(sum)
+        (requests, failures, latency.unwrap_or_default())
     });
-    let Some((requests, errors)) = run else { skip!("reloads_under_load", "wrk is not installed") };
+    let (requests, errors, [p50, p99]) = run;
+    let [calm_p50, calm_p99] = calm.latency.unwrap_or_default();
     let status = croupier.status();
     assert!(
         status.workers.iter().all(|worker| worker.generation == Some(rounds + 1)),
@@ -108,8 +115,11 @@ fn reloads_under_load(guard: &Guard, what: &str, args: Vec<OsString>, port: u16)
     assert!(pids(&status).iter().all(|pid| !old.contains(pid)));
     assert_eq!(status.totals.refused, 0);
     figure(&Figure {
-        item: &format!("1 reload under load, {what}"),
-        measured: format!("{rounds} reloads, {requests} answers, failures {errors:?}"),
+        item: &format!("replace 1 reload under load, {what}"),
+        measured: format!(
+            "{rounds} reloads, {requests} answers, failures {errors:?}; p50 {p50}, p99 {p99}, \
+             without a reload {calm_p50}, {calm_p99}"
+        ),
         goal: "0 failed requests, 0 resets",
         met: errors == [0; 5] && requests > 100,
     });
@@ -133,6 +143,22 @@ fn reloads_of_an_unmodified_server_fail_no_request() {
     );
     args.extend(["--".into(), "sh".into(), "-c".into(), script.into()]);
     reloads_under_load(&guard, "preload (python)", args, port);
+}
+
+#[test]
+fn reloads_of_a_node_server_fail_no_request() {
+    let guard = Guard::new("reload-node");
+    let Some(node) = find_program("node") else {
+        skip!("reloads_of_a_node_server_fail_no_request", "node is not installed")
+    };
+    let port = guard.port();
+    let source = format!(
+        "require('http').createServer((_, answer) => answer.end('x')).listen({port}, '127.0.0.1')"
+    );
+    let script = guard.write("server.js", &source);
+    let mut args: Vec<OsString> = QUICK.iter().map(Into::into).collect();
+    args.extend(["--".into(), node.into(), script.into()]);
+    reloads_under_load(&guard, "preload (node)", args, port);
 }
 
 #[test]

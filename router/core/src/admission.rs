@@ -31,7 +31,7 @@ use alloc::vec::Vec;
 use core::time::Duration;
 
 use crate::bells::{closed, write};
-use crate::dealer::Dealer;
+use crate::dealer::{Dealer, Total};
 use crate::event::{Action, Arrival, ConnId, ListenerId, Loads, Report};
 use crate::primary::{Bells, Core};
 use crate::scheduler::{Ask, Origin};
@@ -160,10 +160,11 @@ impl Core {
     pub(crate) fn total_has_room(&mut self, ask: Ask, loads: &impl Loads) -> bool {
         let Some(max) = self.config.limits.max_total else { return true };
         let held = u64::try_from(self.ledger.held.len()).unwrap_or(u64::MAX);
-        self.dealer.total_full = self.dealer.total(loads) + held >= u64::from(max);
-        if !self.dealer.total_full {
+        if self.dealer.total(loads) + held < u64::from(max) {
+            self.dealer.total = Total::Open;
             return true;
         }
+        self.dealer.total = Total::Full;
         self.begins_to_wait(ask.listener);
         if self.dealer.set_close_bells(&mut self.actions) {
             self.bells = Bells::Written;
@@ -368,6 +369,7 @@ impl Dealer {
                 written = true;
             }
         }
+        self.some_bell |= written;
         written
     }
 }

@@ -7,7 +7,7 @@
 
 use alloc::collections::VecDeque;
 
-use crate::dealer::Dealer;
+use crate::dealer::{Dealer, Total};
 use crate::event::{Action, Loads};
 use crate::primary::Bells;
 use crate::scheduler::{Ask, Origin};
@@ -21,7 +21,7 @@ impl Dealer {
     pub(crate) fn set_bells(&mut self, ask: Ask, actions: &mut VecDeque<Action>) -> bool {
         let (now, max_active) = (self.now, self.rules.max_active);
         let (mut written, mut full, mut large) = (false, 0_u32, 0_u32);
-        let (pace, total_full) = (self.pace.size(), self.total_full);
+        let (pace, total_full) = (self.pace.size(), self.total == Total::Full);
         for (seat, worker) in self.seats.iter_mut().zip(&mut self.workers) {
             if !seat.listens.contains(ask.listener) {
                 continue;
@@ -46,6 +46,7 @@ impl Dealer {
                 written = true;
             }
         }
+        self.some_bell |= written;
         if full > 0 && ask.origin == Origin::Backlog {
             self.pace.full(large * 2 >= full);
         }
@@ -67,10 +68,15 @@ impl Dealer {
 
     /// Nobody waits any more: a bell that rang now would wake the primary for nothing.
     pub(crate) fn clear_bells(&mut self, actions: &mut VecDeque<Action>) {
+        if !core::mem::take(&mut self.some_bell) {
+            return;
+        }
         for (seat, worker) in self.seats.iter_mut().zip(&mut self.workers) {
             match seat.standing {
                 // Drain and start have their own bells.
-                Standing::Away | Standing::Finishing | Standing::Doubtful => {}
+                Standing::Away | Standing::Finishing | Standing::Doubtful => {
+                    self.some_bell |= worker.bell.is_set();
+                }
                 Standing::Paused | Standing::Late | Standing::Fresh | Standing::Regular => {
                     if worker.bell.is_set() && !has_rung(seat, worker.bell) {
                         actions.push_back(Action::Ring {
@@ -123,7 +129,9 @@ impl Dealer {
         actions: &mut VecDeque<Action>,
     ) -> bool {
         let Some((seat, worker)) = self.both(i) else { return false };
-        write(seat, worker, bell(seat, at_claim, on_close), actions)
+        let written = write(seat, worker, bell(seat, at_claim, on_close), actions);
+        self.some_bell |= written;
+        written
     }
 }
 

@@ -89,6 +89,14 @@ pub(crate) enum Round {
     Last,
 }
 
+/// Whether one more connection may be let in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Total {
+    Open,
+    /// Only when another is closed, whoever closes it.
+    Full,
+}
+
 /// See the module.
 #[derive(Debug, Clone)]
 pub(crate) struct Dealer {
@@ -107,11 +115,14 @@ pub(crate) struct Dealer {
     /// Workers that must claim a probe before they get anything.
     pub(crate) doubtful: u32,
     pub(crate) notes: Vec<Note>,
-    /// `--max-total` was reached when it was last looked at: any close makes room.
-    pub(crate) total_full: bool,
+    /// `--max-total`, when it was last looked at.
+    pub(crate) total: Total,
     /// The least load of those that have room on a listener. In an epoch loads only grow, so the
     /// first seat that is this low is one of the lowest.
     pub(crate) floor: Option<(ListenerId, u64)>,
+    /// Whether some worker's bell may be set: to look at each, for every connection that comes alone,
+    /// costs a third of dealing it where there are 64.
+    pub(crate) some_bell: bool,
 }
 
 impl Dealer {
@@ -128,8 +139,9 @@ impl Dealer {
             fresh: 0,
             doubtful: 0,
             notes: Vec::new(),
-            total_full: false,
+            total: Total::Open,
             floor: None,
+            some_bell: false,
         }
     }
 
@@ -265,7 +277,7 @@ impl Dealer {
             return;
         }
         if claimed > before {
-            worker.note_claims(claimed, seat.active(), stall_after, now);
+            worker.note_claims(claimed, stall_after, now);
         }
         if by_load {
             let seen = Seen {

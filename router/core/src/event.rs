@@ -613,4 +613,7 @@ pub trait Loads {
     /// Messages that are in the worker's queues, from SIOCOUTQ on the primary's own ends: exact,
     /// one system call per channel. `None` when it cannot be told.
     fn queued_exact(&self, worker: WorkerId) -> Option<u32>;
+    /// Whether what keeps a worker from claiming is that it gets no CPU, not what it does with it.
+    /// Asked of suspects only, again and again until they are late: it reads files of /proc.
+    fn lacks_cpu(&self, worker: WorkerId) -> bool;
 }

@@ -1,9 +1,11 @@
 //! Late workers: who is, and what is done about it.
 //!
 //! Late is normal for a saturated blocking server, so it is information, not an alarm. Connections
-//! are stolen from a late worker only while another is idle: one for each such worker, the oldest
-//! first. A worker whose queue was emptied by stealing gets a probe, and connections again once it
-//! claims it. If all are late they are saturated, and their queues are left alone.
+//! are stolen from a late worker only while another is idle, or quick enough to claim the next one at
+//! once: one for each such worker, the oldest first. (Where all are busy but quick, what lies behind a
+//! stuck one would else wait until clients become few.) A worker whose queue was emptied by stealing gets a probe, and connections again once it
+//! claims it. If all are late they are saturated, and their queues are left alone. On a host that is
+//! out of CPU everybody looks late and moving connections helps nobody: who only lacks CPU is not.
 
 use core::time::Duration;
 
@@ -15,7 +17,10 @@ use crate::worker::{Lateness, ReadyProbe, State};
 
 /// How often the others are looked at for one that is idle while somebody is late.
 const WATCH: Duration = Duration::from_millis(20);
-/// A worker with connections that claimed at once so recently will claim the next one at once too.
+/// Suspects about whom one look asks whether they lack CPU; the others wait for the next. Reading
+/// /proc costs some 15 µs each.
+const SUSPECTS_MAX: usize = 8;
+/// A worker that claimed at once so recently will claim the next one at once too.
 const PROMPT: Duration = Duration::from_millis(50);
 /// How long a page may say that something is queued when the kernel says that nothing is: the time
 /// between a worker's recvmsg and its count, stretched by a machine that is out of CPU.
@@ -48,8 +53,15 @@ impl Core {
             return;
         }
         let mut next: Option<Now> = None;
-        for i in 0..self.dealer.workers.len() {
-            let at = self.judge(i, loads);
+        let count = self.dealer.workers.len();
+        let (first, mut suspects) = (self.suspects_from, 0);
+        for i in (0..count).map(|step| (first + step) % count) {
+            let before = suspects;
+            let at = self.judge(i, &mut suspects, loads);
+            if suspects == SUSPECTS_MAX && before < suspects {
+                // Next time the others come first.
+                self.suspects_from = (i + 1) % count;
+            }
             next = match (next, at) {
                 (Some(one), Some(other)) => Some(one.min(other)),
                 (one, other) => one.or(other),
@@ -70,8 +82,9 @@ impl Core {
         }
     }
 
-    /// Whether worker `i` is late; when it must be looked at again.
-    fn judge(&mut self, i: usize, loads: &impl Loads) -> Option<Now> {
+    /// Whether worker `i` is late; when it must be looked at again. Counts those of whom it was asked
+    /// whether they lack CPU.
+    fn judge(&mut self, i: usize, suspects: &mut usize, loads: &impl Loads) -> Option<Now> {
         let now = self.dealer.now;
         let stall_after = self.config.stall_after;
         if !matches!(self.dealer.workers.get(i)?.state, State::Ready { .. }) {
@@ -97,6 +110,13 @@ impl Core {
         }
         worker.unclaimed = None;
         if worker.lateness == Lateness::No {
+            if *suspects >= SUSPECTS_MAX {
+                return Some(now.after(WATCH));
+            }
+            *suspects += 1;
+            if loads.lacks_cpu(seat.id) {
+                return Some(now.after(WATCH));
+            }
             worker.lateness = Lateness::Late;
             let worker = seat.id;
             self.report(Report::Late { worker });
@@ -120,12 +140,12 @@ impl Core {
 
     /// Takes the oldest connections of late workers for those that are idle.
     fn steal(&mut self, loads: &impl Loads) {
-        let mut idle = 0_u32;
+        let mut willing = 0_u32;
         for i in 0..self.dealer.workers.len() {
-            idle += u32::from(self.is_idle(i));
+            willing += u32::from(self.claims_soon(i));
         }
         let on_the_way = u32::try_from(self.ledger.held.len()).unwrap_or(u32::MAX);
-        let mut wanted = idle
+        let mut wanted = willing
             .saturating_sub(on_the_way)
             .saturating_sub(self.ledger.expected)
             .min(self.ledger.room());
@@ -145,8 +165,8 @@ impl Core {
         }
     }
 
-    /// Ready to serve at once what is stolen for it.
-    fn is_idle(&self, i: usize) -> bool {
+    /// Will claim at once what is stolen for it: it is idle, or quick.
+    fn claims_soon(&self, i: usize) -> bool {
         let (Some(seat), Some(worker)) = (self.dealer.seats.get(i), self.dealer.workers.get(i))
         else {
             return false;
@@ -160,13 +180,14 @@ impl Core {
             | Standing::Late => return false,
         }
         let just_claimed = worker.prompt.is_some_and(|at| self.dealer.now.since(at) <= PROMPT);
-        seat.queued() == 0
+        // In a saturated pool everybody has just claimed, but what had stood for long.
+        let idle = seat.queued() == 0
             && match seat.active {
                 0 => true,
-                // In a saturated pool everybody has just claimed, what had stood for long.
                 ACTIVE_UNKNOWN => worker.prompt.is_some() || worker.handed_off == 0,
-                _ => just_claimed && worker.serves_several,
-            }
+                _ => false,
+            };
+        idle || just_claimed
     }
 
     /// The late worker whose oldest connection, apart from those already chosen, is the oldest.

@@ -104,6 +104,8 @@ pub struct Core {
     pub(crate) late_at: Option<Now>,
     /// When everybody's progress is to be looked at, as something is queued.
     pub(crate) hung_at: Option<Now>,
+    /// Who is first asked about at the next look for late workers, by seat.
+    pub(crate) suspects_from: usize,
     /// When to look again at what no event announces for certain.
     pub(crate) recheck: Recheck,
     /// The earliest of the deadlines that are neither `late_at` nor `hung_at`.
@@ -169,6 +171,7 @@ impl Core {
             ready: 0,
             late_at: None,
             hung_at: None,
+            suspects_from: 0,
             recheck: Recheck::default(),
             deadline: None,
             pick: None,

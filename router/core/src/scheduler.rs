@@ -319,6 +319,10 @@ mod tests {
         fn queued_exact(&self, _: WorkerId) -> Option<u32> {
             None
         }
+
+        fn lacks_cpu(&self, _: WorkerId) -> bool {
+            false
+        }
     }
 
     /// A table in the last round, so that those that finish have a standing.

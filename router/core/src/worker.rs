@@ -282,8 +282,6 @@ pub(crate) struct Worker {
     /// When it was last seen to have claimed at once what it was given; `None`: its last claims were
     /// slow, or it has claimed nothing.
     pub(crate) prompt: Option<Now>,
-    /// It has had several connections active at a time: one that is active does not make it busy.
-    pub(crate) serves_several: bool,
     /// When its page was first seen to say that more is queued than the kernel has.
     pub(crate) unclaimed: Option<Now>,
     /// The probe that shows whether it accepts (`--ready accept`).
@@ -342,7 +340,6 @@ impl Worker {
             taking: None,
             take_after: now,
             prompt: None,
-            serves_several: false,
             unclaimed: None,
             probe: ReadyProbe::Due { after: now },
             word: Word::NotYet,
@@ -379,17 +376,10 @@ impl Worker {
 
     /// Notes that it has claimed, `claimed` in all. How long the last of them stood is known to be
     /// no more than the time until now.
-    pub(crate) fn note_claims(
-        &mut self,
-        claimed: u64,
-        active: u64,
-        stall_after: Duration,
-        now: Now,
-    ) {
+    pub(crate) fn note_claims(&mut self, claimed: u64, stall_after: Duration, now: Now) {
         let last = (self.taken_back + claimed).checked_sub(1).map(|number| self.times.get(number));
         let at_once = last.is_some_and(|since| now.since(since) <= stall_after / 2);
         self.prompt = at_once.then_some(now);
-        self.serves_several |= active >= 2;
     }
 
     /// Notes that the kernel queued one more for it.

@@ -310,6 +310,56 @@ fn nobody_waits_in_a_queue_while_another_worker_is_idle() {
     );
 }
 
+/// The others are never idle, but quick: what lies behind the stuck one must not wait for them to be.
+#[test]
+fn nobody_waits_behind_a_stuck_worker_while_the_others_are_busy_but_quick() {
+    let mut table = Table::new(config(4, Policy::Least), 1);
+    table.habits = Box::new(|slot, _, _| Habit {
+        stuck_until: if slot == SlotId(2) { 60 * SEC } else { 0 },
+        ..Habit::blocking(2 * MS)
+    });
+    table.start();
+    // More than three can serve, for two seconds.
+    for _ in 0..2000 {
+        table.client(Client::Local);
+        table.client(Client::Local);
+        table.run_for(MS);
+    }
+    let held: Vec<u64> = table
+        .story
+        .hand_offs
+        .iter()
+        .filter(|(at, serial, to)| {
+            *to == 3
+                && *at + 150 * MS < table.now
+                && !table.story.taken_back.iter().any(|(_, back, _, _)| back == serial)
+        })
+        .map(|(_, serial, _)| *serial)
+        .collect();
+    assert_eq!(held, [], "{}", table.picture());
+    assert!(table.core.totals().stolen >= 1);
+}
+
+#[test]
+fn who_only_lacks_cpu_is_not_late() {
+    let mut table = Table::new(config(2, Policy::Least), 1);
+    table.habits = Box::new(|slot, _, _| Habit {
+        stuck_until: if slot == SlotId(1) { 60 * SEC } else { 0 },
+        lacks_cpu: slot == SlotId(1),
+        ..Habit::event_loop(MS)
+    });
+    table.start();
+    table.client(Client::Local);
+    table.client(Client::Local);
+    table.run_for(SEC);
+    assert!(table.core.workers().all(|worker| !worker.late), "{}", table.picture());
+    assert_eq!(table.core.totals().stolen, 0);
+    // It has a CPU and still does not claim.
+    table.room.players.get_mut(&2).unwrap().habit.lacks_cpu = false;
+    table.run_for(50 * MS);
+    assert_eq!(table.core.totals().stolen, 1, "{}", table.picture());
+}
+
 /// Four of four blocked with long requests: lateness is normal there.
 #[test]
 fn a_saturated_blocking_pool_sees_no_steal() {

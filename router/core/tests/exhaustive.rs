@@ -113,6 +113,10 @@ impl Loads for Workers {
     fn queued_exact(&self, worker: WorkerId) -> Option<u32> {
         self.0.get(&worker.0).map(|worker| u32::try_from(worker.queue.len()).unwrap())
     }
+
+    fn lacks_cpu(&self, _: WorkerId) -> bool {
+        false
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -593,6 +597,10 @@ impl Loads for Lies {
     fn queued_exact(&self, worker: WorkerId) -> Option<u32> {
         let mut dice = dice::Dice::new(self.0.wrapping_add(u64::from(worker.0)));
         dice.permille(800).then(|| u32::try_from(dice.below(3)).unwrap())
+    }
+
+    fn lacks_cpu(&self, _: WorkerId) -> bool {
+        false
     }
 }
 

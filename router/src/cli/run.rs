@@ -243,6 +243,18 @@ pub struct RunArgs {
     )]
     pub ready_timeout: Duration,
 
+    /// A worker that ends this soon after it was ready has crashed, which restarts make rarer.
+    ///
+    /// After 16 crashes in a row a slot has failed. 0: only what ends before it is ready crashes.
+    #[arg(
+        long,
+        value_name = "T",
+        env = "CROUPIER_MIN_UPTIME",
+        default_value = "1s",
+        value_parser = parse_duration
+    )]
+    pub min_uptime: Duration,
+
     /// How long a stopping worker may finish its connections. Under 10s, when Docker kills.
     #[arg(
         long,

@@ -7,6 +7,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 
 use croupier_core::config::Policy;
 use croupier_core::event::{Event, ListenerId, SlotId, WorkerId};
@@ -18,6 +19,7 @@ use super::commands::Ending;
 use super::listener::{Listener, Origin, Phase};
 use super::questions::Question;
 use super::run::{EXHAUSTED_WAIT, Primary};
+use super::socket_file::Rights;
 use super::tokens::Source;
 use crate::config::{ListenAddress, ListenSpec, ProgramAddress};
 use crate::sys;
@@ -162,16 +164,18 @@ impl Primary {
                 self.reserve_for(worker, usize::from(listener.0));
                 Answer { address: request.address, ..verdict(Verdict::Done) }
             }
-            Target::New(address) => match self.make_listener(address.clone()) {
-                Ok(key) => {
-                    self.reserve_for(worker, key);
-                    Answer { address: request.address, ..verdict(Verdict::Done) }
+            Target::New(address) => {
+                match self.make_listener(address.clone(), self.rights_of_workers()) {
+                    Ok(key) => {
+                        self.reserve_for(worker, key);
+                        Answer { address: request.address, ..verdict(Verdict::Done) }
+                    }
+                    Err(error) => {
+                        self.announcer.bind_failed(worker, &address, &error);
+                        refused(&error)
+                    }
                 }
-                Err(error) => {
-                    self.announcer.bind_failed(worker, &address, &error);
-                    refused(&error)
-                }
-            },
+            }
         };
         question.tell(&answer);
     }
@@ -239,7 +243,11 @@ impl Primary {
     ///
     /// # Errors
     /// bind(2)'s errno; `ENOSPC` beyond [`LISTENERS_MAX`].
-    pub(super) fn make_listener(&mut self, address: ListenAddress) -> io::Result<usize> {
+    pub(super) fn make_listener(
+        &mut self,
+        address: ListenAddress,
+        rights: Rights,
+    ) -> io::Result<usize> {
         if self.listeners.len() >= LISTENERS_MAX || self.commands.ending != Ending::No {
             return Err(io::Error::from_raw_os_error(libc::ENOSPC));
         }
@@ -247,22 +255,28 @@ impl Primary {
         let key = entry.key();
         let id = ListenerId(u16::try_from(key).unwrap_or(u16::MAX));
         let reuseport = self.config.core.policy == Policy::Reuseport;
-        entry.insert(Listener::bind(id, address, reuseport)?);
+        entry.insert(Listener::bind(id, address, reuseport, rights)?);
         Ok(key)
+    }
+
+    fn rights_of_workers(&self) -> Rights {
+        self.config.ids.clone().map_or(Rights::Own, |ids| Rights::Workers(Arc::new(ids)))
     }
 
     fn answer_listen(&mut self, question: &Question, request: &Request, worker: WorkerId) {
         let answer = match self.target(request) {
             Target::Theirs => return question.tell(&verdict(Verdict::Pass)),
             Target::Known(listener) => self.listen(question, request, worker, listener),
-            Target::New(address) => self.make_listener(address).and_then(|key| {
-                self.listen(
-                    question,
-                    request,
-                    worker,
-                    ListenerId(u16::try_from(key).unwrap_or(u16::MAX)),
-                )
-            }),
+            Target::New(address) => {
+                self.make_listener(address, self.rights_of_workers()).and_then(|key| {
+                    self.listen(
+                        question,
+                        request,
+                        worker,
+                        ListenerId(u16::try_from(key).unwrap_or(u16::MAX)),
+                    )
+                })
+            }
         };
         if let Err(error) = answer {
             log::warn!("worker {} cannot listen: {error}", worker.0);

@@ -17,7 +17,7 @@ use nix::sys::socket::{
     setsockopt, socket, sockopt,
 };
 
-use super::socket_file::SocketFile;
+use super::socket_file::{Rights, SocketFile};
 use crate::config::ListenAddress;
 use crate::sys;
 
@@ -103,8 +103,9 @@ impl Listener {
         id: ListenerId,
         address: ListenAddress,
         reuseport: bool,
+        rights: Rights,
     ) -> io::Result<Self> {
-        let (socket, file) = bound_socket(&address, reuseport)?;
+        let (socket, file) = bound_socket(&address, reuseport, rights)?;
         Ok(Self {
             id,
             address,
@@ -179,7 +180,8 @@ impl Listener {
         let fresh = if self.slots.is_empty() {
             sys::duplicate(&self.socket)?
         } else {
-            bound_socket(&self.address, true)?.0
+            // Only TCP has SO_REUSEPORT, so there is no file.
+            bound_socket(&self.address, true, Rights::Own)?.0
         };
         for option in &self.options {
             apply(fresh.as_fd(), *option);
@@ -350,6 +352,7 @@ fn limit(backlog: i32) -> Backlog {
 fn bound_socket(
     address: &ListenAddress,
     reuseport: bool,
+    rights: Rights,
 ) -> io::Result<(OwnedFd, Option<SocketFile>)> {
     let family = match address {
         ListenAddress::Tcp { address, .. } if address.is_ipv4() => AddressFamily::Inet,
@@ -370,7 +373,7 @@ fn bound_socket(
             }
             bind(socket.as_raw_fd(), &SockaddrStorage::from(*address))?;
         }
-        ListenAddress::Unix(path) => file = Some(SocketFile::bind(socket.as_fd(), path)?),
+        ListenAddress::Unix(path) => file = Some(SocketFile::bind(socket.as_fd(), path, rights)?),
     }
     Ok((socket, file))
 }
@@ -401,7 +404,7 @@ mod tests {
 
     #[test]
     fn accepts_with_the_peer_address_until_empty() {
-        let mut listener = Listener::bind(ListenerId(0), any_port(), false).unwrap();
+        let mut listener = Listener::bind(ListenerId(0), any_port(), false, Rights::Own).unwrap();
         listener.listen(16).unwrap();
         let ListenAddress::Tcp { address, .. } = listener.bound() else { panic!("a TCP listener") };
         let client = std::net::TcpStream::connect(address).unwrap();
@@ -414,9 +417,9 @@ mod tests {
     fn a_socket_file_in_use_is_left_alone() {
         let path = std::env::temp_dir().join(format!("croupier-listener-{}", std::process::id()));
         let unix = ListenAddress::Unix(path.clone());
-        let mut first = Listener::bind(ListenerId(0), unix.clone(), false).unwrap();
+        let mut first = Listener::bind(ListenerId(0), unix.clone(), false, Rights::Own).unwrap();
         first.listen(1).unwrap();
-        let second = Listener::bind(ListenerId(1), unix.clone(), false);
+        let second = Listener::bind(ListenerId(1), unix.clone(), false, Rights::Own);
         assert_eq!(second.unwrap_err().raw_os_error(), Some(libc::EADDRINUSE));
         assert!(path.exists());
         drop(first);
@@ -424,12 +427,12 @@ mod tests {
         // Stale: a file that nobody listens on.
         drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
         assert!(path.exists());
-        drop(Listener::bind(ListenerId(2), unix, false).unwrap());
+        drop(Listener::bind(ListenerId(2), unix, false, Rights::Own).unwrap());
         assert!(!path.exists());
     }
     #[test]
     fn the_shared_socket_is_made_blocking_once() {
-        let mut listener = Listener::bind(ListenerId(0), any_port(), false).unwrap();
+        let mut listener = Listener::bind(ListenerId(0), any_port(), false, Rights::Own).unwrap();
         listener.listen(1).unwrap();
         let flags = |fd: &OwnedFd| OFlag::from_bits_retain(fcntl(fd, FcntlArg::F_GETFL).unwrap());
         let first = listener.shared_socket().unwrap();
@@ -442,7 +445,7 @@ mod tests {
 
     #[test]
     fn a_linger_is_not_inherited() {
-        let mut listener = Listener::bind(ListenerId(0), any_port(), false).unwrap();
+        let mut listener = Listener::bind(ListenerId(0), any_port(), false, Rights::Own).unwrap();
         listener.listen(1).unwrap();
         let (level, name) = (libc::SOL_SOCKET, libc::SO_LINGER);
         listener.set_option(SocketOption { level, name, value: 1, extra: 60 });

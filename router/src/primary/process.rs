@@ -22,6 +22,14 @@ use super::worker::{Process, Worker};
 use crate::adapter::OWN_VARS;
 use crate::sys::{ChildSetup, prepare_child};
 
+/// Whether a process's main thread is runnable (on a CPU, or waiting for one), and what CPU time it
+/// has had, in nanoseconds (proc(5), `stat` and `schedstat`). `None`: it is gone, or cannot be read.
+pub(crate) fn cpu_of(pid: u32) -> Option<(bool, u64)> {
+    let process = Proc::new(i32::try_from(pid).ok()?).ok()?;
+    let runnable = process.stat().ok()?.state == 'R';
+    Some((runnable, process.schedstat().ok()?.sum_exec_runtime))
+}
+
 /// A started process.
 #[derive(Debug)]
 pub(crate) struct Started {

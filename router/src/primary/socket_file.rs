@@ -5,7 +5,8 @@
 //! gunicorn, uvicorn), and a second worker would take the file from under the listener; a socket
 //! cannot be bound twice and a file without a name cannot be linked again. connect(2) goes by inode,
 //! so any hard link reaches the listener. Promises: only sockets that nobody owns are ever removed
-//! to make room, and at the end only names that are the listener's own; nothing here blocks.
+//! to make room, and at the end only names that are the listener's own; nothing here blocks. A path
+//! that a worker asked for is handled with the worker's rights ([`Rights`]), and belongs to its user.
 
 use std::ffi::OsString;
 use std::fs::{hard_link, remove_file, symlink_metadata};
@@ -13,16 +14,42 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, bind, connect, socket};
 
+use crate::config::Ids;
+use crate::sys;
+
 /// Device and inode: which file a name means.
 type Identity = (u64, u64);
+
+/// With whose rights files are made, linked and removed.
+#[derive(Debug, Clone)]
+pub(super) enum Rights {
+    /// The primary's: the path was named by the operator, or workers are the same user.
+    Own,
+    /// Those of the workers' user.
+    Workers(Arc<Ids>),
+}
+
+impl Rights {
+    fn with<T>(&self, work: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+        match self {
+            Self::Own => work(),
+            Self::Workers(ids) => {
+                let groups: Vec<libc::gid_t> = ids.groups.iter().map(|gid| gid.as_raw()).collect();
+                sys::with_file_rights(ids.uid.as_raw(), ids.gid.as_raw(), &groups, work)?
+            }
+        }
+    }
+}
 
 /// The names of one bound Unix socket.
 #[derive(Debug)]
 pub(super) struct SocketFile {
+    rights: Rights,
     path: PathBuf,
     private: PathBuf,
     identity: Identity,
@@ -33,7 +60,11 @@ impl SocketFile {
     ///
     /// # Errors
     /// bind(2)'s errno: `EADDRINUSE` when something is there that is not a socket without an owner.
-    pub(super) fn bind(socket: BorrowedFd<'_>, path: &Path) -> io::Result<Self> {
+    pub(super) fn bind(socket: BorrowedFd<'_>, path: &Path, rights: Rights) -> io::Result<Self> {
+        rights.clone().with(|| Self::bind_with(socket, path, rights))
+    }
+
+    fn bind_with(socket: BorrowedFd<'_>, path: &Path, rights: Rights) -> io::Result<Self> {
         let name = UnixAddr::new(path)?;
         if let Err(error) = bind(socket.as_raw_fd(), &name) {
             if error != Errno::EADDRINUSE || !is_stale(path) {
@@ -45,13 +76,23 @@ impl SocketFile {
         let identity = identity_of(path).ok_or(io::ErrorKind::NotFound)?;
         let mut private = OsString::from(path);
         private.push(format!(".croupier-{}", std::process::id()));
-        let file = Self { path: path.into(), private: private.into(), identity };
+        let file = Self { rights, path: path.into(), private: private.into(), identity };
         file.keep();
         Ok(file)
     }
 
     /// Makes the path reach the listener again, if it does not.
     pub(super) fn restore(&self) {
+        let done = self.rights.with(|| {
+            self.put_back();
+            Ok(())
+        });
+        if let Err(error) = done {
+            log::error!("cannot look after {} as its user: {error}", self.path.display());
+        }
+    }
+
+    fn put_back(&self) {
         if identity_of(&self.path) == Some(self.identity) {
             return self.keep();
         }
@@ -84,7 +125,7 @@ impl Drop for SocketFile {
         for name in [&self.path, &self.private] {
             // Gone already, or somebody else's by now: not ours to remove.
             if identity_of(name) == Some(self.identity)
-                && let Err(error) = remove_file(name)
+                && let Err(error) = self.rights.with(|| remove_file(name))
             {
                 log::warn!("cannot remove the socket file {}: {error}", name.display());
             }
@@ -138,13 +179,13 @@ mod tests {
 
     fn listening(path: &Path) -> (OwnedFd, SocketFile) {
         let socket = stream();
-        let file = SocketFile::bind(socket.as_fd(), path).unwrap();
+        let file = SocketFile::bind(socket.as_fd(), path, Rights::Own).unwrap();
         listen(&socket, Backlog::new(8).unwrap()).unwrap();
         (socket, file)
     }
 
     fn errno_at(path: &Path) -> Option<i32> {
-        SocketFile::bind(stream().as_fd(), path).unwrap_err().raw_os_error()
+        SocketFile::bind(stream().as_fd(), path, Rights::Own).unwrap_err().raw_os_error()
     }
 
     fn names(folder: &tempfile::TempDir) -> usize {
@@ -169,7 +210,7 @@ mod tests {
         assert_eq!(std::fs::read(at("data")).unwrap(), b"precious");
         drop((datagrams, bound));
         for name in ["stale", "datagrams", "bound"] {
-            drop(SocketFile::bind(stream().as_fd(), &at(name)).unwrap());
+            drop(SocketFile::bind(stream().as_fd(), &at(name), Rights::Own).unwrap());
             assert!(symlink_metadata(at(name)).is_err(), "{name}");
         }
     }
@@ -204,7 +245,7 @@ mod tests {
         assert!(UnixStream::connect(&path).is_err());
         file.restore();
         let client = UnixStream::connect(&path).unwrap();
-        let (_conn, _peer) = crate::sys::accept4(socket.as_fd(), 0).unwrap();
+        let (_conn, _peer) = sys::accept4(socket.as_fd(), 0).unwrap();
         // What clients and programs see is the path, not the private name.
         let seen = client.peer_addr().unwrap();
         assert_eq!(seen.as_pathname(), Some(path.as_path()));
@@ -233,5 +274,36 @@ mod tests {
         assert!(path.exists(), "the other's file");
         assert_eq!(names(&folder), 1);
         drop(other);
+    }
+
+    #[test]
+    fn a_workers_path_is_bound_with_the_workers_rights() {
+        if !nix::unistd::geteuid().is_root() {
+            return; // nothing to give up
+        }
+        let (uid, gid) = (nix::unistd::Uid::from_raw(54321), nix::unistd::Gid::from_raw(54321));
+        let ids = Ids { uid, gid, groups: vec![gid], user_name: None, home: None };
+        let rights = Rights::Workers(Arc::new(ids));
+        let root_only = tempfile::tempdir().unwrap();
+        let theirs = tempfile::tempdir().unwrap();
+        nix::unistd::chown(theirs.path(), Some(uid), Some(gid)).unwrap();
+
+        let path = root_only.path().join("s");
+        let refused = SocketFile::bind(stream().as_fd(), &path, rights.clone()).unwrap_err();
+        assert_eq!(refused.raw_os_error(), Some(libc::EACCES));
+        assert!(!path.exists());
+
+        let path = theirs.path().join("s");
+        let file = SocketFile::bind(stream().as_fd(), &path, rights).unwrap();
+        let found = symlink_metadata(&path).unwrap();
+        assert_eq!((found.uid(), found.gid()), (54321, 54321));
+        remove_file(&path).unwrap();
+        file.restore();
+        assert_eq!(identity_of(&path), Some(file.identity));
+        drop(file);
+        assert_eq!(std::fs::read_dir(theirs.path()).unwrap().count(), 0);
+
+        // The primary has its own rights again.
+        drop(SocketFile::bind(stream().as_fd(), &root_only.path().join("s"), Rights::Own).unwrap());
     }
 }

@@ -31,6 +31,7 @@ use super::replace::Replacing;
 use super::rescue::Rescue;
 use super::rss::Sampler;
 use super::run::{BELL_WAIT, Primary};
+use super::socket_file::Rights;
 use super::status::Meters;
 use super::tokens::{CONTROL_BASE, Source};
 use super::worker::{Worker, Workers};
@@ -225,7 +226,7 @@ impl Primary {
         for spec in self.config.listen.clone() {
             let address = spec.public;
             let failed = |error: io::Error| diagnose::bind_error(&address, error);
-            let key = self.make_listener(address.clone()).map_err(&failed)?;
+            let key = self.make_listener(address.clone(), Rights::Own).map_err(&failed)?;
             let policy = self.config.core.policy;
             let Some(listener) = self.listeners.get_mut(key) else { continue };
             listener.origin = Origin::Declared;

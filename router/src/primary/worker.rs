@@ -3,6 +3,7 @@
 //! Owns every descriptor that belongs to a worker. Promises: reading a load costs one cache line of
 //! the worker's page and no system call (a worker without a page costs one per channel).
 
+use std::cell::Cell;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -12,11 +13,15 @@ use croupier_wire::message::{ADDRESS_MAX, HANDOFF_LEN, RawAddress};
 
 use super::channel::Channel;
 use super::page::SharedPage;
+use super::process;
 
 /// Channels that one worker may have open.
 pub(crate) const CHANNELS_MAX: usize = 64;
 /// Probes whose client end is kept open at once, per worker.
 const PROBES_MAX: usize = 4;
+
+/// CPU time in which a worker that is not stuck in a request would have claimed, nanoseconds.
+const CPU_ENOUGH_NS: u64 = 10_000_000;
 
 /// Where the process stands. The core has its own, richer idea of the worker; this is only what
 /// waitpid(2) and kill(2) need to know.
@@ -53,6 +58,15 @@ pub(crate) struct Worker {
     taken: u64,
     probes: Vec<std::net::TcpStream>,
     next_send: usize,
+    suspicion: Cell<Option<Suspicion>>,
+}
+
+/// A worker that was runnable and did not claim when it was last looked at.
+#[derive(Debug, Clone, Copy)]
+struct Suspicion {
+    pid: u32,
+    claimed: u64,
+    cpu_ns: u64,
 }
 
 impl Worker {
@@ -83,6 +97,7 @@ impl Worker {
             taken: 0,
             probes: Vec::new(),
             next_send: 0,
+            suspicion: Cell::new(None),
         }
     }
 
@@ -233,6 +248,31 @@ impl Worker {
         self.channels.iter().map(|(channel, _)| channel.queued()).sum()
     }
 
+    /// Whether it is runnable and has had too little CPU, since it was first asked about, to have come
+    /// to its next claim. A worker that sleeps or is stopped lacks something else.
+    fn lacks_cpu(&self) -> bool {
+        let mut pids = self.page.pids();
+        // Behind a wrapper it is not the main process that claims.
+        let pid = match (pids.next(), pids.next()) {
+            (Some(only), None) => only,
+            (Some(_) | None, _) => self.pid,
+        };
+        let Some((true, cpu_ns)) = process::cpu_of(pid) else {
+            self.suspicion.set(None);
+            return false;
+        };
+        let claimed = self.load().claimed;
+        match self.suspicion.get() {
+            Some(then) if then.pid == pid && then.claimed == claimed => {
+                cpu_ns.saturating_sub(then.cpu_ns) < CPU_ENOUGH_NS
+            }
+            Some(_) | None => {
+                self.suspicion.set(Some(Suspicion { pid, claimed, cpu_ns }));
+                true
+            }
+        }
+    }
+
     fn load(&self) -> Load {
         if self.page.attached || self.sent == self.taken {
             return self.page.load();
@@ -290,6 +330,10 @@ impl Loads for Workers {
 
     fn queued_exact(&self, worker: WorkerId) -> Option<u32> {
         self.get(worker)?.queued_exact()
+    }
+
+    fn lacks_cpu(&self, worker: WorkerId) -> bool {
+        self.get(worker).is_some_and(Worker::lacks_cpu)
     }
 }
 

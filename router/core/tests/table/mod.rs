@@ -120,6 +120,10 @@ impl Loads for Room {
     fn queued_exact(&self, worker: WorkerId) -> Option<u32> {
         self.players.get(&worker.0).map(|player| u32::try_from(player.queue.len()).unwrap())
     }
+
+    fn lacks_cpu(&self, worker: WorkerId) -> bool {
+        self.players.get(&worker.0).is_some_and(|player| player.habit.lacks_cpu)
+    }
 }
 
 /// What a test wants to know afterwards.
@@ -829,9 +833,7 @@ impl Table {
         // What a full kernel or a rescue holds back goes on by a timer or by the rescue's end.
         let shut = self.config.policy == Policy::Ip && !self.core.all_were_ready();
         // At the total a close is waited for, and no claim.
-        let open =
-            self.room.players.values().map(|p| p.queue.len() + p.active.len()).sum::<usize>();
-        let full = self.config.limits.max_total.is_some_and(|max| open >= max as usize);
+        let full = self.config.limits.max_total.is_some();
         let other_reasons =
             shut || full || self.now < self.full_at + 50 * MS || !self.taking.is_empty();
         let looks_again = self.core.poll_timeout().is_some_and(|Now(at)| at <= self.now + US);

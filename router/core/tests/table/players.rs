@@ -61,6 +61,8 @@ pub(crate) struct Habit {
     pub(crate) exits: Option<(u64, ExitStatus, bool)>,
     /// Claims nothing before then.
     pub(crate) stuck_until: u64,
+    /// What keeps it is the lack of a CPU.
+    pub(crate) lacks_cpu: bool,
     /// The stop-signal is ignored.
     pub(crate) stubborn: bool,
     /// It has closed the doorbell's descriptor.
@@ -83,6 +85,7 @@ impl Default for Habit {
             spawn_fails: false,
             exits: None,
             stuck_until: 0,
+            lacks_cpu: false,
             stubborn: false,
             bell_lost: false,
             holds_lock: false,
