@@ -112,8 +112,6 @@ impl Core {
         self.report(Report::Hung { worker: id, slot, silent, queued });
         let kill_at = self.dealer.now.after(self.config.kill_after);
         self.enter(i, Input::Hung { kill_at });
-        // Its slot starts the next one in this very turn.
-        self.deadline = Some(self.dealer.now);
     }
 }
 
