@@ -164,6 +164,26 @@ plant a-stop-forgets-the-told stop.rs 's/let input = if told {/let input = if to
 plant told-again-and-again salvage.rs 's/== Farewell::NotYet {/!= Farewell::NotYet || true {/'
 plant told-before-the-queue-is-empty salvage.rs 's/^        let active = loads.load(id).active;$/        self.dismiss(i); let active = loads.load(id).active;/'
 
+# Limits
+plant the-hung-live hung.rs 's/if owes \&\& silent >= limit {/if owes \&\& silent >= limit * 99 {/'
+plant a-sleeper-suspects hung.rs 's/if overslept {/if overslept \&\& now == Now(0) {/'
+plant slow-is-hung hung.rs 's/if moved || !owes {/if !owes {/'
+plant idle-is-hung hung.rs 's/u64::from) > 0$/u64::from) < u64::MAX/'
+plant the-next-waits-for-the-hung life.rs '0,/self.leave_slot(i, before, Blame::ByAge);/s///'
+plant the-hung-keep-their-queue salvage.rs 's/State::Aborting { .. } => self.tend_parked(i, TakeBackReason::Death, loads),/State::Aborting { .. } => {}/'
+plant two-leave-at-once recycle.rs 's/            self.recycle.way = Way::Leaving { old };//;s/\&\& self.leaving().next().is_none()/\&\& self.leaving().count() < 99/'
+plant recycles-in-a-reload recycle.rs 's/\&\& !self.reload.is_under_way()/\&\& self.dealer.now > Now(0)/'
+plant a-failed-recycling-is-tried-at-once recycle.rs 's/not_before: self.dealer.now.after(wait),/not_before: Now(0),/'
+plant all-are-of-one-age recycle.rs 's/dice.up_to(max \/ 10)/dice.up_to(0 * max)/;s/dice.up_to(nanos \/ 10)/dice.up_to(0 * nanos)/'
+plant a-reload-leaves-the-recycling recycle.rs 's/        self.condemn(new);/        let _ = new;/'
+plant total-is-ignored admission.rs 's/self.dealer.total(loads) + held < u64::from(max)/self.dealer.total(loads) + held < u64::from(max) + 9/'
+plant nobody-rings-at-a-close admission.rs 's/if self.dealer.set_close_bells(\&mut self.actions) {/if self.actions.len() > 9999 {/'
+plant sheds-too-early admission.rs 's/since.after(wait) <= now)/since.after(wait \/ 2) <= now)/'
+plant never-sheds admission.rs 's/admission.verdict = Verdict::Shed(listener);/return false;/'
+plant in-hand-without-bound admission.rs 's/admission.count < most {/admission.count < most + 99 {/'
+plant a-bell-for-those-in-hand-is-trusted admission.rs 's/self.dealer.now.after(Duration::from_nanos(1));/self.dealer.now.after(Duration::from_secs(9));/'
+plant the-newest-in-hand-goes-first admission.rs 's/line.waiting.push_back((arrival, now));/line.waiting.push_front((arrival, now));/'
+
 if [ "$planted" -eq 0 ]; then
     echo "mutants: no bug of that name" >&2
     exit 2

@@ -13,7 +13,9 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use croupier_core::config::{Config, ExitCodes, Policy, ProbeRule, ReadyRule, RestartPolicy};
+use croupier_core::config::{
+    Config, ExitCodes, Limits, Policy, ProbeRule, ReadyRule, RestartPolicy,
+};
 use nix::sys::signal::Signal;
 use nix::unistd::{Gid, Group, Uid, User, geteuid, getgrouplist};
 
@@ -64,6 +66,33 @@ pub struct RunConfig {
     pub preload_path: Option<PathBuf>,
     /// `--env`, with `{slot}` and `{id}` still in the values.
     pub env: Vec<(OsString, OsString)>,
+    /// `--max-rss`.
+    pub max_rss: Option<MaxRss>,
+}
+
+/// How much memory a worker may have.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MaxRss {
+    /// Its family together.
+    pub bytes: u64,
+    /// For the first lines of output: how `auto` came to it; empty for a plain number.
+    pub why: String,
+}
+
+/// `--max-rss` as it is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MaxRssArg {
+    /// A share of what there is.
+    Auto,
+    /// This many.
+    Bytes(u64),
+}
+
+/// `--shed`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Shed {
+    /// The newest clients are reset.
+    Reset,
 }
 
 /// One `-l`.
@@ -242,6 +271,8 @@ pub struct Surroundings {
     pub node_sched_policy: Option<String>,
     /// The kernel's largest backlog.
     pub somaxconn: u32,
+    /// Bytes of memory, by control group and machine.
+    pub memory: Option<u64>,
 }
 
 impl Surroundings {
@@ -267,6 +298,7 @@ impl Surroundings {
                 .ok()
                 .and_then(|text| text.trim().parse().ok())
                 .unwrap_or(4096),
+            memory: crate::memory::available(),
         }
     }
 }
@@ -292,6 +324,7 @@ impl RunConfig {
         let policy = choose_policy(&args, around, &listen)?;
         let workers = choose_workers(args.workers, around)?;
         let core = core_config(&args, policy, &workers, &name)?;
+        let max_rss = choose_max_rss(args.max_rss, &workers, around)?;
         let mut env = Vec::new();
         for pair in args.env.iter().flat_map(|value| value.as_bytes().split(|b| *b == b'\n')) {
             env.push(parse_env(pair)?);
@@ -312,6 +345,7 @@ impl RunConfig {
             raw_output: args.raw_output,
             preload_path: args.preload_path,
             env,
+            max_rss,
         })
     }
 }
@@ -340,6 +374,7 @@ fn core_config(
             }
         }
     }
+    let limits = choose_limits(args, policy)?;
     let ready = match (args.ready, args.adapter) {
         (Some(ready), _) => ready,
         // Nothing tells when a program listens on what it inherited.
@@ -353,6 +388,7 @@ fn core_config(
         policy,
         queue_limit: args.queue_limit,
         max_active: args.max_active,
+        limits,
         stall_after: args.stall_after,
         slow_start: args.slow_start,
         ready,
@@ -387,6 +423,82 @@ fn core_config(
         // std's keys for hash maps are the kernel's random numbers.
         seed: RandomState::new().build_hasher().finish(),
     })
+}
+
+fn choose_limits(args: &RunArgs, policy: Policy) -> Result<Limits, ConfigError> {
+    let hands_off = match policy {
+        Policy::Least | Policy::Rr | Policy::Ip => true,
+        Policy::Shared | Policy::Reuseport => false,
+    };
+    // Not so --max-lifetime and --max-rss: those need no dealing.
+    let needs_dealing = [
+        ("--hung-timeout", !args.hung_timeout.is_zero()),
+        ("--max-connections", args.max_connections.is_some()),
+        ("--max-total", args.max_total.is_some()),
+        ("--max-queue-wait", args.max_queue_wait.is_some()),
+    ];
+    if let Some((flag, _)) = needs_dealing.iter().find(|(_, given)| *given && !hands_off) {
+        return Err(ConfigError::Conflict(format!(
+            "{flag} counts what is dealt, and -p {} deals nothing; use least, rr or ip",
+            policy_name(policy)
+        )));
+    }
+    if args.max_total.is_some() && args.adapter == AdapterChoice::Fd {
+        return Err(ConfigError::Conflict(
+            "--max-total needs to know what is closed, and --adapter fd does not tell; use --queue-limit"
+                .into(),
+        ));
+    }
+    let zero = |flag, why: &str| Err(ConfigError::value(flag, "0", why));
+    if args.max_lifetime.is_some_and(|time| time.is_zero()) {
+        return zero("--max-lifetime", "leave it away for workers that may live for ever");
+    }
+    if args.max_queue_wait.is_some_and(|time| time.is_zero()) {
+        return zero("--max-queue-wait", "everybody would be reset; leave it away to let all wait");
+    }
+    match args.shed {
+        Some(Shed::Reset) | None => {}
+    }
+    Ok(Limits {
+        hung_timeout: args.hung_timeout,
+        max_connections: args.max_connections,
+        max_lifetime: args.max_lifetime,
+        max_total: args.max_total,
+        max_queue_wait: args.max_queue_wait,
+        ..Limits::NONE
+    })
+}
+
+/// The share of the memory that `--max-rss auto` gives to the workers, in percent: the rest is for the
+/// primary, page cache and bursts.
+const RSS_SHARE: u64 = 80;
+
+fn choose_max_rss(
+    given: Option<MaxRssArg>,
+    workers: &Workers,
+    around: &Surroundings,
+) -> Result<Option<MaxRss>, ConfigError> {
+    match (given, around.memory) {
+        (None, _) => Ok(None),
+        (Some(MaxRssArg::Bytes(bytes)), _) => Ok(Some(MaxRss { bytes, why: String::new() })),
+        (Some(MaxRssArg::Auto), Some(memory)) => {
+            // One more than there are slots: the one that starts beside the one that is too large.
+            let bytes = memory / 100 * RSS_SHARE / (u64::from(workers.count) + 1);
+            let why = format!(
+                "auto: {} for each worker: {RSS_SHARE}% of {}, divided by {} workers and 1 that starts \
+                 beside",
+                bytes_text(bytes),
+                bytes_text(memory),
+                workers.count
+            );
+            Ok(Some(MaxRss { bytes, why }))
+        }
+        (Some(MaxRssArg::Auto), None) => Err(ConfigError::value(
+            "--max-rss",
+            "auto",
+            "/proc/meminfo cannot be read; say how much, as in 512M",
+        )),
+    }
 }
 
 fn choose_policy(
@@ -798,6 +910,50 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
         .map_err(|_| "a time is a number with a unit, such as 100ms, 8s or 1m30s".into())
 }
 
+/// Parses `--max-rss`: `512M`, `2G`, a number of bytes, or `auto`.
+///
+/// # Errors
+/// What the value should have been.
+pub fn parse_max_rss(text: &str) -> Result<MaxRssArg, String> {
+    if text == "auto" {
+        return Ok(MaxRssArg::Auto);
+    }
+    let units = [("K", 10), ("M", 20), ("G", 30), ("T", 40)];
+    let upper = text.to_ascii_uppercase();
+    let plain = upper.strip_suffix("IB").or_else(|| upper.strip_suffix('B')).unwrap_or(&upper);
+    let (digits, shift) = units
+        .into_iter()
+        .find_map(|(unit, shift)| Some((plain.strip_suffix(unit)?, shift)))
+        .unwrap_or((plain, 0));
+    let number = digits.parse::<u64>().ok().filter(|number| *number > 0);
+    number
+        .and_then(|number| number.checked_mul(1 << shift))
+        .map(MaxRssArg::Bytes)
+        .ok_or_else(|| "say how much memory, as in 512M or 2G, or auto".to_owned())
+}
+
+/// A number of bytes as people write it: `1.5G`.
+#[must_use]
+pub fn bytes_text(bytes: u64) -> String {
+    let units = [(40, "T"), (30, "G"), (20, "M"), (10, "K")];
+    let found = units.into_iter().find(|(shift, _)| bytes >> shift > 0);
+    match found {
+        Some((shift, unit)) => {
+            let tenths = (bytes >> (shift - 10)) * 10 / 1024;
+            format!("{}.{}{unit}", tenths / 10, tenths % 10)
+        }
+        None => format!("{bytes} bytes"),
+    }
+}
+
+/// Parses `--shed`.
+///
+/// # Errors
+/// What the value should have been.
+pub fn parse_shed(text: &str) -> Result<Shed, String> {
+    if text == "reset" { Ok(Shed::Reset) } else { Err("clients can be shed by reset".into()) }
+}
+
 /// Parses `--sticky-bound` into thousandths.
 ///
 /// # Errors
@@ -910,6 +1066,7 @@ mod tests {
             web_concurrency: None,
             node_sched_policy: None,
             somaxconn: 4096,
+            memory: Some(8 << 30),
         }
     }
 
@@ -1103,6 +1260,57 @@ mod tests {
         assert_eq!((config.core.policy, config.core.ready), (Policy::Shared, ReadyRule::Start));
         assert!(refusal(&["-p", "reuseport", "-l", "/a", "x"]).contains("-p shared"));
         assert!(refusal(&["--sticky-bound", "1.5", "x"]).contains("-p ip"));
+    }
+
+    #[test]
+    fn memory_of_a_worker() {
+        for (text, bytes) in [
+            ("4096", 4096),
+            ("512K", 512 << 10),
+            ("512M", 512 << 20),
+            ("2g", 2 << 30),
+            ("1GiB", 1 << 30),
+            ("3MB", 3 << 20),
+        ] {
+            assert_eq!(parse_max_rss(text), Ok(MaxRssArg::Bytes(bytes)), "{text}");
+        }
+        for bad in ["0", "", "M", "-1M", "1.5G", "lots", "99999999999T"] {
+            assert!(parse_max_rss(bad).unwrap_err().contains("as in 512M"), "{bad}");
+        }
+        let max = |words: &[&str]| config(words).max_rss;
+        assert_eq!(max(&["x"]), None);
+        assert_eq!(max(&["--max-rss", "1M", "x"]).unwrap().bytes, 1 << 20);
+        let auto = max(&["-w", "3", "--max-rss", "auto", "x"]).unwrap();
+        // 80 % of 8 GiB, for 3 workers and the one that starts beside.
+        assert_eq!(auto.bytes, (8 << 30) / 100 * 80 / 4);
+        assert!(auto.why.contains("1.5G for each worker: 80% of 8.0G"), "{}", auto.why);
+        let blind = Surroundings { memory: None, ..around() };
+        assert!(config_in(&blind, &["--max-rss", "auto", "x"]).unwrap_err().contains("512M"));
+        for (bytes, text) in [(512, "512 bytes"), (1536, "1.5K"), (5 << 30, "5.0G")] {
+            assert_eq!(bytes_text(bytes), text);
+        }
+    }
+
+    #[test]
+    fn limits_need_what_they_count() {
+        for flag in
+            ["--hung-timeout=1s", "--max-connections=5", "--max-total=5", "--max-queue-wait=1s"]
+        {
+            let why = refusal(&["-p", "shared", flag, "x"]);
+            let name = flag.split('=').next().unwrap();
+            assert!(why.contains(name) && why.contains("least, rr or ip"), "{why}");
+            config(&[flag, "x"]);
+        }
+        config(&["-p", "shared", "--max-lifetime", "1h", "--max-rss", "1G", "x"]);
+        let fd = ["--adapter", "fd", "-l", ":0", "--max-total", "5", "x"];
+        assert!(refusal(&fd).contains("--adapter fd does not tell"));
+        assert!(refusal(&["--max-lifetime", "0", "x"]).contains("leave it away"));
+        assert!(refusal(&["--max-queue-wait", "0", "x"]).contains("leave it away"));
+        assert!(refusal(&["--shed", "reset", "x"]).contains("--max-queue-wait"));
+        assert!(refusal(&["--max-queue-wait", "1s", "--shed", "503", "x"]).contains("by reset"));
+        let limits = config(&["--max-queue-wait", "1s", "--shed", "reset", "x"]).core.limits;
+        assert_eq!(limits.max_queue_wait, Some(Duration::from_secs(1)));
+        assert_eq!(config(&["x"]).core.limits, Limits::NONE);
     }
 
     #[test]

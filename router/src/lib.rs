@@ -11,6 +11,7 @@
 //! | [`primary`] | the event loop and what it owns |
 //! | [`control`] | the control socket between command line and primary |
 //! | [`output`] | workers' output, line by line |
+//! | [`memory`] | how much memory there is |
 //! | [`diagnose`] | why something is not as it should be, from /proc |
 
 #![deny(unsafe_code)]
@@ -23,6 +24,7 @@ pub mod cli;
 pub mod config;
 pub mod control;
 pub mod diagnose;
+pub mod memory;
 pub mod name;
 pub mod output;
 pub mod primary;

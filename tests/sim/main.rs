@@ -24,7 +24,9 @@ mod hot_path;
 use std::panic::AssertUnwindSafe;
 use std::time::Duration;
 
-use croupier_core::config::{Config, ExitCodes, Policy, ProbeRule, ReadyRule, RestartPolicy};
+use croupier_core::config::{
+    Config, ExitCodes, Limits, Policy, ProbeRule, ReadyRule, RestartPolicy,
+};
 use croupier_core::event::{
     Client, ConnId, Event, ExitStatus, ListenerId, Outcome, Report, SendFailure, WorkerId,
 };
@@ -98,6 +100,10 @@ struct Sum {
     checks: u64,
     /// Connections that followed their client's others to a worker that left.
     kept: u64,
+    hung: u64,
+    /// Recyclings that ended well, and that did not.
+    recycled: [u64; 2],
+    shed: u64,
 }
 
 impl Sum {
@@ -121,6 +127,10 @@ impl Sum {
             reported(|report| matches!(report, Report::ReloadDone { .. })),
             reported(|report| matches!(report, Report::ReloadFailed { .. })),
         ];
+        self.hung += totals.hung;
+        self.recycled[0] += totals.recycled;
+        self.recycled[1] += reported(|report| matches!(report, Report::RecycleFailed { .. }));
+        self.shed += totals.shed;
         assert_eq!(began, ends[0] + ends[1], "each reload has one end");
         self.reloads = [self.reloads[0] + ends[0], self.reloads[1] + ends[1]];
         self.down[0] += reported(|report| matches!(report, Report::SlotStopped { .. }));
@@ -137,6 +147,8 @@ impl Sum {
             let few = self.reloads.into_iter().chain(self.down).min().unwrap();
             assert!(self.stolen > 10 && self.probes > 10 && self.lost > 10, "{self:?}");
             assert!(few > 10 && self.checks > 10 && self.kept > 10, "{self:?}");
+            let [recycled, not] = self.recycled;
+            assert!(recycled > 50 && not > 10 && self.hung > 10 && self.shed > 10, "{self:?}");
         }
     }
 }
@@ -153,6 +165,7 @@ enum Move {
     Slow,
     Stale,
     Misbehave,
+    Outgrow,
     Close,
     Reload(bool),
     StopSlot,
@@ -168,6 +181,18 @@ struct Game {
     doing: Move,
 }
 
+fn any_limits(dice: &mut Dice) -> Limits {
+    let millis = |dice: &mut Dice, least, most| Duration::from_millis(dice.between(least, most));
+    Limits {
+        hung_timeout: if dice.permille(400) { millis(dice, 300, 3000) } else { Duration::ZERO },
+        max_connections: dice.permille(300).then(|| dice.between(5, 200)),
+        max_lifetime: dice.permille(200).then(|| millis(dice, 2000, 20_000)),
+        max_total: dice.permille(300).then(|| u32::try_from(dice.between(1, 40)).unwrap()),
+        max_queue_wait: dice.permille(300).then(|| millis(dice, 20, 1000)),
+        waiting_max: u16::try_from(dice.between(1, 100)).unwrap(),
+    }
+}
+
 fn any_config(dice: &mut Dice) -> Config {
     let policies = [Policy::Least, Policy::Least, Policy::Rr, Policy::Ip];
     let policy = policies[usize::try_from(dice.below(4)).unwrap()];
@@ -176,6 +201,7 @@ fn any_config(dice: &mut Dice) -> Config {
     Config {
         queue_limit: u16::try_from(dice.between(1, 64)).unwrap(),
         max_active: dice.permille(300).then(|| u32::try_from(dice.between(1, 8)).unwrap()),
+        limits: any_limits(dice),
         slow_start: Duration::from_secs(dice.below(3) * 5),
         ready: if dice.permille(250) { ReadyRule::Accept } else { ReadyRule::Listen },
         ready_timeout: Duration::from_secs(3),
@@ -314,6 +340,11 @@ impl Game {
                     self.table.tell(Event::Misbehaved { worker: WorkerId(worker) });
                 }
             }
+            Move::Outgrow => {
+                if let Some(worker) = self.any_worker() {
+                    self.table.outgrows(worker);
+                }
+            }
             Move::Close => self.close(),
             Move::Reload(rolling) => self.table.reload(rolling),
             Move::StopSlot => {
@@ -343,7 +374,8 @@ impl Game {
             74..=77 => Move::FullKernel,
             78..=79 => Move::Oversleep,
             80..=83 => Move::Slow,
-            84..=92 => Move::Stale,
+            84..=91 => Move::Stale,
+            92 => Move::Outgrow,
             93 => Move::Misbehave,
             94 => Move::Close,
             95..=96 => Move::Reload(self.dice.permille(300)),
@@ -409,6 +441,7 @@ impl Game {
             Event::Exited { worker, status, orphans: false },
             Event::FamilyGone { worker },
             Event::Misbehaved { worker },
+            Event::Outgrew { worker, bytes: 7 },
         ];
         let at = usize::try_from(self.dice.below(all.len() as u64)).unwrap();
         self.table.tell(all[at]);
@@ -457,16 +490,22 @@ impl Game {
             }
             self.table.kick(worker);
         }
-        // Silent for good: a worker that lied before may still be found out and replaced.
+        // Silent for good: a worker that lied before may still be found out and replaced. A lifetime
+        // goes on ending.
+        let mortal = self.table.config.limits.max_lifetime.is_some();
         let well = |table: &Table| {
             table.all_ready()
                 && table.is_quiet()
-                && table.core.poll_timeout().is_none()
+                && (mortal || table.core.poll_timeout().is_none())
                 && table.core.reloading().is_none()
         };
         for _ in 0..5 {
             assert!(self.table.run_until(WELL_WITHIN, well), "it does not recover");
             self.table.run_for(SEC);
+        }
+        if mortal {
+            assert!(self.table.run_until(WELL_WITHIN, well), "it does not recover");
+            return;
         }
         assert!(
             well(&self.table),

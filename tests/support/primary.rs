@@ -58,6 +58,7 @@ pub struct WorkerStatus {
     pub active: Option<u64>,
     pub window: Option<u64>,
     pub late: Option<bool>,
+    pub recycle: Option<String>,
     pub restarts: Option<u64>,
     pub last_exit: Option<String>,
     pub uptime_s: Option<f64>,
@@ -75,9 +76,12 @@ pub struct Totals {
     pub salvaged: u64,
     pub stolen: u64,
     pub refused: u64,
+    pub shed: u64,
     pub waits: u64,
     pub messages_dropped: u64,
     pub longest_turn_us: u64,
+    pub hung: u64,
+    pub recycled: u64,
 }
 
 impl Status {

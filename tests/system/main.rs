@@ -15,6 +15,7 @@ mod harness;
 mod hostile;
 mod idle;
 mod kill;
+mod limits;
 mod longlived;
 mod output;
 mod policies;

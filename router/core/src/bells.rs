@@ -7,7 +7,7 @@
 
 use alloc::collections::VecDeque;
 
-use crate::dealer::Dealer;
+use crate::dealer::{Dealer, Total};
 use crate::event::{Action, Loads};
 use crate::primary::Bells;
 use crate::scheduler::{Ask, Origin};
@@ -21,7 +21,7 @@ impl Dealer {
     pub(crate) fn set_bells(&mut self, ask: Ask, actions: &mut VecDeque<Action>) -> bool {
         let (now, max_active) = (self.now, self.rules.max_active);
         let (mut written, mut full, mut large) = (false, 0_u32, 0_u32);
-        let pace = self.pace.size();
+        let (pace, total_full) = (self.pace.size(), self.total == Total::Full);
         for (seat, worker) in self.seats.iter_mut().zip(&mut self.workers) {
             if !seat.listens.contains(ask.listener) {
                 continue;
@@ -35,6 +35,7 @@ impl Dealer {
                     when_there_is_room(seat, max_active)
                 }
             };
+            let wanted = Bell { on_close: wanted.on_close || total_full, ..wanted };
             if seat.queued() >= u64::from(seat.window) {
                 worker.window.full(now);
                 full += 1;
@@ -156,7 +157,7 @@ fn when_there_is_room(seat: &Seat, max_active: Option<u32>) -> Bell {
     bell(seat, mark.max(1), false)
 }
 
-fn closed(seat: &Seat) -> u64 {
+pub(crate) fn closed(seat: &Seat) -> u64 {
     seat.claimed.saturating_sub(seat.active())
 }
 
@@ -166,7 +167,12 @@ fn has_rung(seat: &Seat, bell: Bell) -> bool {
     claimed || (bell.on_close && closed(seat) > bell.closed_then)
 }
 
-fn write(seat: &Seat, worker: &mut Worker, wanted: Bell, actions: &mut VecDeque<Action>) -> bool {
+pub(crate) fn write(
+    seat: &Seat,
+    worker: &mut Worker,
+    wanted: Bell,
+    actions: &mut VecDeque<Action>,
+) -> bool {
     let same = worker.bell.at_claim == wanted.at_claim && worker.bell.on_close == wanted.on_close;
     if same && !has_rung(seat, worker.bell) {
         return false;

@@ -99,6 +99,7 @@ impl Core {
                 | State::Parked { .. }
                 | State::Finishing { .. }
                 | State::Signalled { .. }
+                | State::Aborting { .. }
                 | State::Killing { .. }
                 | State::Dead,
                 _,

@@ -80,6 +80,36 @@ impl ExitCodes {
     }
 }
 
+/// When a worker has had its time, and how many clients are let in. All off by default.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// A worker for which something is queued, and that claims and closes nothing for so long, is
+    /// hung: it is ended and replaced. Zero: nobody is suspected.
+    pub hung_timeout: Duration,
+    /// Connections after which a worker is replaced, less up to a tenth of them.
+    pub max_connections: Option<u64>,
+    /// Time from ready after which a worker is replaced, less up to a tenth of it.
+    pub max_lifetime: Option<Duration>,
+    /// Connections of all workers together, and what the primary holds of them.
+    pub max_total: Option<u32>,
+    /// Clients that come when others have waited for so long are reset.
+    pub max_queue_wait: Option<Duration>,
+    /// With `max_queue_wait`: clients that wait in the primary's hands at most. At least 1.
+    pub waiting_max: u16,
+}
+
+impl Limits {
+    /// Nothing is limited.
+    pub const NONE: Self = Self {
+        hung_timeout: Duration::ZERO,
+        max_connections: None,
+        max_lifetime: None,
+        max_total: None,
+        max_queue_wait: None,
+        waiting_max: 1,
+    };
+}
+
 /// Everything the core must know before its first event.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Config {
@@ -91,6 +121,8 @@ pub struct Config {
     pub queue_limit: u16,
     /// Largest number of active connections of a worker.
     pub max_active: Option<u32>,
+    /// Hung workers, recycling, admission.
+    pub limits: Limits,
     /// A queued connection older than this makes its worker late.
     pub stall_after: Duration,
     /// How long a fresh worker's share rises. Zero: off.

@@ -89,6 +89,14 @@ pub(crate) enum Round {
     Last,
 }
 
+/// Whether one more connection may be let in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Total {
+    Open,
+    /// Only when another is closed, whoever closes it.
+    Full,
+}
+
 /// See the module.
 #[derive(Debug, Clone)]
 pub(crate) struct Dealer {
@@ -107,6 +115,8 @@ pub(crate) struct Dealer {
     /// Workers that must claim a probe before they get anything.
     pub(crate) doubtful: u32,
     pub(crate) notes: Vec<Note>,
+    /// `--max-total`, when it was last looked at.
+    pub(crate) total: Total,
     /// The least load of those that have room on a listener. In an epoch loads only grow, so the
     /// first seat that is this low is one of the lowest.
     pub(crate) floor: Option<(ListenerId, u64)>,
@@ -129,6 +139,7 @@ impl Dealer {
             fresh: 0,
             doubtful: 0,
             notes: Vec::new(),
+            total: Total::Open,
             floor: None,
             some_bell: false,
         }
@@ -185,6 +196,7 @@ impl Dealer {
             | State::Starting { .. }
             | State::Parked { .. }
             | State::Signalled { .. }
+            | State::Aborting { .. }
             | State::Killing { .. }
             | State::Dead => Standing::Away,
         };

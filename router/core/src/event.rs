@@ -93,7 +93,7 @@ pub enum Event {
         /// Why.
         why: SendFailure,
     },
-    /// [`Action::Refuse`] done, or the shell had to close a connection that it held.
+    /// [`Action::Refuse`] or [`Action::Shed`] done, or the shell had to close a connection that it held.
     Refused {
         /// Which connection.
         conn: ConnId,
@@ -221,6 +221,13 @@ pub enum Event {
         /// Which.
         slot: SlotId,
     },
+    /// The worker's family has more memory than it may have. Said again while it is so.
+    Outgrew {
+        /// The worker.
+        worker: WorkerId,
+        /// How much it has.
+        bytes: u64,
+    },
     /// The operator wants a new generation of workers. One reload at a time; another one queues.
     ReloadAsked {
         /// Drain the old workers as they are replaced, instead of parking them until all are.
@@ -238,7 +245,7 @@ pub enum Event {
 pub enum SignalKind {
     /// `--stop-signal`, to the process group.
     Stop,
-    /// SIGABRT, to the main process: a hung worker that may leave a core.
+    /// SIGABRT, to the main process, and SIGCONT, should it be stopped: a hung worker may leave a core.
     Abort,
 }
 
@@ -274,6 +281,11 @@ pub enum Action {
     },
     /// Close a held connection with a reset: nobody will ever serve it.
     Refuse {
+        /// Which.
+        conn: ConnId,
+    },
+    /// Close a held connection with a reset: it came when others had waited for too long already.
+    Shed {
         /// Which.
         conn: ConnId,
     },
@@ -467,6 +479,60 @@ pub enum Report {
         /// How many.
         count: u32,
     },
+    /// A worker is hung: it gets SIGABRT, and its slot the next worker at once.
+    Hung {
+        /// Which.
+        worker: WorkerId,
+        /// Its slot.
+        slot: SlotId,
+        /// It has claimed and closed nothing for so long.
+        silent: Duration,
+        /// How many connections are queued for it; the others were stolen from it before.
+        queued: u32,
+    },
+    /// A worker has had its time: the next one is started beside it.
+    RecycleBegan {
+        /// The old one.
+        worker: WorkerId,
+        /// The new one.
+        by: WorkerId,
+        /// Their slot.
+        slot: SlotId,
+        /// What has been reached.
+        why: RecycleReason,
+    },
+    /// The new worker has taken over; the old one drains.
+    Recycled {
+        /// The old one.
+        worker: WorkerId,
+        /// The new one.
+        by: WorkerId,
+        /// Their slot.
+        slot: SlotId,
+    },
+    /// The new worker did not hold: the old one stays, and it is tried again.
+    RecycleFailed {
+        /// The new one.
+        by: WorkerId,
+        /// The slot.
+        slot: SlotId,
+        /// What happened to the new one.
+        fault: Fault,
+        /// Not before this has passed.
+        wait: Duration,
+    },
+    /// Clients have waited for longer than `--max-queue-wait`: who comes now is reset.
+    ShedBegan {
+        /// Where.
+        listener: ListenerId,
+        /// How many wait in the primary's hands.
+        waiting: u32,
+    },
+    /// Nobody was reset for a while.
+    ShedEnded {
+        /// How many were.
+        shed: u64,
+    },
     /// The numbers on a worker's page contradict what the primary knows; it will be replaced.
     NumbersDoNotFit {
         /// Which.
@@ -575,6 +641,19 @@ pub enum Fault {
     Ended(ExitStatus),
     /// It broke the protocol, its channel or its numbers.
     Broken,
+    /// It claimed and closed nothing for `--hung-timeout`.
+    Hung,
+}
+
+/// Why a worker is recycled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RecycleReason {
+    /// `--max-connections`: it was given so many.
+    Connections(u64),
+    /// `--max-lifetime`: it has been ready for so long.
+    Lifetime(Duration),
+    /// `--max-rss`: it has so many bytes.
+    Memory(u64),
 }
 
 /// What a page says right now.

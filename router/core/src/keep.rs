@@ -39,6 +39,7 @@ impl Core {
             State::Starting { .. }
             | State::Ready { .. }
             | State::Signalled { .. }
+            | State::Aborting { .. }
             | State::Killing { .. }
             | State::Dead => false,
         })

@@ -2,7 +2,7 @@
 //!
 //! Owns the connections in the primary's hands: waiting for room, on their way to a worker, about
 //! to be refused. Promises that none gets lost:
-//! accepted + taken back = handed off + held + in flight + refused.
+//! accepted + taken back = handed off + held + in flight + waiting + refused + shed.
 
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
@@ -58,13 +58,14 @@ impl Ledger {
         u64::try_from(count).unwrap_or(u64::MAX)
     }
 
-    /// Whether every connection is accounted for.
+    /// Whether every connection is accounted for, with those that admission has.
     #[cfg(debug_assertions)]
-    pub(crate) fn balances(&self) -> bool {
-        let here = self.held.len() + self.in_flight.len() + self.refusing.len();
+    pub(crate) fn balances(&self, admission: usize) -> bool {
+        let here = self.held.len() + self.in_flight.len() + self.refusing.len() + admission;
         self.totals.accepted + self.taken_back
             == self.totals.handed_off
                 + self.totals.refused
+                + self.totals.shed
                 + u64::try_from(here).unwrap_or(u64::MAX)
     }
 }

@@ -47,14 +47,17 @@ pub mod config;
 pub mod event;
 pub mod time;
 
+mod admission;
 mod bells;
 mod check;
 mod dealer;
+mod hung;
 mod keep;
 mod late;
 mod ledger;
 mod life;
 mod primary;
+mod recycle;
 mod reload;
 mod restart;
 mod salvage;

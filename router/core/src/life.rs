@@ -10,7 +10,9 @@ use crate::config::{Policy, ReadyRule};
 use crate::event::{
     Action, ExitStatus, Fault, Generation, ListenerId, Loads, Outcome, Report, SignalKind, WorkerId,
 };
+use crate::hung::Watch;
 use crate::primary::{Core, NamedBy, Start};
+use crate::recycle::Age;
 use crate::restart::Verdict;
 use crate::slot::{Beside, Slot, SlotInput, SlotState, Sockets, Want};
 use crate::time::Now;
@@ -63,7 +65,9 @@ impl Core {
         self.next_worker = self.next_worker.saturating_add(1);
         let deadline = now.after(self.config.ready_timeout);
         let room = self.dealer.rules.largest_window();
-        self.dealer.seat(Worker::new(id, slot, generation, deadline, room, now));
+        let mut worker = Worker::new(id, slot, generation, deadline, room, now);
+        worker.age = Age::new(&self.config.limits, &mut self.dice);
+        self.dealer.seat(worker);
         self.actions.push_back(Action::Spawn { slot, worker: id, generation });
         Some(id)
     }
@@ -79,6 +83,7 @@ impl Core {
             | State::Parked { .. }
             | State::Finishing { .. }
             | State::Signalled { .. }
+            | State::Aborting { .. }
             | State::Dead => None,
         })
         .max()
@@ -114,7 +119,8 @@ impl Core {
             ReadyProbe::Due { .. } | ReadyProbe::Asked | ReadyProbe::Queued => None,
         };
         let take = Some(worker.take_after).filter(|after| *after > self.dealer.now);
-        let own = [worker.state.deadline(), worker.paused, probe, take];
+        let age = worker.age.deadline(worker.state).filter(|_| !self.stop.is_under_way());
+        let own = [worker.state.deadline(), worker.paused, probe, take, age];
         own.into_iter().chain([self.next_check(worker), self.keep_ends(worker)]).flatten()
     }
 
@@ -142,6 +148,13 @@ impl Core {
             State::Signalled { .. } => {
                 self.dealer.silence(i, &mut self.actions);
                 self.actions.push_back(Action::Signal { worker: id, signal: SignalKind::Stop });
+            }
+            State::Aborting { .. } => {
+                self.dealer.silence(i, &mut self.actions);
+                self.actions.push_back(Action::Signal { worker: id, signal: SignalKind::Abort });
+                self.dealer.settle_in(i);
+                self.leave_slot(i, before, Blame::ByAge);
+                self.debts = true;
             }
             State::Killing { .. } => {
                 self.actions.push_back(Action::KillFamily { worker: id });
@@ -179,7 +192,11 @@ impl Core {
         if fresh {
             worker.fresh = Some(Fresh::new(now));
         }
+        worker.watch = Watch::default();
         let (id, slot, after) = (seat.id, worker.slot, now.since(worker.started));
+        if matches!(before, State::Starting { .. }) {
+            worker.age.begin(&self.config.limits, &mut self.dice, now);
+        }
         self.dealer.fresh += u32::from(fresh);
         if !matches!(before, State::Starting { .. }) {
             return;
@@ -213,6 +230,7 @@ impl Core {
     fn leave_slot(&mut self, i: usize, before: State, blame: Blame) {
         let now = self.dealer.now;
         self.reload_loses(i, !matches!(before, State::Starting { .. }));
+        self.recycle_loses(i);
         let Some(worker) = self.dealer.workers.get(i) else { return };
         let (id, at) = (worker.id, usize::from(worker.slot.0));
         let policy = self.config.restart;
@@ -231,6 +249,7 @@ impl Core {
                 State::Starting { .. }
                 | State::Finishing { .. }
                 | State::Signalled { .. }
+                | State::Aborting { .. }
                 | State::Killing { .. }
                 | State::Dead
                 | State::Ready { .. }
@@ -262,7 +281,8 @@ impl Core {
     /// Whether starting is hopeless: nobody was ever ready and it was tried often enough, or every
     /// slot is given up. While the operator holds a slot down it is his to say what comes next.
     pub(crate) fn look_for_the_end(&mut self) {
-        if self.reload.is_under_way() || self.is_held_down() {
+        let starts = self.reload.is_under_way() || self.recycle.is_starting();
+        if starts || self.is_held_down() {
             return;
         }
         let wanted = || self.slots.iter().filter(|slot| slot.want == Want::Up);
@@ -309,6 +329,7 @@ impl Core {
             | State::Parked { .. }
             | State::Finishing { .. }
             | State::Signalled { .. }
+            | State::Aborting { .. }
             | State::Dead => return,
         }
         self.dealer.remove(i);
@@ -455,6 +476,7 @@ impl Core {
             State::Finishing { .. } | State::Signalled { .. } => {
                 self.report(Report::Drained { worker })
             }
+            State::Aborting { .. } => self.report(Report::Died { worker, status, queued }),
             State::Killing { .. } | State::Dead => return,
         }
         if let Some(i) = self.dealer.find(worker) {

@@ -2,18 +2,21 @@
 //!
 //! Owns everything that is known. The parts: [`Dealer`] (who has what, who is next), [`Ledger`]
 //! (connections in hand), slots (who shall be there), and beside this file `life` (workers come and
-//! go), `wants` (slots by hand), `reload`, `salvage` (queues of the dead and the leaving), `late` (steal, probe), `stop`.
+//! go), `wants` (slots by hand), `reload`, `recycle`, `salvage` (queues of the dead and the leaving),
+//! `late` (steal, probe), `hung`, `admission`, `stop`.
 
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 use core::time::Duration;
 
+use crate::admission::{Admission, Verdict};
 use crate::config::{Config, Policy};
 use crate::dealer::{Dealer, Note, Rules};
 use crate::event::{
     Action, Arrival, ConnId, Event, ListenerId, Loads, Report, SendFailure, SlotId, WorkerId,
 };
 use crate::ledger::{Flight, HELD_MAX, Ledger};
+use crate::recycle::Recycle;
 use crate::reload::Reload;
 use crate::restart::Dice;
 use crate::scheduler::{Ask, Origin};
@@ -90,6 +93,8 @@ pub struct Core {
     pub(crate) dice: Dice,
     pub(crate) stop: Stop,
     pub(crate) reload: Reload,
+    pub(crate) recycle: Recycle,
+    pub(crate) admission: Admission,
     pub(crate) started: Now,
     pub(crate) next_worker: u32,
     pub(crate) start: Start,
@@ -97,11 +102,13 @@ pub struct Core {
     pub(crate) ready: u32,
     /// When something queued may have become late.
     pub(crate) late_at: Option<Now>,
+    /// When everybody's progress is to be looked at, as something is queued.
+    pub(crate) hung_at: Option<Now>,
     /// Who is first asked about at the next look for late workers, by seat.
     pub(crate) suspects_from: usize,
     /// When to look again at what no event announces for certain.
     pub(crate) recheck: Recheck,
-    /// The earliest of the deadlines that are not `late_at`.
+    /// The earliest of the deadlines that are neither `late_at` nor `hung_at`.
     pub(crate) deadline: Option<Now>,
     pick: Option<Pick>,
     pub(crate) bells: Bells,
@@ -158,11 +165,14 @@ impl Core {
             dice: Dice::new(config.seed),
             stop: Stop::No,
             reload: Reload::default(),
+            recycle: Recycle::default(),
+            admission: Admission::default(),
             started: now,
             next_worker: 1,
             start: Start::Nobody,
             ready: 0,
             late_at: None,
+            hung_at: None,
             suspects_from: 0,
             recheck: Recheck::default(),
             deadline: None,
@@ -210,6 +220,7 @@ impl Core {
             | Event::Misbehaved { .. }
             | Event::StartAsked { .. }
             | Event::StopSlotAsked { .. }
+            | Event::Outgrew { .. }
             | Event::ReloadAsked { .. }
             | Event::StopAsked { .. } => {
                 self.rare(event);
@@ -234,10 +245,7 @@ impl Core {
     /// Sleep until then at the latest; `None`: for ever, if nothing happens.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Now> {
-        match (self.deadline, self.late_at) {
-            (Some(one), Some(other)) => Some(one.min(other)),
-            (one, other) => one.or(other),
-        }
+        [self.deadline, self.late_at, self.hung_at].into_iter().flatten().min()
     }
 
     /// Whether one connection may be taken out of this listener's backlog now. Yes: the choice is
@@ -246,6 +254,7 @@ impl Core {
     pub fn wants_accept(&mut self, listener: ListenerId, now: Now, loads: &impl Loads) -> bool {
         self.dealer.now = now;
         self.pick = None;
+        self.admission.verdict = Verdict::Deal;
         let Some(ask) = self.ask(listener, Origin::Backlog) else { return false };
         if !self.accepts() {
             return false;
@@ -253,9 +262,10 @@ impl Core {
         let again = core::mem::replace(&mut self.bells, Bells::LookedAfter) == Bells::Written;
         if again {
             self.dealer.forget_loads_behind_new_bells();
+            self.looked_again();
         }
-        if self.debts && !self.spare_room(ask, loads) {
-            return false;
+        if self.debts && !self.spare_room(ask, loads) || !self.total_has_room(ask, loads) {
+            return self.admits_beyond(listener);
         }
         let found = if again && self.is_waiting(listener) && !self.dealer.rang_meanwhile(ask, loads)
         {
@@ -271,7 +281,7 @@ impl Core {
         }
         let Some(seat) = found else {
             self.nobody_has_room(ask);
-            return false;
+            return self.admits_beyond(listener);
         };
         self.pick = seat.and_then(|seat| {
             let worker = self.dealer.seats.get(seat)?.id;
@@ -326,7 +336,10 @@ impl Core {
     /// take-backs will bring: who waits already goes first.
     fn spare_room(&mut self, ask: Ask, loads: &impl Loads) -> bool {
         self.settle_debts(loads);
-        let owed = self.ledger.held_on(ask.listener) + u64::from(self.ledger.expected);
+        let waiting = self.admission.count_on(ask.listener);
+        let owed = self.ledger.held_on(ask.listener)
+            + u64::try_from(waiting).unwrap_or(u64::MAX)
+            + u64::from(self.ledger.expected);
         if owed == 0 {
             return true;
         }
@@ -339,19 +352,27 @@ impl Core {
 
     pub(crate) fn nobody_has_room(&mut self, ask: Ask) {
         if ask.origin == Origin::Backlog {
-            let mut begins = false;
-            if let Some(listener) = self.listener_mut(ask.listener) {
-                begins = !core::mem::replace(&mut listener.waiting, true);
-            }
-            self.ledger.totals.waits += u64::from(begins);
+            self.begins_to_wait(ask.listener);
         }
         if self.dealer.set_bells(ask, &mut self.actions) {
             self.bells = Bells::Written;
         }
     }
 
+    pub(crate) fn begins_to_wait(&mut self, listener: ListenerId) {
+        let mut begins = false;
+        if let Some(listener) = self.listener_mut(listener) {
+            begins = !core::mem::replace(&mut listener.waiting, true);
+        }
+        self.ledger.totals.waits += u64::from(begins);
+    }
+
     fn accepted(&mut self, arrival: Arrival, loads: &impl Loads) {
         self.ledger.totals.accepted += 1;
+        let verdict = core::mem::take(&mut self.admission.verdict);
+        if verdict != Verdict::Deal && self.accepted_beyond(arrival, verdict) {
+            return;
+        }
         self.dealer.pace.dealt();
         if !self.stop.deals() {
             return self.refuse(arrival);
@@ -428,8 +449,12 @@ impl Core {
             // From "on the way" to "queued": what was sent stays the same.
             worker.in_flight = worker.in_flight.saturating_sub(1);
             worker.count_hand_off(now);
+            if worker.is_spent() {
+                self.spent(i);
+            }
         }
         self.expect_lateness();
+        self.expect_hung();
     }
 
     /// A turn of the loop begins.
@@ -440,6 +465,9 @@ impl Core {
         }
         if self.late_at.is_some_and(|at| at <= self.dealer.now) {
             self.look_for_late(loads);
+        }
+        if self.hung_at.is_some_and(|at| at <= self.dealer.now) {
+            self.look_for_hung(loads);
         }
         if self.look_again.take().is_some() || self.debts {
             self.reconcile(loads);
@@ -458,6 +486,7 @@ impl Core {
         if let Some(listener) = self.listener_mut(listener) {
             listener.waiting = false;
         }
+        self.took_all(listener);
         if self.stop != Stop::No {
             self.backlog_ended(listener);
             self.reconcile(loads);
@@ -502,6 +531,7 @@ impl Core {
             Event::Misbehaved { worker } => self.condemn(worker),
             Event::StartAsked { slot } => self.start_asked(slot),
             Event::StopSlotAsked { slot } => self.stop_slot_asked(slot),
+            Event::Outgrew { worker, bytes } => self.outgrew(worker, bytes),
             Event::ReloadAsked { rolling } => self.reload_asked(rolling),
             Event::StopAsked { now } => self.stop_asked(now),
             Event::Accepted(_)
@@ -534,6 +564,10 @@ impl Core {
     }
 
     fn refused(&mut self, conn: ConnId) {
+        if self.admission.is_shed(conn) {
+            self.ledger.totals.shed += 1;
+            return;
+        }
         if let Some(at) = self.ledger.refusing.iter().position(|known| *known == conn) {
             self.ledger.refusing.swap_remove(at);
         } else if let Some(at) = self.ledger.held.iter().position(|held| held.conn == conn) {
@@ -543,7 +577,7 @@ impl Core {
             if let Some(i) = flight.and_then(|flight| self.dealer.find(flight.worker)) {
                 self.dealer.undealt(i);
             }
-        } else {
+        } else if !self.admission.lost(conn) {
             return;
         }
         self.ledger.totals.refused += 1;
@@ -603,7 +637,9 @@ impl Core {
             // Who was parked, or drains, gives back what waits for it at once.
             self.tend_workers(loads);
         }
+        self.go_on_admitting();
         self.settle_debts(loads);
+        self.go_on_recycling();
         self.go_on_stopping();
         self.start_due();
         self.adopt_due();
@@ -631,7 +667,16 @@ impl Core {
             self.listeners.iter().flatten().filter_map(|listener| listener.closing.deadline());
         let gate = self.gate_opens().filter(|at| *at > self.dealer.now);
         let reload = self.reload.deadline();
-        let others = [self.recheck.at, self.look_again, self.stop.deadline(), gate, reload];
+        let admission = self.admission.deadline(self.config.limits.max_queue_wait, self.dealer.now);
+        let others = [
+            self.recheck.at,
+            self.look_again,
+            self.stop.deadline(),
+            gate,
+            reload,
+            self.recycle_deadline(),
+            admission,
+        ];
         self.deadline =
             workers.chain(slots).chain(listeners).chain(others.into_iter().flatten()).min();
     }
@@ -639,7 +684,12 @@ impl Core {
     /// Relations between the parts that hold after every event.
     #[cfg(debug_assertions)]
     fn check(&self) {
-        debug_assert!(self.ledger.balances(), "a connection is lost or doubled: {:?}", self.ledger);
+        let admission = self.admission.count() + self.admission.leaving();
+        debug_assert!(
+            self.ledger.balances(admission),
+            "a connection is lost or doubled: {:?}",
+            self.ledger
+        );
         debug_assert_eq!(self.dealer.seats.len(), self.dealer.workers.len());
         for (seat, worker) in self.dealer.seats.iter().zip(&self.dealer.workers) {
             self.check_worker(seat, worker);
@@ -652,7 +702,7 @@ impl Core {
                 Beside::Next { worker } | Beside::Last { worker } => Some(worker),
             };
             debug_assert!(
-                beside.is_none() || self.reload.is_under_way(),
+                beside.is_none() || self.reload.is_under_way() || self.recycle.is_starting(),
                 "{slot:?} without a reload"
             );
             let down = slot.want != Want::Up;

@@ -121,6 +121,7 @@ impl Core {
     fn begin_to_reload(&mut self, rolling: bool) {
         let generation = Generation(self.reload.last.0.saturating_add(1));
         self.reload.last = generation;
+        self.drop_recycling();
         self.reload.way = Way::Fill { generation, rolling, left: 1 };
         self.report(Report::ReloadBegan { generation, rolling });
     }
@@ -284,7 +285,7 @@ impl Core {
         }
     }
 
-    fn drain(&mut self, worker: WorkerId) {
+    pub(crate) fn drain(&mut self, worker: WorkerId) {
         let Some(i) = self.dealer.find(worker) else { return };
         let Some(slot) = self.dealer.workers.get(i).map(|worker| worker.slot) else { return };
         if self.dealer.workers.get(i).is_some_and(|worker| worker.state.lives()) {
@@ -300,6 +301,9 @@ impl Core {
     /// none, any other old one shows it, as all run the same program.
     pub(crate) fn must_listen(&self, i: usize) -> Listens {
         let Some(new) = self.dealer.workers.get(i) else { return Listens::default() };
+        if let Some(listens) = self.recycle_must_listen(new.id) {
+            return listens;
+        }
         if !self.reload.started(new) {
             return Listens::default();
         }
@@ -308,6 +312,7 @@ impl Core {
             State::Starting { .. }
             | State::Finishing { .. }
             | State::Signalled { .. }
+            | State::Aborting { .. }
             | State::Killing { .. }
             | State::Dead => false,
         };
@@ -332,6 +337,9 @@ impl Core {
         slot.generation = generation;
         slot.streak.lived();
         slot.take(SlotInput::Replace { worker: id });
+        if self.recycled(id, last) {
+            return true;
+        }
         if let Some(last) = last {
             self.set_aside(at, last, id);
         }
@@ -356,6 +364,7 @@ impl Core {
             State::Parked { .. }
             | State::Finishing { .. }
             | State::Signalled { .. }
+            | State::Aborting { .. }
             | State::Killing { .. }
             | State::Dead => {}
         }
@@ -415,6 +424,7 @@ impl Core {
     /// A stop: it wins, and nobody waits for reloads any more.
     pub(crate) fn end_reloads(&mut self) {
         self.fail_reload(ReloadFault::Stopped);
+        self.drop_recycling();
         if let Some(generation) = self.reload.decided.take() {
             self.report(Report::ReloadOver { generation });
         }
@@ -440,9 +450,12 @@ impl Core {
     }
 
     /// Workers that are on their way out.
-    fn leaving(&self) -> impl Iterator<Item = &Worker> {
+    pub(crate) fn leaving(&self) -> impl Iterator<Item = &Worker> {
         self.dealer.workers.iter().filter(|worker| match worker.state {
-            State::Finishing { .. } | State::Signalled { .. } | State::Killing { .. } => true,
+            State::Finishing { .. }
+            | State::Signalled { .. }
+            | State::Aborting { .. }
+            | State::Killing { .. } => true,
             State::Starting { .. } | State::Ready { .. } | State::Parked { .. } | State::Dead => {
                 false
             }

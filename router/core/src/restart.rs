@@ -66,8 +66,13 @@ impl Dice {
         crate::sticky::mix(self.state)
     }
 
+    /// A number from 0 to `most`.
+    pub(crate) fn up_to(&mut self, most: u64) -> u64 {
+        self.next() % most.saturating_add(1).max(1)
+    }
+
     /// `wait`, off by at most a fifth.
-    fn spread(&mut self, wait: Duration) -> Duration {
+    pub(crate) fn spread(&mut self, wait: Duration) -> Duration {
         // 800 to 1200 thousandths.
         let thousandths = u32::try_from(self.next() % 401).unwrap_or(0) + 800;
         wait.saturating_mul(thousandths) / 1000

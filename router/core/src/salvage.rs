@@ -24,11 +24,14 @@ impl Core {
             match worker.state {
                 State::Starting { deadline } => self.tend_starting(i, deadline, loads),
                 State::Finishing { deadline } => self.tend_finishing(i, deadline, loads),
-                State::Signalled { kill_at } if kill_at <= self.dealer.now => {
+                State::Signalled { kill_at } | State::Aborting { kill_at }
+                    if kill_at <= self.dealer.now =>
+                {
                     self.enter(i, Input::Condemned);
                 }
                 State::Ready { .. } if worker.needs_probe() => self.probe_if_due(i),
-                State::Parked { .. } => self.tend_parked(i, loads),
+                State::Parked { .. } => self.tend_parked(i, TakeBackReason::Drain, loads),
+                State::Aborting { .. } => self.tend_parked(i, TakeBackReason::Death, loads),
                 State::Ready { .. }
                 | State::Signalled { .. }
                 | State::Killing { .. }
@@ -37,8 +40,9 @@ impl Core {
         }
     }
 
-    /// A parked worker: gives its queue back if others can have it. What it has claimed it serves.
-    fn tend_parked(&mut self, i: usize, loads: &impl Loads) {
+    /// A parked worker, or one that aborts: its queue is taken back if others can have it. What it has
+    /// claimed is its own affair.
+    fn tend_parked(&mut self, i: usize, why: TakeBackReason, loads: &impl Loads) {
         self.dealer.look(i, loads);
         let (Some(seat), Some(worker)) = (self.dealer.seats.get(i), self.dealer.workers.get(i))
         else {
@@ -49,7 +53,7 @@ impl Core {
         let queued = loads.queued_exact(seat.id).map_or(said, u64::from);
         if !busy && queued > 0 && self.others_serve(&listens) && !self.keeps(i) {
             let most = self.ledger.room();
-            self.take_back(i, most, TakeBackReason::Drain);
+            self.take_back(i, most, why);
         }
     }
 
@@ -146,7 +150,7 @@ impl Core {
     /// Connections that have no worker yet.
     pub(crate) fn owes(&self) -> bool {
         let orphans = |worker: &Worker| match worker.state {
-            State::Killing { .. } | State::Dead => true,
+            State::Aborting { .. } | State::Killing { .. } | State::Dead => true,
             State::Starting { .. }
             | State::Ready { .. }
             | State::Parked { .. }
@@ -154,6 +158,7 @@ impl Core {
             | State::Signalled { .. } => false,
         };
         !self.ledger.held.is_empty()
+            || self.admission.count() > 0
             || !self.ledger.in_flight.is_empty()
             || self.ledger.expected > 0
             || self.dealer.workers.iter().any(orphans)
@@ -162,6 +167,7 @@ impl Core {
     /// Places what the primary holds, then sends for what the dead have left.
     pub(crate) fn settle_debts(&mut self, loads: &impl Loads) {
         self.place_held(loads);
+        self.place_waiting(loads);
         let mut i = 0;
         while let Some(worker) = self.dealer.workers.get(i) {
             let id = worker.id;
@@ -177,10 +183,11 @@ impl Core {
         let moves_by_itself = |worker: &Worker| match worker.state {
             State::Killing { .. } | State::Dead | State::Finishing { .. } => true,
             State::Starting { .. } => worker.probe == ReadyProbe::Queued,
-            State::Parked { .. } => self.gives_back(worker),
+            State::Parked { .. } | State::Aborting { .. } => self.gives_back(worker),
             State::Ready { .. } | State::Signalled { .. } => false,
         };
         self.debts = !self.ledger.held.is_empty()
+            || self.admission.count() > 0
             || self.ledger.expected > 0
             || self.dealer.workers.iter().any(moves_by_itself);
     }
@@ -220,7 +227,7 @@ impl Core {
     }
 
     /// Whether nobody will ever serve this listener again.
-    fn is_hopeless(&self, listener: ListenerId) -> bool {
+    pub(crate) fn is_hopeless(&self, listener: ListenerId) -> bool {
         if self.is_served(listener) {
             return false;
         }
@@ -376,9 +383,10 @@ impl Core {
             State::Finishing { .. } => true,
             State::Starting { .. } => worker.probe == ReadyProbe::Queued,
             State::Dead => servers,
-            State::Parked { .. } => self.gives_back(worker),
+            State::Parked { .. } | State::Aborting { .. } => self.gives_back(worker),
             State::Ready { .. } | State::Signalled { .. } | State::Killing { .. } => false,
         });
-        waits || (servers && !self.ledger.held.is_empty())
+        let holds = !self.ledger.held.is_empty() || self.admission.count() > 0;
+        waits || (servers && holds)
     }
 }

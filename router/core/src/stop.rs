@@ -235,7 +235,8 @@ impl Core {
         });
         let closed =
             self.listeners.iter().flatten().all(|listener| listener.closing == Closing::Told);
-        let in_hand = !self.ledger.held.is_empty() || self.ledger.expected > 0;
+        let in_hand =
+            !self.ledger.held.is_empty() || self.admission.count() > 0 || self.ledger.expected > 0;
         if closed && (!in_hand || deadline <= now) {
             self.drain_all(deadline);
         }

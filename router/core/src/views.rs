@@ -1,6 +1,6 @@
 //! What the status shows: read-only pictures of the core's state.
 
-use crate::event::{Generation, SlotId, WorkerId};
+use crate::event::{Generation, RecycleReason, SlotId, WorkerId};
 use crate::primary::{Core, Start};
 use crate::slot::{SlotState, Want};
 use crate::time::Now;
@@ -27,6 +27,8 @@ pub struct WorkerView {
     pub late: bool,
     /// Since when it is ready, if it is.
     pub ready_since: Option<Now>,
+    /// It has had its time, and is to be replaced.
+    pub recycle: Option<RecycleReason>,
 }
 
 /// One slot.
@@ -61,8 +63,14 @@ pub struct Totals {
     pub stolen: u64,
     /// Closed with a reset: nobody would ever have served them.
     pub refused: u64,
+    /// Closed with a reset: others had waited for too long already.
+    pub shed: u64,
     /// How often clients began to wait because nobody had room.
     pub waits: u64,
+    /// Workers that were ended because they were hung.
+    pub hung: u64,
+    /// Workers that were replaced because they had had their time.
+    pub recycled: u64,
 }
 
 impl Core {
@@ -78,6 +86,7 @@ impl Core {
             window: seat.window,
             late: worker.lateness != Lateness::No,
             ready_since: worker.state.ready_since(),
+            recycle: worker.age.due,
         })
     }
 
@@ -148,6 +157,6 @@ impl Core {
     /// Connections that the primary holds because nobody has room for them.
     #[must_use]
     pub fn held(&self) -> usize {
-        self.ledger.held.len()
+        self.ledger.held.len() + self.admission.count()
     }
 }

@@ -9,6 +9,7 @@
 //! | | it is starting | its worker is killed: it holds nothing |
 //! | | it waits before the next start, or has failed | down |
 //! | | a reload is starting its next worker | that one is killed, who sits there drains; the reload goes on without the slot |
+//! | | a worker that has had its time is being replaced | the same, without a reload |
 //! | | a reload has parked its last worker | both drain; the reload goes on without the slot |
 //! | | it is down | nothing |
 //! | start | it is down | it starts at once, with a fresh record, even while its last worker drains |
@@ -22,7 +23,7 @@
 
 use crate::event::{ExitStatus, Report, SlotId, WorkerId};
 use crate::primary::Core;
-use crate::slot::{Beside, SlotInput, SlotState, Sockets, Want};
+use crate::slot::{Beside, Slot, SlotInput, SlotState, Sockets, Want};
 use crate::worker::Input;
 
 impl Core {
@@ -102,6 +103,11 @@ impl Core {
     /// Everybody in a slot leaves it, apart from the one that has `ended` already.
     fn vacate(&mut self, at: usize, ended: Option<WorkerId>) {
         let now = self.dealer.now;
+        if let Some(Slot { beside: Beside::Next { worker }, .. }) = self.slots.get(at)
+            && self.recycle.starts(*worker)
+        {
+            self.drop_recycling();
+        }
         let Some(slot) = self.slots.get_mut(at) else { return };
         let (sits, beside) = (slot.state, core::mem::replace(&mut slot.beside, Beside::Nobody));
         if matches!(sits, SlotState::Up { .. }) && slot.sockets == Sockets::Own {

@@ -11,16 +11,21 @@
 //!                      │ Condemned, Ended
 //!                      ▼            FamilyGone
 //!                   Killing ──────────────────▶ Dead ──▶ forgotten, once its queue is empty
+//!
+//!   Ready ── Hung ──▶ Aborting ── Condemned, Ended ──▶ Killing
 //! ```
 //!
-//! *Finishing* and *Signalled* are the two halves of draining. Late, paused and fresh are facts
+//! *Finishing* and *Signalled* are the two halves of draining; *Aborting* has SIGABRT and some time to
+//! leave a core. Late, paused and fresh are facts
 //! beside the state: see [`Standing`](crate::seat::Standing).
 
 use core::time::Duration;
 
 use crate::check::Check;
 use crate::event::{Fault, Generation, SlotId, TakeBackReason, WorkerId};
+use crate::hung::Watch;
 use crate::primary::Bells;
+use crate::recycle::Age;
 use crate::time::Now;
 use crate::window::{Times, Window};
 
@@ -37,6 +42,8 @@ pub(crate) enum State {
     Finishing { deadline: Now },
     /// It drains: it was told to end.
     Signalled { kill_at: Now },
+    /// It is hung: it was told to abort.
+    Aborting { kill_at: Now },
     /// KILL is on its way to the whole family.
     Killing { since: Now },
     /// No process is left; its queue may not be empty.
@@ -56,6 +63,10 @@ pub(crate) enum Input {
     Told {
         kill_at: Now,
     },
+    /// It is hung; SIGABRT was sent.
+    Hung {
+        kill_at: Now,
+    },
     /// It is to be killed: not ready in time, broken, lying, too slow to end.
     Condemned,
     /// Its main process ended.
@@ -67,8 +78,8 @@ impl State {
     /// The state after `input`, at `now`.
     #[must_use]
     pub(crate) fn next(self, input: Input, now: Now) -> Self {
-        use Input::{BecameReady, Condemned, Drain, Ended, FamilyGone, Park, Told, Unpark};
-        use State::{Dead, Finishing, Killing, Parked, Ready, Signalled, Starting};
+        use Input::{BecameReady, Condemned, Drain, Ended, FamilyGone, Hung, Park, Told, Unpark};
+        use State::{Aborting, Dead, Finishing, Killing, Parked, Ready, Signalled, Starting};
         match (self, input) {
             (Starting { .. }, BecameReady) | (Parked { .. }, Unpark) => Ready { since: now },
             (Ready { .. }, Park) => Parked { since: now },
@@ -81,24 +92,43 @@ impl State {
                 Signalled { kill_at: kill_at.min(other) }
             }
             (Finishing { .. }, Told { kill_at }) => Signalled { kill_at },
+            (Ready { .. }, Hung { kill_at }) => Aborting { kill_at },
             (
                 Starting { .. }
                 | Ready { .. }
                 | Parked { .. }
                 | Finishing { .. }
-                | Signalled { .. },
+                | Signalled { .. }
+                | Aborting { .. },
                 Condemned | Ended,
             ) => Killing { since: now },
             (Killing { .. }, FamilyGone) => Dead,
             // Stale, or already so; each was considered:
-            (Starting { .. }, Park | Unpark | Drain { .. } | Told { .. } | FamilyGone)
+            (
+                Starting { .. },
+                Park | Unpark | Drain { .. } | Told { .. } | Hung { .. } | FamilyGone,
+            )
             | (Ready { .. }, BecameReady | Unpark | Told { .. } | FamilyGone)
-            | (Parked { .. }, BecameReady | Park | Told { .. } | FamilyGone)
-            | (Finishing { .. }, BecameReady | Park | Unpark | FamilyGone)
-            | (Signalled { .. }, BecameReady | Park | Unpark | Drain { .. } | FamilyGone)
+            | (Parked { .. }, BecameReady | Park | Told { .. } | Hung { .. } | FamilyGone)
+            | (Finishing { .. }, BecameReady | Park | Unpark | Hung { .. } | FamilyGone)
+            | (
+                Signalled { .. },
+                BecameReady | Park | Unpark | Drain { .. } | Hung { .. } | FamilyGone,
+            )
+            | (
+                Aborting { .. },
+                BecameReady | Park | Unpark | Drain { .. } | Told { .. } | Hung { .. } | FamilyGone,
+            )
             | (
                 Killing { .. },
-                BecameReady | Park | Unpark | Drain { .. } | Told { .. } | Condemned | Ended,
+                BecameReady
+                | Park
+                | Unpark
+                | Drain { .. }
+                | Told { .. }
+                | Hung { .. }
+                | Condemned
+                | Ended,
             )
             | (
                 Dead,
@@ -107,6 +137,7 @@ impl State {
                 | Unpark
                 | Drain { .. }
                 | Told { .. }
+                | Hung { .. }
                 | Condemned
                 | Ended
                 | FamilyGone,
@@ -120,7 +151,7 @@ impl State {
             Self::Ready { .. } => "ready",
             Self::Parked { .. } => "parked",
             Self::Finishing { .. } | Self::Signalled { .. } => "draining",
-            Self::Killing { .. } | Self::Dead => "killing",
+            Self::Aborting { .. } | Self::Killing { .. } | Self::Dead => "killing",
         }
     }
 
@@ -131,6 +162,7 @@ impl State {
             | Self::Parked { .. }
             | Self::Finishing { .. }
             | Self::Signalled { .. }
+            | Self::Aborting { .. }
             | Self::Killing { .. }
             | Self::Dead => None,
         }
@@ -143,7 +175,8 @@ impl State {
             | Self::Ready { .. }
             | Self::Parked { .. }
             | Self::Finishing { .. }
-            | Self::Signalled { .. } => true,
+            | Self::Signalled { .. }
+            | Self::Aborting { .. } => true,
             Self::Killing { .. } | Self::Dead => false,
         }
     }
@@ -156,6 +189,7 @@ impl State {
             | Self::Ready { .. }
             | Self::Parked { .. }
             | Self::Finishing { .. }
+            | Self::Aborting { .. }
             | Self::Killing { .. }
             | Self::Dead => false,
         }
@@ -165,7 +199,7 @@ impl State {
     pub(crate) fn deadline(self) -> Option<Now> {
         match self {
             Self::Starting { deadline } | Self::Finishing { deadline } => Some(deadline),
-            Self::Signalled { kill_at } => Some(kill_at),
+            Self::Signalled { kill_at } | Self::Aborting { kill_at } => Some(kill_at),
             Self::Ready { .. } | Self::Parked { .. } | Self::Killing { .. } | Self::Dead => None,
         }
     }
@@ -281,6 +315,9 @@ pub(crate) struct Worker {
     pub(crate) keeps_until: Now,
     pub(crate) farewell: Farewell,
     pub(crate) word: Word,
+    /// What was last seen of its progress.
+    pub(crate) watch: Watch,
+    pub(crate) age: Age,
     /// What is known to be wrong with it, should it be over soon.
     pub(crate) fault: Fault,
 }
@@ -344,6 +381,8 @@ impl Worker {
             keeps_until: now,
             farewell: Farewell::NotYet,
             word: Word::NotYet,
+            watch: Watch::default(),
+            age: Age::default(),
             fault: Fault::Broken,
         }
     }
@@ -362,6 +401,7 @@ impl Worker {
             State::Parked { .. }
             | State::Finishing { .. }
             | State::Signalled { .. }
+            | State::Aborting { .. }
             | State::Killing { .. }
             | State::Dead => false,
         }
@@ -395,11 +435,13 @@ mod tests {
     #[expect(clippy::too_many_lines, reason = "a table")]
     fn every_state_and_input() {
         use Input::{BecameReady, Condemned, Drain, Ended, FamilyGone, Park, Unpark};
-        use State::{Dead, Finishing, Killing, Parked, Ready, Signalled, Starting};
+        use State::{Aborting, Dead, Finishing, Killing, Parked, Ready, Signalled, Starting};
         let now = Now(7);
         let (d, k) = (Now(20), Now(30));
         let drain = Drain { deadline: d };
         let told = Input::Told { kill_at: k };
+        let hung = Input::Hung { kill_at: k };
+        let aborting = Aborting { kill_at: Now(12) };
         let starting = Starting { deadline: Now(9) };
         let ready = Ready { since: Now(1) };
         let parked = Parked { since: Now(2) };
@@ -413,6 +455,7 @@ mod tests {
             (starting,  Park,        starting),
             (starting,  Unpark,      starting),
             (starting,  drain,       starting),
+            (starting,  hung,        starting),
             (starting,  told,        starting),
             (starting,  Condemned,   killed),
             (starting,  Ended,       killed),
@@ -421,6 +464,7 @@ mod tests {
             (ready,     Park,        Parked { since: now }),
             (ready,     Unpark,      ready),
             (ready,     drain,       Finishing { deadline: d }),
+            (ready,     hung,        Aborting { kill_at: k }),
             (ready,     told,        ready),
             (ready,     Condemned,   killed),
             (ready,     Ended,       killed),
@@ -429,6 +473,7 @@ mod tests {
             (parked,    Park,        parked),
             (parked,    Unpark,      Ready { since: now }),
             (parked,    drain,       Finishing { deadline: d }),
+            (parked,    hung,        parked),
             (parked,    told,        parked),
             (parked,    Condemned,   killed),
             (parked,    Ended,       killed),
@@ -438,6 +483,7 @@ mod tests {
             (finishing, Unpark,      finishing),
             (finishing, drain,       finishing),
             (finishing, Drain { deadline: Now(8) }, Finishing { deadline: Now(8) }),
+            (finishing, hung,        finishing),
             (finishing, told,        Signalled { kill_at: k }),
             (finishing, Condemned,   killed),
             (finishing, Ended,       killed),
@@ -446,15 +492,26 @@ mod tests {
             (signalled, Park,        signalled),
             (signalled, Unpark,      signalled),
             (signalled, drain,       signalled),
+            (signalled, hung,        signalled),
             (signalled, told,        signalled),
             (signalled, Input::Told { kill_at: Now(9) }, Signalled { kill_at: Now(9) }),
             (signalled, Condemned,   killed),
             (signalled, Ended,       killed),
             (signalled, FamilyGone,  signalled),
+            (aborting,  BecameReady, aborting),
+            (aborting,  Park,        aborting),
+            (aborting,  Unpark,      aborting),
+            (aborting,  drain,       aborting),
+            (aborting,  hung,        aborting),
+            (aborting,  told,        aborting),
+            (aborting,  Condemned,   killed),
+            (aborting,  Ended,       killed),
+            (aborting,  FamilyGone,  aborting),
             (killing,   BecameReady, killing),
             (killing,   Park,        killing),
             (killing,   Unpark,      killing),
             (killing,   drain,       killing),
+            (killing,   hung,        killing),
             (killing,   told,        killing),
             (killing,   Condemned,   killing),
             (killing,   Ended,       killing),
@@ -463,6 +520,7 @@ mod tests {
             (Dead,      Park,        Dead),
             (Dead,      Unpark,      Dead),
             (Dead,      drain,       Dead),
+            (Dead,      hung,        Dead),
             (Dead,      told,        Dead),
             (Dead,      Condemned,   Dead),
             (Dead,      Ended,       Dead),

@@ -21,9 +21,12 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use croupier_core::Core;
-use croupier_core::config::{Config, ExitCodes, Policy, ProbeRule, ReadyRule, RestartPolicy};
+use croupier_core::config::{
+    Config, ExitCodes, Limits, Policy, ProbeRule, ReadyRule, RestartPolicy,
+};
 use croupier_core::event::{
-    Action, Arrival, Client, ConnId, Event, ExitStatus, ListenerId, Load, Loads, SlotId, WorkerId,
+    Action, Arrival, Client, ConnId, Event, ExitStatus, ListenerId, Load, Loads, SignalKind,
+    SlotId, WorkerId,
 };
 use croupier_core::time::Now;
 
@@ -44,6 +47,8 @@ enum Input {
     /// The core's next deadline comes.
     Time,
     Reload,
+    /// The oldest worker of this slot that runs has too much memory.
+    Outgrows(u16),
     Stop,
     /// The operator stops and starts this slot.
     StopSlot(u16),
@@ -52,6 +57,7 @@ enum Input {
     Stale,
 }
 
+/// All but those that only limits bring about.
 const ALL: [Input; 10] = [
     Input::Client,
     Input::Works(0),
@@ -79,6 +85,20 @@ const BY_HAND: [Input; 10] = [
     Input::StopSlot(1),
 ];
 
+const WITH_LIMITS: [Input; 11] = [
+    Input::Client,
+    Input::Works(0),
+    Input::Works(1),
+    Input::Ends(0),
+    Input::Ends(1),
+    Input::Outgrows(0),
+    Input::Outgrows(1),
+    Input::Answers,
+    Input::Time,
+    Input::Reload,
+    Input::Stop,
+];
+
 /// What was asked of others and is not done yet.
 #[derive(Debug, Clone, Copy)]
 enum Answer {
@@ -94,6 +114,7 @@ struct Worker {
     ended: bool,
     condemned: bool,
     drains: bool,
+    aborting: bool,
     queue: VecDeque<u32>,
     claimed: u64,
     active: u32,
@@ -120,6 +141,7 @@ impl Loads for Workers {
 #[derive(Debug, Clone)]
 struct Puppet {
     core: Core,
+    limits: Limits,
     now: u64,
     workers: Workers,
     /// Connections in the shell's hands.
@@ -129,15 +151,23 @@ struct Puppet {
     /// The operator wants nobody there.
     down: [bool; 2],
     finished: bool,
+    /// Somebody had too much memory.
+    outgrown: bool,
+    reloaded: bool,
 }
 
 impl Puppet {
     fn new(policy: Policy) -> Self {
+        Self::limited(policy, Limits::NONE)
+    }
+
+    fn limited(policy: Policy, limits: Limits) -> Self {
         let config = Config {
             slots: 2,
             policy,
             queue_limit: 4,
             max_active: None,
+            limits,
             stall_after: Duration::from_millis(100),
             slow_start: Duration::from_secs(10),
             ready: ReadyRule::Listen,
@@ -165,6 +195,7 @@ impl Puppet {
         };
         let mut puppet = Self {
             core: Core::new(config, Now(1)),
+            limits,
             now: 1,
             workers: Workers::default(),
             held: Vec::new(),
@@ -172,6 +203,8 @@ impl Puppet {
             answers: Vec::new(),
             down: [false; 2],
             finished: false,
+            outgrown: false,
+            reloaded: false,
         };
         puppet.settle();
         puppet.tell(Event::ListenerOpened { listener: ON, declared: true });
@@ -199,18 +232,20 @@ impl Puppet {
                 assert!(!self.down[usize::from(slot.0)], "{slot:?} is to stay down");
                 // One that even KILL does not end is waited for, but not for ever; one that drains
                 // does not stand in the way of the next.
+                let lives = |w: &&Worker| !w.ended && !w.condemned && !w.aborting;
                 let sits = |w: &&Worker| {
-                    w.slot == slot.0
-                        && w.generation == generation
-                        && !w.ended
-                        && !w.condemned
-                        && !w.drains
+                    w.slot == slot.0 && w.generation == generation && lives(w) && !w.drains
                 };
-                assert_eq!(
-                    self.workers.0.values().filter(sits).count(),
-                    0,
+                self.reloaded |= generation > 1;
+                let most = usize::from(self.outgrown && self.core.reloading().is_none());
+                assert!(
+                    self.workers.0.values().filter(sits).count() <= most,
                     "{slot:?} has a worker"
                 );
+                if self.core.reloading().is_none() && !self.reloaded {
+                    let all = self.workers.0.values().filter(lives).count();
+                    assert!(all < 2 + most, "more than one beside those of the slots");
+                }
                 let new = Worker { slot: slot.0, generation, ..Worker::default() };
                 self.workers.0.insert(worker.0, new);
                 self.tell(Event::Spawned { worker });
@@ -219,13 +254,19 @@ impl Puppet {
                 self.release(conn.0);
                 let worker = self.workers.0.get_mut(&worker.0).expect("it is not forgotten");
                 assert!(worker.listens && !worker.condemned && worker.queue.len() < 256);
+                assert!(!worker.aborting);
                 worker.queue.push_back(conn.0);
                 let worker = self.id_of(conn);
                 self.tell(Event::HandedOff { conn, worker });
             }
-            Action::Refuse { conn } => {
+            Action::Refuse { conn } | Action::Shed { conn } => {
                 self.release(conn.0);
                 self.tell(Event::Refused { conn });
+            }
+            Action::Signal { worker, signal: SignalKind::Abort } => {
+                if let Some(worker) = self.workers.0.get_mut(&worker.0) {
+                    worker.aborting = true;
+                }
             }
             Action::KillFamily { worker } => {
                 if let Some(worker) = self.workers.0.get_mut(&worker.0) {
@@ -253,7 +294,7 @@ impl Puppet {
             }
             Action::Ring { .. }
             | Action::Disconnect { .. }
-            | Action::Signal { .. }
+            | Action::Signal { signal: SignalKind::Stop, .. }
             | Action::AdoptSockets { .. }
             | Action::Report(_) => {}
         }
@@ -291,7 +332,16 @@ impl Puppet {
                 self.now = self.now.max(next);
                 self.tell(Event::Woke);
             }
-            Input::Reload => self.tell(Event::ReloadAsked { rolling: self.now.is_multiple_of(2) }),
+            Input::Reload => {
+                self.reloaded = true;
+                self.tell(Event::ReloadAsked { rolling: self.now.is_multiple_of(2) });
+            }
+            Input::Outgrows(slot) => {
+                self.outgrown = true;
+                let lives = |(_, w): &(&u32, &Worker)| w.slot == slot && !w.ended && !w.condemned;
+                let id = self.workers.0.iter().find(lives).map_or(0, |(id, _)| *id);
+                self.tell(Event::Outgrew { worker: WorkerId(id), bytes: 1 << 30 });
+            }
             Input::Stop => self.tell(Event::StopAsked { now: false }),
             Input::StopSlot(slot) => {
                 self.tell(Event::StopSlotAsked { slot: SlotId(slot) });
@@ -317,7 +367,8 @@ impl Puppet {
         self.held.push(conn);
         let client = Client::V4([10, 0, 0, u8::try_from(conn).unwrap()]);
         self.tell(Event::Accepted(Arrival { conn: ConnId(conn), listener: ON, client }));
-        assert!(self.held.is_empty() || !self.answers.is_empty(), "accepted, but not dealt");
+        let may_wait = self.limits.max_queue_wait.is_some() || !self.answers.is_empty();
+        assert!(self.held.is_empty() || may_wait, "accepted, but not dealt");
     }
 
     fn works(&mut self, slot: u16) {
@@ -392,6 +443,7 @@ impl Puppet {
                 Event::Exited { worker, status, orphans: true },
                 Event::FamilyGone { worker },
                 Event::Misbehaved { worker },
+                Event::Outgrew { worker, bytes: 1 },
                 Event::HandedOff { conn: ConnId(7777), worker },
                 Event::HandOffFailed {
                     conn: ConnId(7777),
@@ -471,6 +523,60 @@ fn all_short_sequences_of_slots_by_hand() {
         puppet.explore(&BY_HAND, DEPTH - 1, &mut Vec::new(), &mut count);
         assert!(count > 40_000, "{count} steps");
     }
+}
+
+/// The same, from the middle of a recycling: the new worker is being started, or has taken over while
+/// the old one holds a connection.
+#[test]
+fn all_short_sequences_from_the_middle_of_a_recycling() {
+    for took_over in [false, true] {
+        let mut puppet = Puppet::new(Policy::Least);
+        for input in [Input::Works(0), Input::Works(1), Input::Client, Input::Client, Input::Client]
+        {
+            puppet.step(input);
+        }
+        // The newest worker of a slot is the one that works: before it, the old one claims.
+        puppet.step(Input::Works(0));
+        puppet.step(Input::Outgrows(0));
+        if took_over {
+            puppet.step(Input::Works(0));
+        }
+        let states: Vec<_> = puppet.core.workers().map(|worker| worker.state).collect();
+        let expected =
+            if took_over { ["draining", "ready", "ready"] } else { ["ready", "ready", "starting"] };
+        assert_eq!(states, expected);
+        let mut count = 0;
+        puppet.explore(&WITH_LIMITS, DEPTH - 1, &mut Vec::new(), &mut count);
+        assert!(count > 40_000, "{count} steps");
+    }
+}
+
+/// The same, from a worker that has claimed nothing for nearly as long as it may, with few let in.
+#[test]
+fn all_short_sequences_with_hung_workers_and_admission() {
+    let limits = Limits {
+        hung_timeout: Duration::from_millis(400),
+        max_connections: Some(3),
+        max_total: Some(2),
+        max_queue_wait: Some(Duration::from_millis(200)),
+        waiting_max: 2,
+        ..Limits::NONE
+    };
+    let mut puppet = Puppet::limited(Policy::Least, limits);
+    // It may be given few enough to be recycled here.
+    puppet.outgrown = true;
+    for input in [Input::Works(0), Input::Works(1), Input::Client, Input::Client, Input::Client] {
+        puppet.step(input);
+    }
+    let mut count = 0;
+    puppet.explore(&WITH_LIMITS, DEPTH - 1, &mut Vec::new(), &mut count);
+    assert!(count > 40_000, "{count} steps");
+    // Nothing but time: whoever does not claim is hung, and everybody is replaced.
+    for _ in 0..40 {
+        puppet.step(Input::Time);
+        puppet.step(Input::Answers);
+    }
+    assert!(puppet.core.totals().hung >= 2, "{:?}", puppet.core.totals());
 }
 
 /// The same, from two workers that are ready and have a queue.
@@ -558,7 +664,7 @@ fn any_event(dice: &mut dice::Dice) -> Event {
     let orphans = dice.permille(500);
     let count = u32::try_from(dice.below(3)).unwrap();
     let slot = SlotId(u16::try_from(dice.below(4)).unwrap());
-    match dice.below(31) {
+    match dice.below(32) {
         0 | 1 => Event::Woke,
         2..=4 => Event::Accepted(arrival),
         5 => Event::HandedOff { conn, worker },
@@ -584,6 +690,7 @@ fn any_event(dice: &mut dice::Dice) -> Event {
         27 => Event::StopSlotAsked { slot },
         28 => Event::CheckSent { worker },
         29 => Event::Checked { worker, passed: orphans },
+        30 => Event::Outgrew { worker, bytes: dice.next() },
         _ if dice.permille(100) => Event::StopAsked { now: orphans },
         _ => Event::Misbehaved { worker },
     }

@@ -253,6 +253,7 @@ mod tests {
             workers: None,
             web_concurrency: web_concurrency.map(str::to_owned),
             node_sched_policy: None,
+            memory: None,
             somaxconn: 128,
         };
         RunConfig::new(line.args, &around).unwrap()

@@ -14,9 +14,9 @@ use croupier_core::config::{Policy, ReadyRule};
 use nix::sys::signal::Signal;
 
 use crate::config::{
-    AdapterChoice, LogFormat, QUEUE_LIMIT_MAX, ReadyProbe, Surge, WorkersArg, parse_bound,
-    parse_duration, parse_exit_code, parse_name, parse_policy, parse_probe, parse_signal,
-    parse_surge, parse_workers,
+    AdapterChoice, LogFormat, MaxRssArg, QUEUE_LIMIT_MAX, ReadyProbe, Shed, Surge, WorkersArg,
+    parse_bound, parse_duration, parse_exit_code, parse_max_rss, parse_name, parse_policy,
+    parse_probe, parse_shed, parse_signal, parse_surge, parse_workers,
 };
 
 const AFTER_HELP: &str = "\
@@ -142,6 +142,32 @@ pub struct RunArgs {
     )]
     pub max_active: Option<u32>,
 
+    /// Most connections of all workers together; beyond it clients wait in the backlog.
+    #[arg(
+        long,
+        value_name = "N",
+        env = "CROUPIER_MAX_TOTAL",
+        value_parser = clap::value_parser!(u32).range(1..)
+    )]
+    pub max_total: Option<u32>,
+
+    /// When clients have waited for this long, those that come then are reset, until there is room.
+    ///
+    /// Default: clients wait as long as they like. Waiting clients are dealt in the order in which
+    /// they came; who is reset is always the newest.
+    #[arg(long, value_name = "T", env = "CROUPIER_MAX_QUEUE_WAIT", value_parser = parse_duration)]
+    pub max_queue_wait: Option<Duration>,
+
+    /// How clients are turned away at --max-queue-wait: reset (the default, and all there is).
+    #[arg(
+        long,
+        value_name = "HOW",
+        env = "CROUPIER_SHED",
+        requires = "max_queue_wait",
+        value_parser = parse_shed
+    )]
+    pub shed: Option<Shed>,
+
     /// A worker that leaves a connection waiting for this long is late; idle ones may take over.
     #[arg(
         long,
@@ -151,6 +177,43 @@ pub struct RunArgs {
         value_parser = parse_duration
     )]
     pub stall_after: Duration,
+
+    /// A worker that takes and closes nothing for this long, though something waits for it, is hung:
+    /// ABRT, KILL after --kill-after, and a new one at once. 0: off.
+    ///
+    /// Off by default: a handler that blocks its worker for a long download is not hung. What
+    /// waits for such a worker is taken over by idle ones long before (--stall-after).
+    #[arg(
+        long,
+        value_name = "T",
+        env = "CROUPIER_HUNG_TIMEOUT",
+        default_value = "0",
+        value_parser = parse_duration
+    )]
+    pub hung_timeout: Duration,
+
+    /// Replace a worker that was given N connections. Default: never.
+    ///
+    /// Each worker's own limit is up to 10% lower, so that they do not go together. A new worker
+    /// is started and ready before the old one drains; only one is replaced at a time.
+    #[arg(
+        long,
+        value_name = "N",
+        env = "CROUPIER_MAX_CONNECTIONS",
+        value_parser = clap::value_parser!(u64).range(1..)
+    )]
+    pub max_connections: Option<u64>,
+
+    /// Replace a worker that has been ready for T, less up to 10%. Default: never.
+    #[arg(long, value_name = "T", env = "CROUPIER_MAX_LIFETIME", value_parser = parse_duration)]
+    pub max_lifetime: Option<Duration>,
+
+    /// Replace a worker that has more memory than this: 512M, 2G, or auto. Default: never.
+    ///
+    /// It and its descendants count together, every 2s. auto: 80% of the memory that the cgroup or
+    /// the machine has, divided by the workers and one more, which starts beside.
+    #[arg(long, value_name = "BYTES", env = "CROUPIER_MAX_RSS", value_parser = parse_max_rss)]
+    pub max_rss: Option<MaxRssArg>,
 
     /// How long the share of a fresh worker rises, so that cold caches are not flooded. 0: off.
     #[arg(

@@ -150,12 +150,13 @@ fn workers(status: &Status) -> String {
 
 fn worker(one: &WorkerStatus) -> Vec<String> {
     let late = if one.late { ", late" } else { "" };
+    let recycle = one.recycle.as_ref().map_or_else(String::new, |why| format!(", due: {why}"));
     vec![
         format!("w{}", one.slot),
         known(one.id),
         known(one.generation),
         one.pid.map_or_else(|| "-".to_owned(), |pid| pid.to_string()),
-        format!("{}{late}", one.state.name()),
+        format!("{}{late}{recycle}", one.state.name()),
         known(one.handed_off),
         known(one.queued),
         known(one.active),
@@ -172,14 +173,18 @@ fn worker(one: &WorkerStatus) -> Vec<String> {
 fn totals(status: &Status) -> String {
     let totals = status.totals;
     format!(
-        "accepted {}, handed off {}, salvaged {}, stolen {}, refused {}; nobody had room {} times\n\
+        "accepted {}, handed off {}, salvaged {}, stolen {}, refused {}, shed {}; nobody had room {} times\n\
+         workers: {} hung, {} recycled\n\
          accept to hand-off: p50 {}, p99 {}\n",
         number(totals.accepted),
         number(totals.handed_off),
         number(totals.salvaged),
         number(totals.stolen),
         number(totals.refused),
+        number(totals.shed),
         number(totals.waits),
+        number(totals.hung),
+        number(totals.recycled),
         micros(totals.accept_to_handoff_p50_us),
         micros(totals.accept_to_handoff_p99_us),
     )
@@ -204,6 +209,7 @@ mod tests {
             active: Some(9),
             window: Some(16),
             late: slot == 1,
+            recycle: None,
             restarts: 0,
             last_exit: None,
             uptime_s: Some(11_520),
@@ -270,7 +276,8 @@ w0     1    1  4243  ready            30,012       2       9      16      85µs 
 w1     2    1  4243  ready, late      30,012       2       9      16      85µs  12.3ms         0  3h 12m  22.5M  -
 w10    -    -     -  backoff               -       -       -       -         -       -         0       -      -  OOM kill
 
-accepted 120,034, handed off 120,030, salvaged 0, stolen 0, refused 0; nobody had room 0 times
+accepted 120,034, handed off 120,030, salvaged 0, stolen 0, refused 0, shed 0; nobody had room 0 times
+workers: 0 hung, 0 recycled
 accept to hand-off: p50 -, p99 -
 ";
         assert_eq!(render(&status), wanted, "\n{}", render(&status));

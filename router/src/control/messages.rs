@@ -215,6 +215,9 @@ pub struct WorkerStatus {
     pub window: Option<u16>,
     /// Its oldest queued connection waits longer than `--stall-after`.
     pub late: bool,
+    /// Why it is to be replaced, or drains: `connections`, `lifetime` or `memory`.
+    #[serde(default)]
+    pub recycle: Option<String>,
     /// How often this slot's worker was replaced because it ended by itself.
     pub restarts: u32,
     /// How the last worker of this slot ended that was not asked to: `exit 1`, `SIGSEGV (core
@@ -244,10 +247,19 @@ pub struct Totals {
     pub stolen: u64,
     /// Closed by the primary, served by nobody.
     pub refused: u64,
+    /// Reset because others had waited for longer than `--max-queue-wait`.
+    #[serde(default)]
+    pub shed: u64,
     /// How often nobody had room and clients were left in the backlog.
     pub waits: u64,
     /// Messages to workers' processes that had no room for them.
     pub messages_dropped: u64,
+    /// Workers ended because they hung for `--hung-timeout`.
+    #[serde(default)]
+    pub hung: u64,
+    /// Workers replaced because they had had their time.
+    #[serde(default)]
+    pub recycled: u64,
     /// Median time from accept to hand-off, in microseconds.
     pub accept_to_handoff_p50_us: Option<u64>,
     /// 99th percentile of the same.
@@ -310,6 +322,7 @@ mod tests {
             active: None,
             window: None,
             late: false,
+            recycle: None,
             restarts: 3,
             last_exit: None,
             uptime_s: None,
@@ -322,7 +335,7 @@ mod tests {
             text,
             "{\"slot\":1,\"id\":null,\"generation\":null,\"pid\":null,\"state\":\"backoff\",\
              \"handed_off\":null,\"claimed\":null,\"closed\":null,\"queued\":null,\"active\":null,\
-             \"window\":null,\"late\":false,\"restarts\":3,\"last_exit\":null,\"uptime_s\":null,\"rss_bytes\":null,\
+             \"window\":null,\"late\":false,\"recycle\":null,\"restarts\":3,\"last_exit\":null,\"uptime_s\":null,\"rss_bytes\":null,\
              \"queued_p50_us\":null,\"queued_p99_us\":null}"
         );
         assert_eq!(serde_json::from_str::<WorkerStatus>(&text).unwrap(), slot);
@@ -343,6 +356,7 @@ mod tests {
             active: Some(u32::MAX),
             window: Some(u16::MAX),
             late: false,
+            recycle: Some("connections".into()),
             restarts: u32::MAX,
             last_exit: Some("SIGVTALRM (core dumped)".into()),
             uptime_s: Some(u64::MAX),

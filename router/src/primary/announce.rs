@@ -171,7 +171,13 @@ fn sentence(report: Report) -> (Level, String) {
         | Report::Soaking { .. }
         | Report::ReloadDone { .. }
         | Report::ReloadFailed { .. }
-        | Report::ReloadOver { .. } => (Level::Debug, format!("{report:?}")),
+        | Report::ReloadOver { .. }
+        | Report::Hung { .. }
+        | Report::RecycleBegan { .. }
+        | Report::Recycled { .. }
+        | Report::RecycleFailed { .. }
+        | Report::ShedBegan { .. }
+        | Report::ShedEnded { .. } => (Level::Debug, format!("{report:?}")),
     }
 }
 
@@ -194,6 +200,11 @@ impl Primary {
         ));
         for note in self.launcher.notes() {
             self.say(note);
+        }
+        if let Some(max) = &self.config.max_rss
+            && !max.why.is_empty()
+        {
+            self.say(&format!("max-rss {}", max.why));
         }
         self.commands.announce(|text| self.say(text));
     }
@@ -262,6 +273,12 @@ impl Primary {
             | Report::ReloadDone { .. }
             | Report::ReloadFailed { .. }
             | Report::ReloadOver { .. } => self.report_reload(report),
+            Report::Hung { .. }
+            | Report::RecycleBegan { .. }
+            | Report::Recycled { .. }
+            | Report::RecycleFailed { .. }
+            | Report::ShedBegan { .. }
+            | Report::ShedEnded { .. } => self.report_limits(report),
             Report::WentToBackground { .. }
             | Report::BackingOff { .. }
             | Report::SlotFailed { .. }

@@ -11,9 +11,11 @@
 //!             replace.rs    what a reload says
 //!             hands.rs      slots that the operator starts and stops
 //!             memory.rs     who was killed for lack of memory
+//!             limits.rs     what hung workers, recycling and admission say
 //!             commands.rs   status, stop, reload, wait from the command line
 //!             rescue.rs     takes connections back   ┐ what a worker could make block,
 //!             disposal.rs   closes what is done with ┘ on threads of their own
+//!             rss.rs        looks at memory, on a thread of its own, if asked to
 //! ```
 //!
 //! The core decides, this does. Nothing in here chooses a worker, keeps a deadline of its own for one,
@@ -30,6 +32,7 @@ mod commands;
 mod disposal;
 mod hands;
 mod hunt;
+mod limits;
 mod listener;
 mod memory;
 mod page;
@@ -40,6 +43,7 @@ mod process;
 mod questions;
 mod replace;
 mod rescue;
+mod rss;
 mod run;
 mod socket_file;
 mod start;

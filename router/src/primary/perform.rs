@@ -24,7 +24,7 @@ impl Primary {
                     worker.page.ring(at_claim, on_close);
                 }
             }
-            Action::Refuse { conn } => self.refuse(conn),
+            Action::Refuse { conn } | Action::Shed { conn } => self.refuse(conn),
             Action::TakeBack { worker, max, .. } => self.take_back(worker, max),
             Action::Probe { worker, listener } => {
                 let done = self.send_probe(worker, listener);
@@ -158,7 +158,11 @@ impl Primary {
                 // A stopped process would only hear it when it is continued.
                 process::signal_group(worker, Signal::SIGCONT);
             }
-            SignalKind::Abort => process::signal_main(worker, Signal::SIGABRT),
+            SignalKind::Abort => {
+                process::signal_main(worker, Signal::SIGABRT);
+                // A stopped process would only hear it when it is continued.
+                process::signal_main(worker, Signal::SIGCONT);
+            }
         }
     }
 

@@ -233,6 +233,7 @@ pub(crate) fn children_of(pid: u32) -> Vec<u32> {
     process.map_or_else(|_| Vec::new(), |process| children(&process))
 }
 
+/// The children of all threads of a process.
 fn children(process: &Proc) -> Vec<u32> {
     let Ok(tasks) = process.tasks() else { return Vec::new() };
     tasks.flatten().filter_map(|task| task.children().ok()).flatten().collect()

@@ -85,7 +85,13 @@ impl Primary {
             | Report::Recovered { .. }
             | Report::Stole { .. }
             | Report::Salvaged { .. }
-            | Report::NumbersDoNotFit { .. } => {}
+            | Report::NumbersDoNotFit { .. }
+            | Report::Hung { .. }
+            | Report::RecycleBegan { .. }
+            | Report::Recycled { .. }
+            | Report::RecycleFailed { .. }
+            | Report::ShedBegan { .. }
+            | Report::ShedEnded { .. } => {}
         }
     }
 
@@ -218,6 +224,7 @@ impl Primary {
             }
             Fault::Ended(status) => format!("{who} {} {when}", how(status)),
             Fault::Broken => format!("{who} broke what it must keep to {when}"),
+            Fault::Hung => format!("{who} hung {when}"),
         }
     }
 

@@ -28,6 +28,7 @@ use super::posts::Posts;
 use super::questions::Questions;
 use super::replace::Replacing;
 use super::rescue::Rescue;
+use super::rss::Sampler;
 use super::start::Launcher;
 use super::status::Meters;
 use super::tokens::Source;
@@ -85,6 +86,8 @@ pub(super) struct Primary {
     pub(super) hands: Hands,
     pub(super) memory: Memory,
     pub(super) meters: Meters,
+    /// `--max-rss`.
+    pub(super) sampler: Option<Sampler>,
     pub(super) outcome: Option<Outcome>,
     /// Workers whose families are being buried.
     pub(super) burials: usize,
@@ -137,7 +140,10 @@ impl Primary {
     fn dispatch(&mut self, source: Source) {
         match source {
             Source::Signals => self.take_signals(),
-            Source::Rescue => self.take_rescued(),
+            Source::Rescue => {
+                self.take_rescued();
+                self.take_samples();
+            }
             Source::Questions => self.take_questions(),
             Source::Question(key) => self.take_question(key),
             Source::Listener(key) => {
@@ -178,7 +184,9 @@ impl Primary {
         let retries = self.listeners.iter().filter_map(|(_, listener)| listener.retry_at).min();
         let bell = self.clients_wait().then(|| self.later(self.bell_wait));
         let burial = (self.burials > 0).then_some(self.burial_at);
-        let own = [self.again_at, self.ends_at, self.rescue.deadline(), self.announcer.deadline()];
+        let sampler = self.sampler.as_ref().and_then(Sampler::deadline);
+        let rescue = self.rescue.deadline();
+        let own = [self.again_at, self.ends_at, rescue, self.announcer.deadline(), sampler];
         let all = [core, retries, bell, burial].into_iter().chain(own);
         let earliest = all.flatten().min()?;
         if self.alarm.ring_by(earliest) {
@@ -220,6 +228,7 @@ impl Primary {
                 self.note_adopted(key);
             }
         }
+        self.sample_if_due();
         if self.clients_wait() {
             self.bell_wait = (self.bell_wait * 2).min(BELL_WAIT_MAX);
         }

@@ -33,6 +33,7 @@ use super::process::{self, Started, hex};
 use super::questions::Questions;
 use super::replace::Replacing;
 use super::rescue::Rescue;
+use super::rss::Sampler;
 use super::run::{BELL_WAIT, Primary};
 use super::socket_file::Rights;
 use super::status::Meters;
@@ -49,6 +50,8 @@ use crate::sys::{self, ChildSetup, INHERIT_MAX};
 
 /// Queued connections that one worker may have under `ip`, where a window would make clients move.
 const IP_QUEUE_MAX: u32 = 256;
+/// With `--max-queue-wait`: clients that wait in the primary's hands.
+const WAITING_MAX: u16 = 1024;
 
 /// Why the primary did not start. Each says what failed, on what, and what to do.
 #[derive(Debug, thiserror::Error)]
@@ -124,6 +127,7 @@ fn assemble(
     let poll = Poll::new().map_err(cannot("make an epoll"))?;
     let registry = poll.registry();
     let waker = Waker::new(registry, Source::Rescue.token()).map_err(cannot("make a waker"))?;
+    let waker = Arc::new(waker);
     let mut signals = Signals::new([SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR2])
         .map_err(cannot("take signals"))?;
     registry
@@ -136,15 +140,23 @@ fn assemble(
     let place = Place::take(&config.name, config.control.as_deref());
     let commands = Commands::new(place, |path| ControlServer::bind(path, registry, CONTROL_BASE));
     let now = sys::monotonic_ns();
+    let sampler = config
+        .max_rss
+        .as_ref()
+        .map(|max| Sampler::start(max.bytes, Arc::clone(&waker), now))
+        .transpose()
+        .map_err(cannot("start the thread that looks at memory"))?;
+    let mut core = config.core;
+    core.limits.waiting_max = waiting_max(nofile.rlim_max);
     let primary = Primary {
-        core: Core::new(config.core, Now(now)),
+        core: Core::new(core, Now(now)),
         now,
         listeners: Slab::new(),
         workers: Workers::default(),
         conns: Slab::with_capacity(accept::ACCEPTS_PER_TURN_MAX),
         reserve: accept::reserve(),
         adopted: Slab::new(),
-        rescue: Rescue::start(Arc::new(waker)).map_err(cannot("start the rescue thread"))?,
+        rescue: Rescue::start(waker).map_err(cannot("start the rescue thread"))?,
         questions,
         checks: Checks::default(),
         posts: Posts::default(),
@@ -157,6 +169,7 @@ fn assemble(
         hands: Hands::new(config.workers.count),
         memory: Memory::of_this_process(now),
         meters: Meters::new(now),
+        sampler,
         outcome: None,
         bells_set: false,
         burials: 0,
@@ -176,6 +189,11 @@ fn assemble(
         .watch(&primary.questions.socket().as_raw_fd(), Source::Questions)
         .map_err(cannot("watch the workers' control socket"))?;
     Ok(primary)
+}
+
+/// Clients that may wait in hand: each is a descriptor, and most of those are for others.
+fn waiting_max(descriptors: u64) -> u16 {
+    u16::try_from(descriptors / 4).unwrap_or(u16::MAX).clamp(1, WAITING_MAX)
 }
 
 /// By feature, not by version: each by using it.

@@ -3,8 +3,9 @@
 use croupier_core::event::WorkerId;
 use croupier_wire::page::WAITED_BUCKETS;
 use hdrhistogram::Histogram;
-use nix::unistd::{SysconfVar, sysconf};
 
+use super::limits::reason_word;
+use super::rss::resident;
 use super::run::Primary;
 use super::worker::Worker;
 use crate::control::messages::{ListenerStatus, SCHEMA, Status, Totals, WorkerState, WorkerStatus};
@@ -157,12 +158,6 @@ fn queued_quantile(buckets: &[u32; WAITED_BUCKETS], quantile: f64) -> Option<u64
     (!histogram.is_empty()).then(|| histogram.value_at_quantile(quantile))
 }
 
-fn rss(pid: u32) -> Option<u64> {
-    let statm = procfs::process::Process::new(i32::try_from(pid).ok()?).ok()?.statm().ok()?;
-    let page = u64::try_from(sysconf(SysconfVar::PAGE_SIZE).ok()??).ok()?;
-    Some(statm.resident * page)
-}
-
 impl Primary {
     /// Everything, as of now.
     pub(super) fn status(&mut self) -> Status {
@@ -185,8 +180,11 @@ impl Primary {
                 salvaged: totals.salvaged,
                 stolen: totals.stolen,
                 refused: totals.refused,
+                shed: totals.shed,
                 waits: totals.waits,
                 messages_dropped: self.posts.dropped,
+                hung: totals.hung,
+                recycled: totals.recycled,
                 accept_to_handoff_p50_us: self.meters.accept_to_handoff(0.5),
                 accept_to_handoff_p99_us: self.meters.accept_to_handoff(0.99),
                 longest_turn_us: self.meters.longest_turn / 1000,
@@ -234,10 +232,11 @@ impl Primary {
                     active: load.and_then(|load| load.active),
                     window: Some(view.window),
                     late: view.late,
+                    recycle: view.recycle.map(|why| reason_word(why).to_owned()),
                     restarts: restarts(view.slot),
                     last_exit: self.hands.last_exit(view.slot),
                     uptime_s: shell.map(|shell| (self.now - shell.started_ns) / SECOND),
-                    rss_bytes: shell.and_then(|shell| rss(shell.pid)),
+                    rss_bytes: shell.and_then(|shell| resident(shell.pid)),
                     queued_p50_us: quantile(0.5),
                     queued_p99_us: quantile(0.99),
                 }
@@ -256,6 +255,7 @@ impl Primary {
             active: None,
             window: None,
             late: false,
+            recycle: None,
             restarts: slot.restarts,
             last_exit: self.hands.last_exit(slot.slot),
             uptime_s: None,

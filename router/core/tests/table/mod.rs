@@ -23,7 +23,9 @@ use std::collections::{BTreeMap, BTreeSet, BinaryHeap, VecDeque};
 use std::time::Duration;
 
 use croupier_core::Core;
-use croupier_core::config::{Config, ExitCodes, Policy, ProbeRule, ReadyRule, RestartPolicy};
+use croupier_core::config::{
+    Config, ExitCodes, Limits, Policy, ProbeRule, ReadyRule, RestartPolicy,
+};
 use croupier_core::event::{
     Action, Arrival, Client, ConnId, Event, ExitStatus, Generation, ListenerId, Load, Loads,
     Outcome, Report, SendFailure, SignalKind, SlotId, TakeBackReason, WorkerId,
@@ -54,6 +56,7 @@ pub(crate) fn config(slots: u16, policy: Policy) -> Config {
         policy,
         queue_limit: 64,
         max_active: None,
+        limits: Limits::NONE,
         stall_after: Duration::from_millis(100),
         slow_start: Duration::ZERO,
         ready: ReadyRule::Listen,
@@ -152,6 +155,11 @@ pub(crate) struct Story {
     pub(crate) taken_back: Vec<(u64, u64, u32, TakeBackReason)>,
     pub(crate) served: BTreeSet<u64>,
     pub(crate) refused: BTreeSet<u64>,
+    /// Turned away because others had waited for too long: when, which.
+    pub(crate) shed: BTreeSet<u64>,
+    pub(crate) shed_at: Vec<(u64, u64)>,
+    /// Most workers beside one for each slot, those that end because they hang not counted.
+    pub(crate) most_beside: usize,
     /// In a worker's hands when it died.
     pub(crate) lost: BTreeSet<u64>,
     pub(crate) signals: Vec<(u64, u32, SignalKind)>,
@@ -202,6 +210,10 @@ pub(crate) struct Table {
     bell_at: Option<u64>,
     stopping: bool,
     forgotten: BTreeSet<u32>,
+    /// Somebody was said to have too much memory.
+    outgrow: bool,
+    /// A page did not say what was so, and a connection from then may be left.
+    misled: bool,
     probe_serials: BTreeSet<u64>,
     /// Slots that the operator stopped, or whose worker ended for good.
     pub(crate) down: BTreeSet<u16>,
@@ -238,6 +250,8 @@ impl Table {
             bell_at: None,
             stopping: false,
             forgotten: BTreeSet::new(),
+            outgrow: false,
+            misled: false,
             probe_serials: BTreeSet::new(),
             down: BTreeSet::new(),
             check_serials: BTreeMap::new(),
@@ -269,7 +283,8 @@ impl Table {
     pub(crate) fn client_on(&mut self, listener: u16, client: Client) -> u64 {
         self.connections += 1;
         let serial = self.connections;
-        let conn = Conn { serial, client, listener: ListenerId(listener), service: None };
+        let came = self.now;
+        let conn = Conn { serial, client, listener: ListenerId(listener), service: None, came };
         let Some(backlog) = self.listeners.get_mut(&listener) else {
             // Nobody listens: the kernel refuses, the primary never hears of it.
             self.story.refused.insert(serial);
@@ -413,7 +428,9 @@ impl Table {
         let clients_wait = self.bells_set && self.listeners.values().any(|b| b.pending && !b.armed);
         self.bell_at = clients_wait.then(|| self.now + 20 * MS);
         // It looks at every connection; a lost one stays lost, so some turns are enough.
-        if self.story.turns.is_multiple_of(8) || self.is_quiet() {
+        let quiet = self.is_quiet();
+        self.misled = !self.room.players.values().all(|p| p.reliable) || self.misled && !quiet;
+        if self.story.turns.is_multiple_of(8) || quiet {
             self.check();
         }
     }
@@ -507,6 +524,13 @@ impl Table {
                 self.end_of(&gone, |story| &mut story.refused);
                 self.handle(Event::Refused { conn });
             }
+            Action::Shed { conn } => {
+                let (gone, listener) = self.release(conn);
+                self.check_shed(&gone, listener);
+                self.story.shed_at.push((self.now, gone.serial));
+                self.end_of(&gone, |story| &mut story.shed);
+                self.handle(Event::Refused { conn });
+            }
             Action::Ring { worker, at_claim, on_close } => {
                 self.bells_set |= at_claim != 0 || on_close;
                 // The race that the doorbell's rule is about: a claim just before the word is there.
@@ -524,7 +548,8 @@ impl Table {
                 let serial = self.connections;
                 self.probe_serials.insert(serial);
                 self.story.probes.push((self.now, worker.0));
-                let probe = Conn { serial, client: Client::Local, listener, service: Some(US) };
+                let (client, came) = (Client::Local, self.now);
+                let probe = Conn { serial, client, listener, service: Some(US), came };
                 let sent = self.room.players.get_mut(&worker.0).is_some_and(|player| {
                     let listens = player.listens.contains(&listener.0);
                     if listens {
@@ -557,6 +582,9 @@ impl Table {
             }
             Action::Signal { worker, signal } => {
                 self.story.signals.push((self.now, worker.0, signal));
+                if let Some(player) = self.room.players.get_mut(&worker.0) {
+                    player.aborting |= signal == SignalKind::Abort;
+                }
                 if self.room.players.get(&worker.0).is_some_and(|player| !player.habit.stubborn) {
                     self.schedule(self.now + MS, Due::Killed(worker.0));
                 }
@@ -625,7 +653,8 @@ impl Table {
         self.connections += 1;
         let serial = self.connections;
         self.story.checks.push((self.now, worker.0));
-        let request = Conn { serial, client: Client::Local, listener, service: Some(US) };
+        let came = self.now;
+        let request = Conn { serial, came, client: Client::Local, listener, service: Some(US) };
         self.probe_serials.insert(serial);
         match self.room.players.get_mut(&worker.0) {
             Some(player) if player.listens.contains(&listener.0) => {
@@ -724,7 +753,10 @@ impl Table {
                 let probes = &self.probe_serials;
                 let theirs = player.queue.iter().filter(|conn| !probes.contains(&conn.serial));
                 let queued = theirs.count();
+                // Who says that it has claimed everything gets a window more, until it is found out.
+                let limit = if player.habit.honest() { limit } else { 4 * limit };
                 assert!(queued <= limit, "{worker:?} has {queued} queued");
+                assert!(!player.aborting, "handed to {worker:?}, which hangs, at {now}");
                 if let (Some(max), true) = (max_active, player.habit.honest()) {
                     let load = player.queue.len() + player.active.len();
                     assert!(load < max as usize, "{worker:?} has load {load} of {max} at {now}");
@@ -773,14 +805,20 @@ impl Table {
         let revoked = self.core.workers().any(|w| w.worker == worker && w.state == "killing");
         let down = self.down.contains(&slot.0);
         assert!(!down || revoked, "slot {} is to stay down at {}", slot.0, self.now);
-        // Two generations may be in one slot, two workers of one generation only while one drains.
+        // Two generations may be in one slot, two workers of one generation only while one drains,
+        // hangs, or has had its time.
+        let limits = self.config.limits;
+        let recycles = limits.max_connections.is_some() || limits.max_lifetime.is_some();
+        let recycles = recycles || self.outgrow;
         let occupied = self.room.players.values().filter(|player| {
             player.slot == slot
                 && player.generation == generation
                 && player.is_running()
+                && !player.aborting
                 && !player.draining
         });
-        assert_eq!(occupied.count(), 0, "slot {} is started twice at {}", slot.0, self.now);
+        let most = usize::from(recycles);
+        assert!(occupied.count() <= most, "slot {} is started twice at {}", slot.0, self.now);
         let habit = (self.habits)(slot, worker, &mut self.dice);
         if habit.spawn_fails {
             return self.handle(Event::SpawnFailed { worker });
@@ -788,6 +826,9 @@ impl Table {
         let up_at = self.now + habit.start;
         self.room.players.insert(worker.0, Player::new(worker, slot, generation, habit));
         self.schedule(up_at, Due::Player(worker.0));
+        let here = self.room.players.values().filter(|p| p.is_running() && !p.aborting).count();
+        let beside = here.saturating_sub(usize::from(self.config.slots));
+        self.story.most_beside = self.story.most_beside.max(beside);
         self.handle(Event::Spawned { worker });
     }
 
@@ -844,8 +885,8 @@ impl Table {
 
     fn rescued(&mut self, worker: u32, max: u32, serial: u64) {
         let id = WorkerId(worker);
-        let late = self.taking.get(&worker) != Some(&serial);
-        if !late {
+        let given_up = self.taking.get(&worker) != Some(&serial);
+        if !given_up {
             self.taking.remove(&worker);
         }
         let (mut conns, empty, why) = match self.room.players.get_mut(&worker) {
@@ -865,7 +906,7 @@ impl Table {
             self.tell(Event::TakenBack { worker: id, arrival: Arrival { conn, listener, client } });
         }
         // The end of one that was given up must not be taken for the end of the next.
-        if !late {
+        if !given_up {
             self.tell(Event::TakeBackDone { worker: id, removed, lost: 0, empty });
         }
     }
@@ -937,7 +978,10 @@ impl Table {
     fn check_bells(&self) {
         // What a full kernel or a rescue holds back goes on by a timer or by the rescue's end.
         let shut = self.config.policy == Policy::Ip && !self.core.all_were_ready();
-        let other_reasons = shut || self.now < self.full_at + 50 * MS || !self.taking.is_empty();
+        // At the total a close is waited for, and no claim.
+        let full = self.config.limits.max_total.is_some();
+        let other_reasons =
+            shut || full || self.now < self.full_at + 50 * MS || !self.taking.is_empty();
         let looks_again = self.core.poll_timeout().is_some_and(|Now(at)| at <= self.now + US);
         if self.awake
             || looks_again
@@ -979,17 +1023,45 @@ impl Table {
             player.queue.iter().for_each(|c| place(c.serial, "queued"));
             player.active.iter().for_each(|c| place(c.serial, "active"));
         }
-        let ended = self.story.served.len() + self.story.refused.len() + self.story.lost.len();
+        let story = &self.story;
+        let ended = story.served.len() + story.refused.len() + story.shed.len() + story.lost.len();
         let made = usize::try_from(self.connections).unwrap() - self.probe_serials.len();
         assert_eq!(seen.len() + ended, made, "connections are missing at {}", self.now);
         let totals = self.core.totals();
         let in_hand = self.conns.iter().flatten().count() as u64;
         let accepted: u64 = totals.accepted + self.story.taken_back.len() as u64;
+        let gone = totals.handed_off + totals.refused + totals.shed;
         assert!(
-            accepted >= totals.handed_off + totals.refused
-                && accepted - totals.handed_off - totals.refused <= in_hand + 300,
+            accepted >= gone && accepted - gone <= in_hand + 300,
             "{totals:?} with {in_hand} in hand"
         );
+        assert_eq!(totals.shed, self.story.shed.len() as u64);
+        self.check_total();
+    }
+
+    /// `max_total`: what workers have, and what is on its way to them.
+    fn check_total(&self) {
+        let Some(max) = self.config.limits.max_total else { return };
+        if self.misled {
+            return;
+        }
+        let open: usize =
+            self.room.players.values().map(|player| player.queue.len() + player.active.len()).sum();
+        // Probes are made by the primary, and let in nobody.
+        let most = max as usize + self.probe_serials.len().min(self.room.players.len());
+        assert!(open <= most, "{open} open at {}: {}", self.now, self.picture());
+    }
+
+    /// Whoever is reset came when others of the same listener had waited for long, and still do.
+    fn check_shed(&self, gone: &Conn, listener: ListenerId) {
+        let wait = self.config.limits.max_queue_wait.expect("nobody else is shed");
+        let wait = u64::try_from(wait.as_nanos()).unwrap();
+        assert!(!self.stopping, "shed while it stops");
+        let held = self.conns.iter().flatten().filter(|(_, on)| *on == listener);
+        let oldest = held.map(|(conn, _)| (conn.came, conn.serial)).min();
+        let (came, serial) = oldest.expect("somebody waits");
+        assert!(self.now - came >= wait, "{gone:?} is shed after {} ms", (self.now - came) / MS);
+        assert!(serial < gone.serial, "an older one is shed: {gone:?}");
     }
 
     /// The operator stops it.
@@ -1013,10 +1085,19 @@ impl Table {
         self.tell(Event::ReloadAsked { rolling });
     }
 
+    /// The shell finds that a worker has too much memory.
+    pub(crate) fn outgrows(&mut self, worker: u32) {
+        self.outgrow = true;
+        self.tell(Event::Outgrew { worker: WorkerId(worker), bytes: 1 << 30 });
+    }
+
     /// For messages.
     pub(crate) fn picture(&self) -> String {
         use std::fmt::Write as _;
         let mut text = format!("\n  at {} ms, {:?}", self.now / MS, self.core.totals());
+        let (limits, held) = (self.config.limits, self.core.held());
+        write!(text, "\n  {held} held, max_active {:?}, {limits:?}", self.config.max_active)
+            .unwrap();
         for slot in self.core.slots() {
             write!(text, "\n  {slot:?}").unwrap();
         }

@@ -15,6 +15,8 @@ pub(crate) struct Conn {
     pub(crate) listener: ListenerId,
     /// How long its request takes, if not what the worker usually needs.
     pub(crate) service: Option<u64>,
+    /// When its client connected.
+    pub(crate) came: u64,
 }
 
 /// How a worker takes connections.
@@ -160,6 +162,10 @@ pub(crate) struct Player {
     pub(crate) was_ready: bool,
     /// The core wants it dead.
     pub(crate) condemned: bool,
+    /// It was told to abort.
+    pub(crate) aborting: bool,
+    /// Its page has always said what is so.
+    pub(crate) reliable: bool,
     pub(crate) taking: TakeBackReason,
     pub(crate) born: Option<u64>,
 }
@@ -170,6 +176,7 @@ impl Player {
             id,
             slot,
             generation,
+            reliable: habit.honest(),
             habit,
             process: Process::Running,
             queue: VecDeque::new(),
@@ -187,6 +194,7 @@ impl Player {
             nudged: true,
             was_ready: false,
             condemned: false,
+            aborting: false,
             taking: TakeBackReason::Death,
             born: None,
         }
