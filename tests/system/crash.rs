@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::fs;
+use std::io::Write;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -246,7 +247,12 @@ impl Cell {
         let passed_on = |text: String| text.split_whitespace().any(|name| name == "memory");
         let enabled = || fs::read_to_string(&control).is_ok_and(passed_on);
         // Only a cgroup without processes, or the root, may pass a controller on (cgroups(7)).
-        if !v1 && !enabled() && (fs::write(&control, "+memory").is_err() || !enabled()) {
+        let enable = || {
+            // Never made: in a folder that is no cgroup it would be an ordinary file.
+            let file = fs::OpenOptions::new().write(true).open(&control);
+            file.and_then(|mut file| file.write_all(b"+memory"))
+        };
+        if !v1 && !enabled() && (enable().is_err() || !enabled()) {
             return Err(format!(
                 "{} passes no memory controller on; CROUPIER_TEST_CGROUP may name a cgroup that does",
                 parent.display()
