@@ -538,6 +538,20 @@ fn what_does_not_fit_in_hand_waits_in_the_backlog() {
     assert!(table.story.shed.is_empty(), "nobody in hand waited for as long as that");
 }
 
+/// Every claim comes just before the word that would have made it ring.
+#[test]
+fn no_bell_for_those_in_hand_is_trusted() {
+    let mut table = Table::of(waiting(1, 2000, 16), Habit::event_loop(200 * MS));
+    table.start();
+    table.room.players.get_mut(&1).unwrap().habit.stuck_until = table.now + 600 * MS;
+    clients(&mut table, 9);
+    table.run_for(590 * MS);
+    assert_eq!((table.core.held(), table.listeners[&0].armed), (8, true));
+    table.race_permille = 1000;
+    table.run_for(12 * MS);
+    assert_eq!(table.core.held(), 0, "dealt in one go: {}", table.picture());
+}
+
 #[test]
 fn a_stop_sheds_nobody_and_serves_who_waits() {
     let mut table = Table::of(waiting(1, 200, 16), Habit::blocking(400 * MS));
