@@ -103,6 +103,7 @@ pub(super) fn signal_name(number: i32) -> String {
 }
 
 /// Reports that are no more than a sentence.
+#[expect(clippy::too_many_lines, reason = "a table")]
 fn sentence(report: Report) -> (Level, String) {
     match report {
         Report::WentToBackground { worker } => (
