@@ -7,6 +7,7 @@
 
 use core::time::Duration;
 
+use crate::dealer::Round;
 use crate::event::{Action, Arrival, ListenerId, Loads, Report, TakeBackReason, WorkerId};
 use crate::primary::Core;
 use crate::seat::{LISTENERS_MAX, Listens, Standing};
@@ -80,7 +81,11 @@ impl Core {
         }
         // The page may lag behind the kernel: what was claimed a moment ago is not counted yet.
         if queued > 0 || said > 0 {
-            self.ring_one(i, sent.max(1), false);
+            // What others leave behind waits for its room, and has its bell set for that: two that set
+            // one bell to different claims would wake each other without end.
+            if self.dealer.round == Round::Open || !self.owes() {
+                self.ring_one(i, sent.max(1), false);
+            }
             return;
         }
         // While everything stops, this worker may be the one that gets what others leave behind.

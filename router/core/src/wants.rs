@@ -133,6 +133,7 @@ impl Core {
     fn take_leave(&mut self, worker: WorkerId) {
         let deadline = self.dealer.now.after(self.config.drain_timeout);
         if let Some(i) = self.dealer.find(worker) {
+            self.keep_clients(i);
             self.enter(i, Input::Drain { deadline });
         }
     }
