@@ -980,8 +980,10 @@ impl Table {
         let shut = self.config.policy == Policy::Ip && !self.core.all_were_ready();
         // At the total a close is waited for, and no claim.
         let full = self.config.limits.max_total.is_some();
+        // Room is kept for what the dying leave, and their end wakes the primary.
+        let heirs = self.core.workers().any(|worker| worker.state == "killing");
         let other_reasons =
-            shut || full || self.now < self.full_at + 50 * MS || !self.taking.is_empty();
+            shut || full || heirs || self.now < self.full_at + 50 * MS || !self.taking.is_empty();
         let looks_again = self.core.poll_timeout().is_some_and(|Now(at)| at <= self.now + US);
         if self.awake
             || looks_again
