@@ -5,5 +5,6 @@
 //! figure stands with it. Never does: become part of croupier itself.
 
 pub mod data;
+pub mod report;
 pub mod stats;
 pub mod warn;
