@@ -6,7 +6,8 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{Args, Parser, Subcommand};
+use croupier_bench::report;
 
 /// Measures croupier beside SO_REUSEPORT, a shared socket, proxies and Node's cluster.
 #[derive(Debug, Parser)]
@@ -18,17 +19,33 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Says what results.json of a folder holds.
-    Report {
-        /// The folder that `run --out` wrote.
-        folder: PathBuf,
-    },
+    Report(ReportArgs),
+}
+
+/// Makes report.html, CSV and HDR logs of results.json, beside it.
+#[derive(Debug, Args)]
+struct ReportArgs {
+    /// The folder that `run --out` wrote.
+    folder: PathBuf,
+
+    /// Prints all tables as Markdown, and writes no file.
+    #[arg(long, conflicts_with = "publish")]
+    markdown: bool,
+
+    /// Writes the tables into DIR/README.md and the chart to DIR/chart.svg, and the conclusion into the
+    /// --readme, each between its markers.
+    #[arg(long, value_name = "DIR")]
+    publish: Option<PathBuf>,
+
+    /// The document that gets the conclusion.
+    #[arg(long, value_name = "FILE", default_value = "README.md", requires = "publish")]
+    readme: PathBuf,
 }
 
 #[expect(clippy::print_stderr, reason = "the only place that speaks to the terminal on failure")]
 fn main() -> ExitCode {
     let done = match Arguments::parse().command {
-        Command::Report { folder } => report(&folder),
+        Command::Report(arguments) => report(&arguments),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -40,17 +57,16 @@ fn main() -> ExitCode {
 }
 
 #[expect(clippy::print_stdout, reason = "the answer of the command")]
-fn report(folder: &std::path::Path) -> Result<(), Box<dyn std::error::Error>> {
-    let results = croupier_bench::data::Results::read(folder)?;
-    for sample in &results.samples {
-        println!(
-            "{} {} round {}: {:.0} connections/s, errors: {}",
-            sample.workload,
-            sample.engine,
-            sample.round + 1,
-            sample.connection_rate(),
-            sample.errors
-        );
+fn report(arguments: &ReportArgs) -> Result<(), Box<dyn std::error::Error>> {
+    let folder = &arguments.folder;
+    if arguments.markdown {
+        print!("{}", report::markdown(folder)?);
+        return Ok(());
     }
+    if let Some(bench) = &arguments.publish {
+        return Ok(report::publish(folder, bench, &arguments.readme)?);
+    }
+    let written = report::write(folder)?;
+    println!("{}\n\n{}", written.conclusion, written.page.display());
     Ok(())
 }
