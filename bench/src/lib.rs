@@ -4,6 +4,11 @@
 //! engines are compared within a round on one machine; every raw figure is kept; what spoils a
 //! figure stands with it. Never does: become part of croupier itself.
 
+pub mod adopt;
+pub mod counts;
 pub mod data;
+pub mod load;
+pub mod mock;
+pub mod process;
 pub mod stats;
 pub mod warn;
