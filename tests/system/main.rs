@@ -12,6 +12,7 @@ mod cli;
 mod crash;
 mod drain;
 mod faults;
+mod flags;
 mod harness;
 mod hostile;
 mod idle;
