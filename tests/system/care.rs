@@ -311,6 +311,11 @@ fn a_report_comes_again_and_again() {
     let line = croupier.wait_for_line("; 1 restart");
     assert!(line.contains("; rss ") && line.contains("0 accepted, 0.0/s"), "{line}");
     croupier.stop_well();
+}
+
+#[test]
+fn no_more_workers_than_the_memory_has_room_for() {
+    let guard = Guard::new("care-memory");
     let few = guard.run(idle(&["--worker-memory", "900T"]));
     few.wait_for_line("starting 1 worker of sleep infinity (auto: room for 0 of 900.0T in 80% of ");
     few.ready().stop_well();

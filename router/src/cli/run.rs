@@ -97,7 +97,7 @@ pub struct RunArgs {
     /// Memory that a worker needs, as in 150M: auto starts no more than fit into 80% of the memory.
     ///
     /// Of the cgroup's limit, or the machine's. It also bounds -N and Nx; a plain -w N stays N.
-    #[arg(long, value_name = "BYTES", env = "CROUPIER_WORKER_MEMORY", value_parser = parse_bytes)]
+    #[arg(long, value_name = "BYTES", env = "CROUPIER_WORKER_MEMORY", value_parser = parse_bytes, help_heading = heading::WORKERS)]
     pub worker_memory: Option<u64>,
 
     /// Who gets the next connection: least, rr, ip, shared or reuseport.
@@ -154,7 +154,7 @@ pub struct RunArgs {
     /// Write the primary's process number to this file; removed at the end.
     ///
     /// A file that a dead croupier left is taken over; one of a living croupier is an error.
-    #[arg(long, value_name = "PATH", env = "CROUPIER_PID_FILE")]
+    #[arg(long, value_name = "PATH", env = "CROUPIER_PID_FILE", help_heading = heading::OPERATION)]
     pub pid_file: Option<PathBuf>,
 
     /// Start workers as this user (name or number). The primary still binds low ports.
@@ -189,17 +189,17 @@ pub struct RunArgs {
     ///
     /// NAME=VALUE lines, # comments, quotes, `export`. ${NAME} is replaced outside single quotes; a
     /// $ that is to stay goes into single quotes.
-    #[arg(long, value_name = "PATH", env = "CROUPIER_ENV_FILE")]
+    #[arg(long, value_name = "PATH", env = "CROUPIER_ENV_FILE", help_heading = heading::WORKERS)]
     pub env_file: Vec<PathBuf>,
 
     /// Start workers in this folder, looked up anew for each: it may be a link that deployments move.
     ///
     /// A COMMAND with a slash that is not absolute is meant from there. croupier itself stays.
-    #[arg(long, value_name = "DIR", env = "CROUPIER_CHDIR")]
+    #[arg(long, value_name = "DIR", env = "CROUPIER_CHDIR", help_heading = heading::WORKERS)]
     pub chdir: Option<PathBuf>,
 
     /// What files of the workers may be, as umask(1) has it: 027. Default: as croupier's own.
-    #[arg(long, value_name = "OCTAL", env = "CROUPIER_UMASK", value_parser = parse_umask)]
+    #[arg(long, value_name = "OCTAL", env = "CROUPIER_UMASK", value_parser = parse_umask, help_heading = heading::WORKERS)]
     pub umask: Option<u32>,
 
     /// Smallest listen(2) backlog. Default: the kernel's limit, as many programs ask for 5.
@@ -427,8 +427,7 @@ pub struct RunArgs {
         value_name = "T",
         env = "CROUPIER_STOP_DELAY",
         default_value = "0",
-        value_parser = parse_duration
-    )]
+        value_parser = parse_duration, help_heading = heading::STOPPING)]
     pub stop_delay: Duration,
 
     /// How long after the stop signal KILL comes.
@@ -530,7 +529,7 @@ pub struct RunArgs {
     pub log_format: LogFormat,
 
     /// Log a line about workers, load, memory and restarts this often. Default: never.
-    #[arg(long, value_name = "T", env = "CROUPIER_REPORT", value_parser = parse_duration)]
+    #[arg(long, value_name = "T", env = "CROUPIER_REPORT", value_parser = parse_duration, help_heading = heading::OPERATION)]
     pub report: Option<Duration>,
 
     /// Let workers write to stdout and stderr themselves, without the [w2] in front.
