@@ -16,6 +16,7 @@ mod hostile;
 mod idle;
 mod kill;
 mod limits;
+mod logs;
 mod longlived;
 mod output;
 mod policies;
