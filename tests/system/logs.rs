@@ -67,12 +67,13 @@ fn last_lines_and_what_follows() {
 #[test]
 fn ended_workers_are_shown_too() {
     let guard = Guard::new("logs-ended");
-    let go = guard.fifo("go");
-    let script = format!("echo \"I am {{id}}\"; read x < {}; exit 1", go.display());
+    let go = [guard.fifo("go1"), guard.fifo("go2")];
+    let pattern = guard.path("go{id}");
+    let script = format!("echo \"I am {{id}}\"; read x < {}; exit 1", pattern.display());
     let flags = ["-w", "1", "--ready", "start", "--min-uptime", "0", "sh", "-c", &script];
     let croupier = guard.run(flags).ready();
     croupier.wait_for_line("I am 1");
-    std::fs::write(&go, "go\n").unwrap();
+    std::fs::write(&go[0], "go\n").unwrap();
     croupier.wait_for_line("I am 2");
     assert_eq!(croupier.ask(&["logs"]).stdout, "[w0] I am 1\n[w0] I am 2");
     croupier.stop_well();
@@ -157,8 +158,8 @@ fn a_rotation_loses_and_tears_no_line() {
         .replace("/run/croupier/web.pid", pid_file.to_str().unwrap());
     let config = guard.write("logrotate.conf", &with_paths);
     let script = format!(
-        "i=0; while [ ! -e {stop} ]; do echo \"line $i of {{slot}} end\"; i=$((i+1)); done; \
-         echo \"last $i of {{slot}}\"; exec tail -f /dev/null",
+        "i=0; while [ ! -e {stop} ]; do echo \"line $i of {{slot}} end\"; i=$((i+1)); \
+         [ $((i % 50)) != 0 ] || sleep 0.01; done; echo \"last $i of {{slot}}\"; exec tail -f /dev/null",
         stop = stop.display()
     );
     let log_text = log.to_str().unwrap();
@@ -185,6 +186,12 @@ fn a_rotation_loses_and_tears_no_line() {
         let seen = text(&log);
         if seen.matches("] last ").count() == 2 { Ok(()) } else { Err(seen.len()) }
     });
+    // USR1 opens it again, and says so.
+    croupier.signal(Signal::SIGUSR1);
+    wait_until(PATIENCE, "what is said of it", || {
+        let seen = text(&log);
+        if seen.contains("again (asked by USR1)") { Ok(()) } else { Err(seen.len()) }
+    });
     let ended = croupier.stop();
     ended.expect_code(0);
     assert!(!ended.stderr.contains("line") && ended.stdout.is_empty(), "{ended:?}");
@@ -194,18 +201,28 @@ fn a_rotation_loses_and_tears_no_line() {
         command
     });
     let all = unpacked.stdout + "\n" + &text(&guard.path("logs/web.log.1")) + &text(&log);
-    assert_eq!(all.matches("again (asked by USR1)").count(), 2, "USR1 opens it again, and says so");
+    // On a machine that lets the writing thread wait for 100 ms, lines are dropped, and told.
+    let told = |line: &str| {
+        line.strip_prefix("croupier: warning: ")?.split(' ').next()?.parse::<usize>().ok()
+    };
+    let told: usize = all.lines().filter_map(told).sum();
+    let mut missing = 0;
     for slot in 0..2 {
         let head = format!("[w{slot}] ");
-        let own: Vec<&str> = all.lines().filter_map(|line| line.strip_prefix(&head)).collect();
-        for (number, line) in own.iter().enumerate() {
-            if number + 1 == own.len() {
-                assert_eq!(*line, format!("last {number} of {slot}"));
-            } else {
-                assert_eq!(*line, format!("line {number} of {slot} end"));
-            }
+        let mut next = 0;
+        for line in all.lines().filter_map(|line| line.strip_prefix(&head)) {
+            let words: Vec<&str> = line.split(' ').collect();
+            let number: usize = words[1].parse().unwrap();
+            assert!(number >= next, "{line} twice, or after {next}");
+            missing += number - next;
+            next = number + 1;
+            let whole =
+                [format!("line {number} of {slot} end"), format!("last {number} of {slot}")];
+            assert!(whole.iter().any(|whole| whole == line), "torn: {line:?}");
         }
+        assert!(next > 1000, "{next}");
     }
+    assert!(missing <= told, "{missing} lines of workers are lost, and {told} of all are told");
     let strange = all.lines().find(|line| {
         !line.starts_with("[w") && !line.starts_with("croupier") && !line.starts_with("ready")
     });
