@@ -11,6 +11,7 @@ mod cli;
 mod crash;
 mod drain;
 mod faults;
+mod flags;
 mod harness;
 mod hostile;
 mod idle;

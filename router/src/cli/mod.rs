@@ -161,6 +161,12 @@ pub fn execute(
     }
 }
 
+/// The whole command line: what the parser, `--help` and all that is made from them are made of.
+#[must_use]
+pub fn command() -> clap::Command {
+    Cli::command()
+}
+
 fn refused(arguments: &[OsString], error: &clap::Error) -> Exit {
     let rendered = error.render().to_string();
     let mut text = match rendered.strip_prefix("error:") {
@@ -223,3 +229,6 @@ fn not_found(error: &FindError) -> Exit {
 fn not_answered(found: &Found, error: &AskError) -> Exit {
     Exit::error(code::FAILED, format!("{found}: {error}"))
 }
+
+#[cfg(test)]
+mod tests;
