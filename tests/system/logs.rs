@@ -171,7 +171,7 @@ fn a_rotation_loses_and_tears_no_line() {
     for _ in 0..2 {
         wait_until(PATIENCE, "something to rotate", || {
             let seen = text(&log);
-            if seen.matches("line").count() > 500 { Ok(()) } else { Err(seen.len()) }
+            if seen.matches("line").count() > 700 { Ok(()) } else { Err(seen.len()) }
         });
         let mut command: Command = guard.command(&logrotate);
         command.arg("--force").arg("--state").arg(guard.path("state")).arg(&config);
@@ -201,6 +201,11 @@ fn a_rotation_loses_and_tears_no_line() {
         command
     });
     let all = unpacked.stdout + "\n" + &text(&guard.path("logs/web.log.1")) + &text(&log);
+    every_line_is_there(&all);
+}
+
+/// Of two workers, once and whole.
+fn every_line_is_there(all: &str) {
     // On a machine that lets the writing thread wait for 100 ms, lines are dropped, and told.
     let told = |line: &str| {
         line.strip_prefix("croupier: warning: ")?.split(' ').next()?.parse::<usize>().ok()
@@ -211,8 +216,7 @@ fn a_rotation_loses_and_tears_no_line() {
         let head = format!("[w{slot}] ");
         let mut next = 0;
         for line in all.lines().filter_map(|line| line.strip_prefix(&head)) {
-            let words: Vec<&str> = line.split(' ').collect();
-            let number: usize = words[1].parse().unwrap();
+            let number: usize = line.split(' ').nth(1).unwrap().parse().unwrap();
             assert!(number >= next, "{line} twice, or after {next}");
             missing += number - next;
             next = number + 1;
@@ -220,7 +224,7 @@ fn a_rotation_loses_and_tears_no_line() {
                 [format!("line {number} of {slot} end"), format!("last {number} of {slot}")];
             assert!(whole.iter().any(|whole| whole == line), "torn: {line:?}");
         }
-        assert!(next > 1000, "{next}");
+        assert!(next > 500, "{next}");
     }
     assert!(missing <= told, "{missing} lines of workers are lost, and {told} of all are told");
     let strange = all.lines().find(|line| {
