@@ -232,6 +232,7 @@ fn a_pid_file_says_who_runs_and_goes_with_it() {
     assert_eq!(says(), format!("{dead}\n"));
     let third = guard.run(idle(&["-w", "1", "--pid-file", text])).ready();
     assert_eq!(says(), format!("{}\n", third.pid()));
+    third.wait_for_line(&format!("process {dead} left it behind; taken over"));
     third.stop_well();
     assert!(!path.exists());
     fs::write(&path, "my notes\n").unwrap();
