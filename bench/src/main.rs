@@ -7,7 +7,11 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
-use croupier_bench::report;
+use croupier_bench::engine::{FloorArgs, Programs, run_floor};
+use croupier_bench::run::{Preset, Request};
+
+mod load_command;
+mod report_command;
 
 /// Measures croupier beside SO_REUSEPORT, a shared socket, proxies and Node's cluster.
 #[derive(Debug, Parser)]
@@ -19,33 +23,61 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    Report(ReportArgs),
+    /// Compares engines under workloads, round after round.
+    Run(RunArgs),
+    /// The load generator by itself.
+    Load(load_command::LoadArgs),
+    /// Makes report.html, CSV and HDR logs of results.json.
+    Report(report_command::ReportArgs),
+    /// The loop of the engine `floor`.
+    #[command(hide = true)]
+    Floor(FloorArgs),
 }
 
-/// Makes report.html, CSV and HDR logs of results.json, beside it.
 #[derive(Debug, Args)]
-struct ReportArgs {
-    /// The folder that `run --out` wrote.
-    folder: PathBuf,
-
-    /// Prints all tables as Markdown, and writes no file.
-    #[arg(long, conflicts_with = "publish")]
-    markdown: bool,
-
-    /// Writes the tables into DIR/README.md and the chart to DIR/chart.svg, and the conclusion into the
-    /// --readme, each between its markers.
-    #[arg(long, value_name = "DIR")]
-    publish: Option<PathBuf>,
-
-    /// The document that gets the conclusion.
-    #[arg(long, value_name = "FILE", default_value = "README.md", requires = "publish")]
-    readme: PathBuf,
+#[expect(clippy::struct_excessive_bools, reason = "each is one flag of the command line")]
+struct RunArgs {
+    /// Only these engines, under every workload.
+    #[arg(long, value_delimiter = ',', value_name = "ID,…")]
+    engines: Vec<String>,
+    /// Only these workloads; the name of a family stands for all of it.
+    #[arg(long, value_delimiter = ',', value_name = "ID,…")]
+    workloads: Vec<String>,
+    /// About two minutes: 5 engines, 3 workloads, 2 rounds of 2 s.
+    #[arg(long, conflicts_with = "full")]
+    quick: bool,
+    /// All engines under all workloads.
+    #[arg(long)]
+    full: bool,
+    /// Rounds of each engine under each workload.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
+    rounds: Option<u32>,
+    /// Length of each load.
+    #[arg(long, value_name = "S", value_parser = seconds)]
+    seconds: Option<f64>,
+    /// Folder for results.json and what is made of it.
+    #[arg(long, value_name = "DIR", default_value = "croupier-bench-results")]
+    out: PathBuf,
+    /// The croupier to measure, instead of the one beside this program.
+    #[arg(long, value_name = "PATH")]
+    croupier: Option<PathBuf>,
 }
+
+fn seconds(text: &str) -> Result<f64, String> {
+    let seconds: f64 = text.parse().map_err(|_| "not a number of seconds".to_owned())?;
+    let valid = (0.2..=3600.0).contains(&seconds);
+    if valid { Ok(seconds) } else { Err("must be 0.2 to 3600".to_owned()) }
+}
+
+type Failure = Box<dyn std::error::Error>;
 
 #[expect(clippy::print_stderr, reason = "the only place that speaks to the terminal on failure")]
 fn main() -> ExitCode {
     let done = match Arguments::parse().command {
-        Command::Report(arguments) => report(&arguments),
+        Command::Run(arguments) => run(arguments),
+        Command::Load(arguments) => load_command::run(&arguments),
+        Command::Report(arguments) => report_command::run(&arguments),
+        Command::Floor(arguments) => run_floor(&arguments),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -57,16 +89,29 @@ fn main() -> ExitCode {
 }
 
 #[expect(clippy::print_stdout, reason = "the answer of the command")]
-fn report(arguments: &ReportArgs) -> Result<(), Box<dyn std::error::Error>> {
-    let folder = &arguments.folder;
-    if arguments.markdown {
-        print!("{}", report::markdown(folder)?);
-        return Ok(());
+fn run(arguments: RunArgs) -> Result<(), Failure> {
+    let preset = match (arguments.quick, arguments.full) {
+        (true, _) => Preset::Quick,
+        (_, true) => Preset::Full,
+        (false, false) => Preset::Bench,
+    };
+    let request = Request {
+        preset,
+        engines: arguments.engines,
+        workloads: arguments.workloads,
+        rounds: arguments.rounds,
+        seconds: arguments.seconds,
+        out: arguments.out,
+        programs: Programs::beside(arguments.croupier)?,
+        command: std::env::args().collect(),
+    };
+    let results = request.run()?;
+    let (measured, absent) = (results.samples.len(), results.absent.len());
+    println!("{}: {measured} samples, {absent} not run", request.out.display());
+    if measured == 0 {
+        return Err("nothing could be measured; results.json says why".into());
     }
-    if let Some(bench) = &arguments.publish {
-        return Ok(report::publish(folder, bench, &arguments.readme)?);
-    }
-    let written = report::write(folder)?;
-    println!("{}\n\n{}", written.conclusion, written.page.display());
+    let written = croupier_bench::report::write(&request.out)?;
+    println!("\n{}\n\n{}", written.conclusion, written.page.display());
     Ok(())
 }

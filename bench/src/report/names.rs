@@ -31,3 +31,46 @@ pub(crate) mod workload {
     /// A family.
     pub(crate) const WORKERS: &str = "workers";
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{engine, workload};
+
+    #[test]
+    fn the_harness_knows_each_name() {
+        let engines = crate::engine::catalogue();
+        for id in [
+            engine::LEAST,
+            engine::LEAST_ONE,
+            engine::RR,
+            engine::IP,
+            engine::SHARED,
+            engine::PLAIN_REUSEPORT,
+            engine::FLOOR,
+            engine::HAPROXY,
+            engine::NGINX,
+            engine::NODE_CROUPIER,
+            engine::NODE_RR,
+        ] {
+            assert!(engines.iter().any(|engine| engine.info.id == id), "{id}");
+        }
+        let workloads = crate::workload::catalogue(2);
+        for id in [
+            workload::SHORT,
+            workload::SHORT_PACED,
+            workload::TAIL_70,
+            workload::LONG_FEW,
+            workload::LONG_MANY,
+            workload::STALL,
+            workload::KILL,
+            workload::RELOAD,
+            workload::STICKY,
+        ] {
+            assert!(workloads.iter().any(|workload| workload.info.id == id), "{id}");
+        }
+        let many = |one: &crate::workload::Workload| {
+            one.info.family == workload::WORKERS && one.info.workers == 256
+        };
+        assert!(workloads.iter().any(many));
+    }
+}

@@ -368,7 +368,11 @@ fn table_of(table: &Table) -> Markup {
 
 /// Engines that the plan does not compare here.
 pub(crate) fn unplanned(cells: &[Cell<'_>]) -> Vec<String> {
-    cells.iter().filter(|cell| cell.unplanned).map(|cell| cell.engine.name.clone()).collect()
+    let named = |cell: &Cell<'_>| {
+        let because = cell.unplanned.as_ref()?;
+        Some(format!("{} ({because})", cell.engine.name))
+    };
+    cells.iter().filter_map(named).collect()
 }
 
 /// A figure, and its range in small type below it.

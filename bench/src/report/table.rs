@@ -39,7 +39,7 @@ const NONE: &str = "–";
 type Show = fn(&Cell<'_>) -> Option<String>;
 
 /// Every column that a table may have.
-const COLUMNS: [(&str, &str, Show); 21] = [
+const COLUMNS: [(&str, &str, Show); 22] = [
     ("conn/s", "completed connections per second: median, smallest and largest round", |cell| {
         spread(cell, Measure::ConnectionRate)
     }),
@@ -52,6 +52,9 @@ const COLUMNS: [(&str, &str, Show); 21] = [
     ("p99", "latency from the intended start, all rounds together", |cell| total(cell, |t| t.p99)),
     ("p99.9", "latency from the intended start, all rounds together", |cell| {
         total(cell, |t| t.p999)
+    }),
+    ("cheap p99", "p99 of the cheap requests of a mixed load: what they waited for others", |c| {
+        Some(units::nanos(c.pooled.as_ref()?.cheap?.p99))
     }),
     ("max", "largest latency of all rounds", |cell| total(cell, |t| t.max)),
     ("n", "latencies that the percentiles stand on", |cell| {
@@ -103,7 +106,7 @@ const COLUMNS: [(&str, &str, Show); 21] = [
 impl Table {
     /// The table of one workload.
     pub(crate) fn of_workload(view: &View<'_>, workload: &WorkloadInfo) -> Self {
-        let cells = view.of_workload(&workload.id).iter().filter(|cell| !cell.unplanned);
+        let cells = view.of_workload(&workload.id).iter().filter(|cell| cell.unplanned.is_none());
         let mut all: Vec<Vec<Option<String>>> = Vec::new();
         let mut heads: Vec<(String, &'static str)> = Vec::new();
         let lead = cells.clone().find_map(lead).unwrap_or(Measure::ConnectionRate);

@@ -9,7 +9,7 @@ use hdrhistogram::Histogram;
 use super::chart::{Look, Unit};
 use super::names;
 use crate::data::{
-    self, EngineInfo, EngineKind, Figure, Latencies, Results, Sample, Warning, WorkerKind,
+    self, EngineInfo, EngineKind, Figure, Latencies, Reason, Results, Sample, Warning, WorkerKind,
     WorkloadInfo,
 };
 use crate::stats::{Balance, Spread, ratios};
@@ -54,6 +54,8 @@ pub(crate) const fn as_f64(value: u64) -> f64 {
 pub(crate) struct Round<'a> {
     pub(crate) sample: &'a Sample,
     pub(crate) total: Option<Tally>,
+    /// Of the cheap requests alone, where there are others.
+    pub(crate) cheap: Option<Tally>,
 }
 
 impl Round<'_> {
@@ -74,6 +76,8 @@ pub(crate) struct Pooled {
     pub(crate) naive: Option<Tally>,
     pub(crate) connect: Option<Tally>,
     pub(crate) first_byte: Option<Tally>,
+    /// Of the cheap requests alone, where there are others.
+    pub(crate) cheap: Option<Tally>,
     /// Quantile and ns, for a chart.
     pub(crate) curve: Vec<(f64, f64)>,
     histogram: Histogram<u64>,
@@ -99,8 +103,8 @@ pub(crate) struct Cell<'a> {
     pub(crate) warnings: Vec<&'a Warning>,
     /// Why there is no sample, or not of every round.
     pub(crate) absent: Vec<String>,
-    /// Nobody meant to run it.
-    pub(crate) unplanned: bool,
+    /// Nobody meant to run it here: why, if that was said.
+    pub(crate) unplanned: Option<String>,
 }
 
 impl Cell<'_> {
@@ -157,6 +161,8 @@ pub(crate) enum Measure {
     ConnectionRate,
     RequestRate,
     P99,
+    /// The same of the cheap requests of a mixed load: what they waited because of others.
+    CheapP99,
     Max,
     /// Client addresses that more than one worker answered.
     Moved,
@@ -176,6 +182,7 @@ impl Measure {
             Self::ConnectionRate => sample.connection_rate(),
             Self::RequestRate => sample.request_rate(),
             Self::P99 => round.total?.p99,
+            Self::CheapP99 => round.cheap?.p99,
             Self::Max => round.total?.max,
             Self::Moved => f64::from(sample.schedule?.sources_moved?),
             Self::Unevenness => round.balance().filter(|_| sample.per_worker.len() > 1)?.cv,
@@ -198,6 +205,7 @@ impl Measure {
         match self {
             Self::ConnectionRate | Self::RequestRate => Better::Higher,
             Self::P99
+            | Self::CheapP99
             | Self::Max
             | Self::Moved
             | Self::Unevenness
@@ -214,6 +222,7 @@ impl Measure {
             Self::ConnectionRate => "connections/s",
             Self::RequestRate => "requests/s",
             Self::P99 => "p99 latency",
+            Self::CheapP99 => "p99 latency of cheap requests",
             Self::Max => "largest latency",
             Self::Moved => "client addresses that moved between workers",
             Self::Unevenness => "unevenness (CV) over workers",
@@ -227,7 +236,9 @@ impl Measure {
     pub(crate) const fn unit(self) -> Unit {
         match self {
             Self::ConnectionRate | Self::RequestRate => Unit::PerSecond,
-            Self::P99 | Self::Max | Self::PrimaryCpu | Self::WorkersCpu => Unit::Nanos,
+            Self::P99 | Self::CheapP99 | Self::Max | Self::PrimaryCpu | Self::WorkersCpu => {
+                Unit::Nanos
+            }
             Self::Moved | Self::Unevenness => Unit::Plain,
             Self::PrimaryMemory => Unit::Bytes,
             Self::FailedShare => Unit::Share,
@@ -391,7 +402,7 @@ fn cell<'a>(
     let mut pool = Pool::default();
     let mut rounds = Vec::new();
     for sample in results.cell(&engine.id, &workload.id) {
-        let total = sample.latency.as_ref().and_then(|latencies| {
+        let (total, cheap) = sample.latency.as_ref().map_or((None, None), |latencies| {
             pool.add(latencies).unwrap_or_else(|error| {
                 broken.push(format!(
                     "{} under {}, round {}: {error}",
@@ -399,10 +410,10 @@ fn cell<'a>(
                     workload.name,
                     sample.round.saturating_add(1)
                 ));
-                None
+                (None, None)
             })
         });
-        rounds.push(Round { sample, total });
+        rounds.push(Round { sample, total, cheap });
     }
     rounds.sort_by_key(|round| round.sample.round);
     let absent: Vec<String> = results
@@ -415,9 +426,8 @@ fn cell<'a>(
             Some(round) => format!("round {}: {}", round.saturating_add(1), absent.why),
         })
         .collect();
-    let ended = results.plan.took_seconds.is_some();
     Cell {
-        unplanned: ended && rounds.is_empty() && absent.is_empty(),
+        unplanned: rounds.is_empty().then(|| unplanned(results, engine, workload)).flatten(),
         engine,
         look,
         workload,
@@ -428,6 +438,19 @@ fn cell<'a>(
     }
 }
 
+/// Why a cell has no sample although nothing went wrong.
+fn unplanned(results: &Results, engine: &EngineInfo, workload: &WorkloadInfo) -> Option<String> {
+    let mut why = results.absent.iter().filter(|absent| {
+        absent.engine == engine.id && absent.workload.as_ref().is_none_or(|id| *id == workload.id)
+    });
+    match why.next().map(|absent| &absent.why) {
+        Some(Reason::NotApplicable { because }) => Some(because.clone()),
+        Some(Reason::NotInstalled { .. } | Reason::Failed { .. } | Reason::Interrupted) => None,
+        // Of a run under way it is not known.
+        None => results.plan.took_seconds.map(|_| "not in the plan".to_owned()),
+    }
+}
+
 /// Histograms of a cell's rounds as they are added up.
 #[derive(Debug, Default)]
 struct Pool {
@@ -435,11 +458,12 @@ struct Pool {
     naive: Option<Histogram<u64>>,
     connect: Option<Histogram<u64>>,
     first_byte: Option<Histogram<u64>>,
+    cheap: Option<Histogram<u64>>,
 }
 
 impl Pool {
-    /// Adds one round, and says what its own latencies were.
-    fn add(&mut self, latencies: &Latencies) -> Result<Option<Tally>, String> {
+    /// Adds one round, and says what its own latencies were, of all and of the cheap requests.
+    fn add(&mut self, latencies: &Latencies) -> Result<(Option<Tally>, Option<Tally>), String> {
         let total = latencies.total.decode().map_err(|error| error.to_string())?;
         let tally = Tally::of(&total);
         merge(&mut self.total, total)?;
@@ -452,7 +476,13 @@ impl Pool {
                 merge(sum, one.decode().map_err(|error| error.to_string())?)?;
             }
         }
-        Ok(tally)
+        let Some(kept) = latencies.first_kind.as_ref().filter(|kept| kept.n > 0) else {
+            return Ok((tally, None));
+        };
+        let cheap = kept.decode().map_err(|error| error.to_string())?;
+        let of_cheap = Tally::of(&cheap);
+        merge(&mut self.cheap, cheap)?;
+        Ok((tally, of_cheap))
     }
 
     fn finish(self) -> Option<Pooled> {
@@ -464,6 +494,7 @@ impl Pool {
             naive: tally(self.naive),
             connect: tally(self.connect),
             first_byte: tally(self.first_byte),
+            cheap: tally(self.cheap),
             curve: curve(&histogram),
             histogram,
         })
@@ -539,10 +570,11 @@ mod tests {
             naive: encode(values),
             connect: encode(&[]),
             first_byte: encode(&[]),
+            first_kind: Some(encode(values)),
         };
         let mut pool = Pool::default();
-        let first = pool.add(&latencies(&[10, 20])).unwrap().unwrap();
-        assert_eq!(first.n, 2);
+        let (first, cheap) = pool.add(&latencies(&[10, 20])).unwrap();
+        assert_eq!((first.unwrap().n, cheap.unwrap().n), (2, 2));
         pool.add(&latencies(&[5_000_000_000])).unwrap();
         let pooled = pool.finish().unwrap();
         assert_eq!(pooled.total.n, 3);

@@ -105,6 +105,7 @@ pub(crate) fn finding(first: &Cell<'_>, second: &Cell<'_>, measure: Measure) -> 
         Measure::ConnectionRate
         | Measure::RequestRate
         | Measure::P99
+        | Measure::CheapP99
         | Measure::Max
         | Measure::PrimaryCpu
         | Measure::WorkersCpu
@@ -207,6 +208,9 @@ pub(crate) fn measures(workload: &WorkloadInfo) -> Vec<Measure> {
         let cost = matches!(figure, Figure::Cpu | Figure::Memory);
         if !cost && !found.contains(&measure) {
             found.push(measure);
+        }
+        if measure == Measure::P99 && !found.contains(&Measure::CheapP99) {
+            found.push(Measure::CheapP99);
         }
     }
     found
@@ -345,6 +349,7 @@ fn sentence<'a, 'b: 'a>(
             Measure::ConnectionRate
             | Measure::RequestRate
             | Measure::P99
+            | Measure::CheapP99
             | Measure::Max
             | Measure::Moved
             | Measure::PrimaryCpu

@@ -362,6 +362,7 @@ fn latencies(dice: &mut Dice, law: Law) -> Latencies {
         naive: histogram(dice, 4000, law.median, law.tail.sqrt()),
         connect: histogram(dice, 4000, law.median / 4.0, 4.0),
         first_byte: histogram(dice, 4000, law.median * 0.9, law.tail),
+        first_kind: None,
     }
 }
 
