@@ -8,6 +8,7 @@ mod attacks;
 mod blocked;
 mod capacity;
 mod cli;
+mod config;
 mod crash;
 mod drain;
 mod faults;

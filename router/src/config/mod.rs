@@ -5,7 +5,9 @@
 //! flag, the value and what would be right. Never does: print, or change anything of the process.
 
 mod address;
+mod file;
 mod ids;
+mod load;
 mod run;
 mod surroundings;
 mod template;
@@ -14,7 +16,9 @@ mod values;
 use std::fmt;
 
 pub use address::{ListenAddress, ListenSpec, ProgramAddress, parse_listen, program_port};
+pub use file::{DEFAULT_FILE, Place};
 pub use ids::Ids;
+pub use load::{LoadError, Loaded, Origin, Setting, Source, load};
 pub use run::{MaxRss, RunConfig, Workers};
 pub use surroundings::Surroundings;
 pub use template::expand;
@@ -41,6 +45,14 @@ pub enum ConfigError {
         flag: &'static str,
         /// What was given.
         value: String,
+        /// What is wrong and what would be right.
+        why: String,
+    },
+    /// A line of a file.
+    #[error("{place}: {why}")]
+    File {
+        /// File and line.
+        place: String,
         /// What is wrong and what would be right.
         why: String,
     },
