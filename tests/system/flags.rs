@@ -251,6 +251,7 @@ fn a_primary_is_found_by_its_name_and_by_its_socket() {
             if ended.code == Some(0) { Ok(()) } else { Err(ended) }
         });
         ask(&["reload"]);
+        ask(&["logs"]);
         ask(&["stop", "0"]);
         ask(&["start", "0"]);
         let name = if which == "--name" { "which-two" } else { "which-one" };

@@ -18,6 +18,7 @@ mod hostile;
 mod idle;
 mod kill;
 mod limits;
+mod logs;
 mod longlived;
 mod output;
 mod policies;

@@ -3,8 +3,12 @@
 //! Owns: the top of the parser, exit codes, wrong-usage hints. Promises: every error names what, on
 //! what, and what to do. Never does: print (that is `main`'s), or read flags elsewhere.
 
+<<<<<<< HEAD
 mod check;
 mod completions;
+=======
+mod logs;
+>>>>>>> origin/main
 mod ls;
 mod man;
 mod reload;
@@ -101,6 +105,7 @@ enum Command {
     Run(Box<run::RunArgs>),
     Check(Box<check::CheckArgs>),
     Ls(ls::LsArgs),
+    Logs(logs::LogsArgs),
     Status(status::StatusArgs),
     Reload(reload::ReloadArgs),
     Start(start::StartArgs),
@@ -164,6 +169,7 @@ pub fn execute(
             check::execute(&args, words).unwrap_or_else(|error| not_loaded(&arguments, &error))
         }
         Command::Ls(args) => ls::execute(&args),
+        Command::Logs(args) => logs::execute(&args, say),
         Command::Status(args) => status::execute(&args),
         Command::Reload(args) => reload::execute(&args, say),
         Command::Start(args) => start::execute(args, say),

@@ -486,6 +486,18 @@ pub struct RunArgs {
     )]
     pub log_format: LogFormat,
 
+    /// Write output and log to this file, instead of stdout and stderr; USR1 opens it again.
+    ///
+    /// For logrotate, which moves the file and sends USR1 (examples/logrotate.conf). A full disk
+    /// costs lines, which are counted, and never stops the dealing.
+    #[arg(
+        long,
+        value_name = "PATH",
+        env = "CROUPIER_LOG_FILE",
+        help_heading = heading::OPERATION
+    )]
+    pub log_file: Option<PathBuf>,
+
     /// Let workers write to stdout and stderr themselves, without the [w2] in front.
     #[arg(
         long,
