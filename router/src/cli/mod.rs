@@ -3,12 +3,9 @@
 //! Owns: the top of the parser, exit codes, wrong-usage hints. Promises: every error names what, on
 //! what, and what to do. Never does: print (that is `main`'s), or read flags elsewhere.
 
-<<<<<<< HEAD
 mod check;
 mod completions;
-=======
 mod logs;
->>>>>>> origin/main
 mod ls;
 mod man;
 mod reload;

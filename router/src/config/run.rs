@@ -120,9 +120,6 @@ impl RunConfig {
         let workers = choose_workers(args.workers, args.from_file.workers, around)?;
         let core = core_config(&args, policy, &workers, &name)?;
         let max_rss = choose_max_rss(args.max_rss, &workers, around)?;
-<<<<<<< HEAD
-        let mut env = args.from_file.env.clone();
-=======
         if args.raw_output && args.log_file.is_some() {
             return Err(ConfigError::Conflict(
                 "--log-file takes the lines that workers write through croupier, and with \
@@ -130,8 +127,7 @@ impl RunConfig {
                     .into(),
             ));
         }
-        let mut env = Vec::new();
->>>>>>> origin/main
+        let mut env = args.from_file.env.clone();
         for pair in args.env.iter().flat_map(|value| value.as_bytes().split(|b| *b == b'\n')) {
             env.push(parse_env(pair)?);
         }
