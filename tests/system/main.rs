@@ -7,6 +7,7 @@
 mod attacks;
 mod blocked;
 mod capacity;
+mod care;
 mod cli;
 mod config;
 mod crash;
@@ -25,6 +26,7 @@ mod policies;
 mod programs;
 mod reload;
 mod servers;
+mod service;
 mod slots;
 mod start;
 mod sticky;
