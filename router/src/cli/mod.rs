@@ -3,6 +3,7 @@
 //! Owns: the top of the parser, exit codes, wrong-usage hints. Promises: every error names what, on
 //! what, and what to do. Never does: print (that is `main`'s), or read flags elsewhere.
 
+mod logs;
 mod ls;
 mod reload;
 pub mod run;
@@ -96,6 +97,7 @@ struct Cli {
 enum Command {
     Run(Box<run::RunArgs>),
     Ls(ls::LsArgs),
+    Logs(logs::LogsArgs),
     Status(status::StatusArgs),
     Reload(reload::ReloadArgs),
     Start(start::StartArgs),
@@ -150,12 +152,19 @@ pub fn execute(
             Err(error) => Exit::error(code::USAGE, error),
         },
         Command::Ls(args) => ls::execute(&args),
+        Command::Logs(args) => logs::execute(&args, say),
         Command::Status(args) => status::execute(&args),
         Command::Reload(args) => reload::execute(&args, say),
         Command::Start(args) => start::execute(args, say),
         Command::Stop(args) => stop::execute(args, say),
         Command::Wait(args) => wait::execute(&args),
     }
+}
+
+/// The whole command line: what the parser, `--help` and all that is made from them are made of.
+#[must_use]
+pub fn command() -> clap::Command {
+    Cli::command()
 }
 
 fn refused(arguments: &[OsString], error: &clap::Error) -> Exit {
@@ -220,3 +229,6 @@ fn not_found(error: &FindError) -> Exit {
 fn not_answered(found: &Found, error: &AskError) -> Exit {
     Exit::error(code::FAILED, format!("{found}: {error}"))
 }
+
+#[cfg(test)]
+mod tests;

@@ -50,6 +50,17 @@ pub enum Request {
         /// If not: answered [`Reply::Done`] at once.
         wait: bool,
     },
+    /// What workers printed: [`Reply::Said`] for each line, then [`Reply::Done`].
+    Logs {
+        /// Only of this slot.
+        slot: Option<u16>,
+        /// So many of the last lines of each worker.
+        lines: u32,
+        /// And those that follow, until the primary ends.
+        follow: bool,
+        /// Each line as a JSON object, instead of `[w2] text`.
+        json: bool,
+    },
     /// Answered when it is so.
     Wait {
         /// When what?
@@ -126,6 +137,9 @@ pub struct Status {
     pub policy: String,
     /// Seconds since it started.
     pub uptime_s: u64,
+    /// It was asked to stop; with `--stop-delay` it still serves all that comes.
+    #[serde(default)]
+    pub stopping: bool,
     /// Every listener.
     pub listeners: Vec<ListenerStatus>,
     /// Every worker, and for each slot without one a line of its own; by slot, then by id.
@@ -254,6 +268,9 @@ pub struct Totals {
     pub waits: u64,
     /// Messages to workers' processes that had no room for them.
     pub messages_dropped: u64,
+    /// Lines of output and log that nobody read in time, or that the log file did not take.
+    #[serde(default)]
+    pub lines_dropped: u64,
     /// Workers ended because they hung for `--hung-timeout`.
     #[serde(default)]
     pub hung: u64,
@@ -289,6 +306,10 @@ mod tests {
             (
                 Request::StopSlots { slots: vec![0, 3], wait: false },
                 "{\"request\":\"stop-slots\",\"slots\":[0,3],\"wait\":false}\n",
+            ),
+            (
+                Request::Logs { slot: Some(2), lines: 20, follow: true, json: false },
+                "{\"request\":\"logs\",\"slot\":2,\"lines\":20,\"follow\":true,\"json\":false}\n",
             ),
             (Request::Wait { r#for: Awaited::Ready }, "{\"request\":\"wait\",\"for\":\"ready\"}\n"),
         ] {

@@ -7,6 +7,7 @@
 //! it, so no timer is wanted. Never does: wait for a client, or decide anything.
 
 use std::io::{self, Read, Write};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
@@ -177,6 +178,18 @@ impl ControlServer {
             Fate::Stays => {}
             Fate::Goes => self.remove(key, registry),
         }
+    }
+
+    /// Gives a client up, to be answered by somebody else: its connection, if it is still there.
+    pub fn release(
+        &mut self,
+        client: ClientId,
+        registry: &Registry,
+    ) -> Option<std::os::unix::net::UnixStream> {
+        let key = self.clients.iter().find(|(_, one)| one.id == client).map(|(key, _)| key)?;
+        let mut stream = self.clients.try_remove(key)?.stream;
+        registry.deregister(&mut stream).ok()?;
+        Some(OwnedFd::from(stream).into())
     }
 
     /// Edge-triggered: accepts until there is nobody, or the turn has had its share. (Every client beyond
@@ -456,6 +469,7 @@ mod tests {
             version: "0".into(),
             policy: "least".into(),
             uptime_s: 1,
+            stopping: false,
             listeners: Vec::new(),
             workers: Vec::new(),
             totals: Totals::default(),
@@ -691,7 +705,7 @@ mod tests {
                         bench.reply(id, &big_status());
                         answered = true;
                     }
-                    Request::Ping => {}
+                    Request::Ping | Request::Logs { .. } => {}
                     Request::Reload { .. } | Request::Start { .. } | Request::StopSlots { .. } => {
                         bench.server.say(id, "one", bench.poll.registry());
                         bench.server.say(id, "two", bench.poll.registry());

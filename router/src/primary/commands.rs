@@ -6,12 +6,14 @@ use std::path::Path;
 
 use croupier_core::event::{Event, Generation};
 use mio::{Registry, Token};
-use signal_hook::consts::signal::{SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR2};
+use signal_hook::consts::signal::{SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2};
 
 use super::run::{EXHAUSTED_WAIT, Primary};
+use crate::config::LogFormat;
 use crate::control::messages::{Awaited, Reply, Request};
 use crate::control::place::{Place, PlaceError};
 use crate::control::server::{Backlog, ClientId, ControlServer};
+use crate::output::Wanted;
 
 /// Statuses that are made up in one turn of the loop: with many workers each is work.
 const STATUSES_PER_TURN_MAX: usize = 4;
@@ -212,32 +214,47 @@ impl Primary {
             match signal {
                 SIGCHLD => self.take_ended(),
                 SIGINT => self.interrupt(),
-                SIGTERM | SIGQUIT => self.stop("asked by a signal"),
+                SIGTERM | SIGQUIT => self.stop("asked by a signal", "again"),
                 SIGHUP => self.hang_up(),
+                SIGUSR1 => self.reopen_log(),
                 SIGUSR2 => self.reload("USR2"),
                 _ => log::debug!("signal {signal} means nothing here"),
             }
         }
     }
 
-    fn stop(&mut self, why: &str) {
+    /// A graceful stop: after `--stop-delay`, or at once when it is asked for in that time.
+    fn stop(&mut self, why: &str, again: &str) {
+        if self.delay_stop(why, again) {
+            return;
+        }
         log::info!("stopping ({why}): {} connections to finish", self.connections_held());
+        self.begin_to_stop();
+    }
+
+    pub(super) fn begin_to_stop(&mut self) {
+        self.health.end_delay();
         self.commands.ending = Ending::Asked;
+        let stands = self.stands();
+        self.service.stopping(&stands);
         self.tell(Event::StopAsked { now: false });
     }
 
-    /// Ctrl-C: the first one drains, the second one kills.
+    /// Ctrl-C: the first one drains (after a delay, if there is one to be: then the second), the next
+    /// one kills.
     fn interrupt(&mut self) {
-        self.commands.interrupts += 1;
-        if self.commands.interrupts == 1 {
+        if self.commands.interrupts == 0 {
+            if self.delay_stop("Ctrl-C", "Ctrl-C again to drain now") {
+                return;
+            }
             let held = self.connections_held();
             let plural = if held == 1 { "connection" } else { "connections" };
             self.say(&format!("draining {held} {plural}, Ctrl-C again to stop at once"));
-            self.commands.ending = Ending::Asked;
-            self.tell(Event::StopAsked { now: false });
+            self.begin_to_stop();
         } else {
             self.tell(Event::StopAsked { now: true });
         }
+        self.commands.interrupts += 1;
     }
 
     fn reload(&mut self, asked_by: &str) {
@@ -245,17 +262,41 @@ impl Primary {
         self.tell(Event::ReloadAsked { rolling: false });
     }
 
+    fn reopen_log(&self) {
+        let (Some(output), Some(path)) = (&self.output, &self.config.log_file) else {
+            return log::info!("USR1 opens the log file again, and there is none (--log-file)");
+        };
+        output.reopen();
+        log::info!("opened {} again (asked by USR1)", path.display());
+    }
+
+    /// A client of `croupier logs` is the collector's from now on.
+    fn show_logs(&mut self, client: ClientId, wanted: Wanted) -> Option<Reply> {
+        if self.config.raw_output {
+            let why = "with --raw-output its workers write to stdout and stderr by themselves, so \
+                       croupier has none of their lines; look where its stdout goes";
+            return Some(Reply::Failed { why: why.into() });
+        }
+        if let Some(why) = wanted.slot.and_then(|slot| self.no_such_slot(&[slot])) {
+            return Some(Reply::Failed { why });
+        }
+        let server = self.commands.server.as_mut()?;
+        let stream = server.release(client, self.poll.registry())?;
+        self.output.as_ref()?.show(stream, wanted);
+        None
+    }
+
     /// A terminal that went away takes its programs with it; a daemon has none to lose: to it HUP means
     /// what it means to all daemons.
     fn hang_up(&mut self) {
         if self.commands.terminal.is_gone() {
-            self.stop("the terminal is gone");
+            self.stop("the terminal is gone", "again");
         } else {
             self.reload("HUP");
         }
     }
 
-    fn connections_held(&self) -> u64 {
+    pub(super) fn connections_held(&self) -> u64 {
         let queued: u64 = self.workers.iter().filter_map(|w| w.queued_exact()).map(u64::from).sum();
         let active: u64 =
             self.workers.iter().filter_map(|w| w.page.load().active).map(u64::from).sum();
@@ -323,10 +364,15 @@ impl Primary {
                 self.commands.curious.push_back(client);
                 None
             }
-            Request::Stop { now } => {
-                self.commands.ending = if now { Ending::Killed } else { Ending::Asked };
-                log::info!("stopping (asked by croupier stop)");
-                self.tell(Event::StopAsked { now });
+            Request::Stop { now: true } => {
+                self.commands.ending = Ending::Killed;
+                log::info!("stopping at once (asked by croupier stop)");
+                self.service.stopping("stopping at once");
+                self.tell(Event::StopAsked { now: true });
+                Some(Reply::Done)
+            }
+            Request::Stop { now: false } => {
+                self.stop("asked by croupier stop", "croupier stop again");
                 Some(Reply::Done)
             }
             Request::Reload { rolling, wait } => {
@@ -339,6 +385,11 @@ impl Primary {
             }
             Request::Start { slots, wait } => self.start_slots(client, &slots, wait),
             Request::StopSlots { slots, wait } => self.stop_slots(client, &slots, wait),
+            Request::Logs { slot, lines, follow, json } => {
+                let lines = usize::try_from(lines).unwrap_or(usize::MAX);
+                let format = if json { LogFormat::Json } else { LogFormat::Text };
+                self.show_logs(client, Wanted { slot, lines, follow, format })
+            }
             Request::Wait { r#for: Awaited::Ready } => {
                 let answer = self.is_ready();
                 if answer.is_none() {

@@ -171,6 +171,11 @@ impl Primary {
         if self.core.is_stopping() {
             return Some("it is stopping".into());
         }
+        self.no_such_slot(slots)
+    }
+
+    /// Which of these slots there are not.
+    pub(super) fn no_such_slot(&self, slots: &[u16]) -> Option<String> {
         let count = self.config.workers.count;
         let strange = slots.iter().find(|slot| **slot >= count);
         let there = match count {
@@ -255,6 +260,9 @@ impl Primary {
 
     /// What `wait ready` is to hear, if it is known.
     pub(super) fn is_ready(&self) -> Option<Reply> {
+        if self.is_ending() {
+            return Some(Reply::Failed { why: "it is stopping".into() });
+        }
         if self.core.all_up() {
             return Some(Reply::Done);
         }

@@ -9,6 +9,7 @@ use super::rss::resident;
 use super::run::Primary;
 use super::worker::Worker;
 use crate::control::messages::{ListenerStatus, SCHEMA, Status, Totals, WorkerState, WorkerStatus};
+use crate::output::Output;
 
 const SECOND: u64 = 1_000_000_000;
 /// Largest wait that is told apart, in microseconds: one hour.
@@ -172,6 +173,7 @@ impl Primary {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             policy: self.policy().to_owned(),
             uptime_s: (self.now - self.meters.started) / SECOND,
+            stopping: self.is_ending(),
             listeners: self.listener_statuses(),
             workers: self.worker_statuses(),
             totals: Totals {
@@ -183,6 +185,7 @@ impl Primary {
                 shed: totals.shed,
                 waits: totals.waits,
                 messages_dropped: self.posts.dropped,
+                lines_dropped: self.output.as_ref().map_or(0, Output::dropped),
                 hung: totals.hung,
                 recycled: totals.recycled,
                 accept_to_handoff_p50_us: self.meters.accept_to_handoff(0.5),
