@@ -110,6 +110,8 @@ pub(crate) struct Dealer {
     /// The window of fast workers.
     pub(crate) pace: Pace,
     pub(crate) round: Round,
+    /// The operator wants nobody to get anything.
+    pub(crate) rests: bool,
     /// Workers that are fresh.
     pub(crate) fresh: u32,
     /// Workers that must claim a probe before they get anything.
@@ -136,6 +138,7 @@ impl Dealer {
             epoch: 1,
             pace: Pace::new(rules.queue_limit, now),
             round: Round::Open,
+            rests: false,
             fresh: 0,
             doubtful: 0,
             notes: Vec::new(),
@@ -181,9 +184,11 @@ impl Dealer {
         self.floor = None;
         let last_round = self.round == Round::Last;
         let by_load = self.rules.by_load();
+        let rest = self.rests;
         let Some((seat, worker)) = self.both(i) else { return };
         let before = u32::from(seat.standing == Standing::Doubtful);
         seat.standing = match worker.state {
+            State::Ready { .. } if rest || worker.rests => Standing::Resting,
             State::Ready { .. } if worker.paused.is_some() => Standing::Paused,
             State::Ready { .. } => match worker.lateness {
                 Lateness::Emptied | Lateness::Probed => Standing::Doubtful,
@@ -321,7 +326,11 @@ impl Dealer {
     pub(crate) fn eligible(&self, listener: ListenerId) -> u32 {
         let deals = |seat: &&Seat| match seat.standing {
             Standing::Late | Standing::Fresh | Standing::Regular => seat.listens.contains(listener),
-            Standing::Away | Standing::Finishing | Standing::Paused | Standing::Doubtful => false,
+            Standing::Away
+            | Standing::Finishing
+            | Standing::Resting
+            | Standing::Paused
+            | Standing::Doubtful => false,
         };
         u32::try_from(self.seats.iter().filter(deals).count()).unwrap_or(u32::MAX)
     }

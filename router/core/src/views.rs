@@ -23,6 +23,8 @@ pub struct WorkerView {
     pub taken_back: u64,
     /// How many queued connections it may have now.
     pub window: u16,
+    /// The operator wants it to get no connections, or nobody to.
+    pub paused: bool,
     /// Its oldest queued connection waits, or was stolen, because it does not claim.
     pub late: bool,
     /// Since when it is ready, if it is.
@@ -48,6 +50,8 @@ pub struct SlotView {
     pub want: Want,
     /// Crashes in a row.
     pub crashes: u32,
+    /// The operator wants it to get no connections.
+    pub paused: bool,
 }
 
 /// Counters since the start.
@@ -84,6 +88,7 @@ impl Core {
             handed_off: worker.handed_off,
             taken_back: worker.taken_back,
             window: seat.window,
+            paused: worker.rests || self.dealer.rests,
             late: worker.lateness != Lateness::No,
             ready_since: worker.state.ready_since(),
             recycle: worker.age.due,
@@ -92,7 +97,7 @@ impl Core {
 
     /// Every slot.
     pub fn slots(&self) -> impl Iterator<Item = SlotView> {
-        self.slots.iter().map(|slot| SlotView {
+        self.slots.iter().filter(|slot| slot.exists()).map(|slot| SlotView {
             slot: slot.id,
             state: slot.state.name(),
             worker: slot.state.worker(),
@@ -106,6 +111,7 @@ impl Core {
             },
             want: slot.want,
             crashes: slot.streak.crashes(),
+            paused: slot.rests,
         })
     }
 
@@ -126,6 +132,21 @@ impl Core {
     #[must_use]
     pub fn all_were_ready(&self) -> bool {
         self.start == Start::Everybody
+    }
+
+    /// Slots that there are, whatever is wanted of them.
+    #[must_use]
+    pub fn slot_count(&self) -> u16 {
+        let there = self.slots.iter().filter(|slot| slot.exists());
+        u16::try_from(there.count()).unwrap_or(u16::MAX)
+    }
+
+    /// Whether the operator wants nobody to get connections: all at once, or each slot that is to
+    /// have a worker by itself.
+    #[must_use]
+    pub fn is_paused(&self) -> bool {
+        let mut wanted = self.slots.iter().filter(|slot| slot.want == Want::Up).peekable();
+        self.dealer.rests || wanted.peek().is_some() && wanted.all(|slot| slot.rests)
     }
 
     /// Slots that are to have a worker.

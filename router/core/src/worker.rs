@@ -297,6 +297,10 @@ pub(crate) struct Worker {
     pub(crate) fresh: Option<Fresh>,
     /// The kernel would not take more for it: not before then.
     pub(crate) paused: Option<Now>,
+    /// The operator wants its slot to get nothing.
+    pub(crate) rests: bool,
+    /// The end of its main process was told.
+    pub(crate) ended: bool,
     pub(crate) bell: Bell,
     pub(crate) bells: Bells,
     pub(crate) taking: Option<Taking>,
@@ -370,6 +374,8 @@ impl Worker {
             lateness: Lateness::No,
             fresh: None,
             paused: None,
+            rests: false,
+            ended: false,
             bell: Bell::default(),
             bells: Bells::LookedAfter,
             taking: None,
