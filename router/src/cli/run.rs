@@ -15,8 +15,9 @@ use nix::sys::signal::Signal;
 
 use crate::config::{
     AdapterChoice, LogFormat, MaxRssArg, QUEUE_LIMIT_MAX, ReadyProbe, Shed, Surge, WorkersArg,
-    parse_bound, parse_duration, parse_exit_code, parse_max_rss, parse_name, parse_policy,
-    parse_probe, parse_shed, parse_signal, parse_surge, parse_workers,
+    parse_adapter, parse_bound, parse_duration, parse_exit_code, parse_log_format, parse_max_rss,
+    parse_name, parse_policy, parse_probe, parse_ready, parse_shed, parse_signal, parse_surge,
+    parse_workers,
 };
 
 const AFTER_HELP: &str = "\
@@ -389,33 +390,4 @@ pub struct RunArgs {
     /// The program to run and its arguments; {slot} and {id} are replaced in them.
     #[arg(required = true, trailing_var_arg = true, value_name = "COMMAND")]
     pub command: Vec<OsString>,
-}
-
-fn parse_adapter(text: &str) -> Result<AdapterChoice, String> {
-    match text {
-        "auto" => Ok(AdapterChoice::Auto),
-        "preload" => Ok(AdapterChoice::Preload),
-        "shim" => Ok(AdapterChoice::Shim),
-        "listen-fds" => Ok(AdapterChoice::ListenFds),
-        "fd" => Ok(AdapterChoice::Fd),
-        _ => Err("the adapters are auto, preload, shim, listen-fds and fd".into()),
-    }
-}
-
-fn parse_ready(text: &str) -> Result<ReadyRule, String> {
-    match text {
-        "listen" => Ok(ReadyRule::Listen),
-        "accept" => Ok(ReadyRule::Accept),
-        "notify" => Ok(ReadyRule::Notify),
-        "start" => Ok(ReadyRule::Start),
-        _ => Err("a worker is ready at listen, accept, notify or start".into()),
-    }
-}
-
-fn parse_log_format(text: &str) -> Result<LogFormat, String> {
-    match text {
-        "text" => Ok(LogFormat::Text),
-        "json" => Ok(LogFormat::Json),
-        _ => Err("the formats are text and json".into()),
-    }
 }

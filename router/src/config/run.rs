@@ -1,0 +1,391 @@
+//! From flags to a [`RunConfig`]: what was not given is filled in, and settings are held against
+//! each other.
+//!
+//! Owns: every rule that takes two settings, or a setting and the machine. Never does: parse.
+
+use std::collections::hash_map::RandomState;
+use std::ffi::OsString;
+use std::hash::{BuildHasher, Hasher};
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use croupier_core::config::{
+    Config, ExitCodes, Limits, Policy, ProbeRule, ReadyRule, RestartPolicy,
+};
+use nix::sys::signal::Signal;
+
+use super::ids::resolve_ids;
+use super::template::parse_env;
+use super::values::workers_text;
+use super::{
+    AdapterChoice, ConfigError, Ids, ListenAddress, ListenSpec, LogFormat, MaxRssArg, ReadyProbe,
+    Shed, Surroundings, WORKERS_MAX, WorkersArg, bytes_text, parse_listen, parse_workers,
+    policy_name,
+};
+use crate::cli::run::RunArgs;
+use crate::name;
+
+/// `--drain-timeout` where it is not given. What gunicorn's users have. At a reload nobody else counts
+/// the seconds, and for ever, which is the default of `HAProxy` and nginx, piles up old generations.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Everything that `croupier run` was told, validated.
+#[derive(Debug, Clone)]
+pub struct RunConfig {
+    /// The workers' argv, with `{slot}` and `{id}` still in it (see [`expand`]). Not empty.
+    pub command: Vec<OsString>,
+    /// Every `-l`, in order. Empty: whatever the program listens on.
+    pub listen: Vec<ListenSpec>,
+    /// How many workers, and why so many.
+    pub workers: Workers,
+    /// All that concerns dealing and supervision.
+    pub core: Config,
+    /// `--ready-probe`.
+    pub ready_probe: Option<ReadyProbe>,
+    /// `--adapter`.
+    pub adapter: AdapterChoice,
+    /// The wanted name; the primary may get `NAME-2` when it is taken.
+    pub name: String,
+    /// `--control`: the control socket's path instead of `<directory>/<name>.sock`.
+    pub control: Option<PathBuf>,
+    /// `--user` and `--group`, resolved. `None`: workers run as the primary does.
+    pub ids: Option<Ids>,
+    /// Smallest backlog of the listeners that the primary makes.
+    pub backlog: u32,
+    /// What asks a worker to end.
+    pub stop_signal: Signal,
+    /// How output and log lines look.
+    pub log_format: LogFormat,
+    /// Workers inherit stdout and stderr as they are.
+    pub raw_output: bool,
+    /// `--preload-path`: where `libcroupier_preload.so` is.
+    pub preload_path: Option<PathBuf>,
+    /// `--env`, with `{slot}` and `{id}` still in the values.
+    pub env: Vec<(OsString, OsString)>,
+    /// `--max-rss`.
+    pub max_rss: Option<MaxRss>,
+}
+
+/// How much memory a worker may have.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MaxRss {
+    /// Its family together.
+    pub bytes: u64,
+    /// For the first lines of output: how `auto` came to it; empty for a plain number.
+    pub why: String,
+}
+
+/// How many workers, and why.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Workers {
+    /// Slots: 1 to [`WORKERS_MAX`].
+    pub count: u16,
+    /// For the first line of output: `auto: 4 CPUs`, `WEB_CONCURRENCY`, or empty for a plain `-w`.
+    pub why: String,
+    /// The number came from `WORKERS` or `WEB_CONCURRENCY`: workers must not multiply by it again.
+    pub from_platform: bool,
+}
+
+impl RunConfig {
+    /// Checks what single values could not show, and fills in what was not given.
+    ///
+    /// # Errors
+    /// [`ConfigError`]: a usage error, to be printed as it is.
+    pub fn new(args: RunArgs, around: &Surroundings) -> Result<Self, ConfigError> {
+        let mut listen = Vec::new();
+        for one in args.listen.iter().flat_map(|value| value.split(',')) {
+            let parsed = parse_listen(one).map_err(|why| ConfigError::value("-l", one, why))?;
+            if listen.contains(&parsed) {
+                return Err(ConfigError::value("-l", one, "given twice"));
+            }
+            listen.push(parsed);
+        }
+        let name = match &args.name {
+            Some(name) => name.clone(),
+            None => name::derive(&args.command),
+        };
+        let policy = choose_policy(&args, around, &listen)?;
+        let workers = choose_workers(args.workers, around)?;
+        let core = core_config(&args, policy, &workers, &name)?;
+        let max_rss = choose_max_rss(args.max_rss, &workers, around)?;
+        let mut env = Vec::new();
+        for pair in args.env.iter().flat_map(|value| value.as_bytes().split(|b| *b == b'\n')) {
+            env.push(parse_env(pair)?);
+        }
+        Ok(Self {
+            command: args.command,
+            listen,
+            workers,
+            core,
+            ready_probe: args.ready_probe,
+            adapter: args.adapter,
+            name,
+            control: args.control,
+            ids: resolve_ids(args.user.as_deref(), args.group.as_deref())?,
+            backlog: args.backlog.unwrap_or(around.somaxconn),
+            stop_signal: args.stop_signal,
+            log_format: args.log_format,
+            raw_output: args.raw_output,
+            preload_path: args.preload_path,
+            env,
+            max_rss,
+        })
+    }
+}
+
+fn core_config(
+    args: &RunArgs,
+    policy: Policy,
+    workers: &Workers,
+    name: &str,
+) -> Result<Config, ConfigError> {
+    if args.sticky_bound.is_some() && policy != Policy::Ip {
+        return Err(ConfigError::Conflict(format!(
+            "--sticky-bound limits sticky clients, and -p {} has none; add -p ip",
+            policy_name(policy)
+        )));
+    }
+    if args.ready_probe.is_some() {
+        match policy {
+            Policy::Least | Policy::Rr | Policy::Ip => {}
+            Policy::Shared | Policy::Reuseport => {
+                return Err(ConfigError::Conflict(format!(
+                    "--ready-probe deals a connection to the new worker, and under -p {} workers \
+                     accept by themselves; use -p least, rr or ip, or leave it out",
+                    policy_name(policy)
+                )));
+            }
+        }
+    }
+    let limits = choose_limits(args, policy)?;
+    let ready = match (args.ready, args.adapter) {
+        (Some(ready), _) => ready,
+        // Nothing tells when a program listens on what it inherited.
+        (None, AdapterChoice::ListenFds | AdapterChoice::Fd) => ReadyRule::Start,
+        (None, AdapterChoice::Auto | AdapterChoice::Preload | AdapterChoice::Shim) => {
+            ReadyRule::Listen
+        }
+    };
+    Ok(Config {
+        slots: workers.count,
+        policy,
+        queue_limit: args.queue_limit,
+        max_active: args.max_active,
+        limits,
+        stall_after: args.stall_after,
+        slow_start: args.slow_start,
+        ready,
+        ready_timeout: args.ready_timeout,
+        ready_probe: match args.ready_probe {
+            Some(ReadyProbe::Http(_) | ReadyProbe::Tcp) => ProbeRule::Answer,
+            None => ProbeRule::None,
+        },
+        drain_timeout: args
+            .drain_timeout
+            .unwrap_or_else(|| args.graceful_timeout.max(DRAIN_TIMEOUT)),
+        graceful_timeout: args.graceful_timeout,
+        kill_after: args.kill_after,
+        stop_signal_first: args.stop_signal_first,
+        max_surge: args.max_surge.of(workers.count),
+        soak: args.soak,
+        max_draining: args.max_draining.unwrap_or_else(|| workers.count.saturating_mul(2)),
+        sticky_bound: args.sticky_bound,
+        sticky_key: sticky_key(args.sticky_seed.as_deref().unwrap_or(name)),
+        restart: RestartPolicy {
+            base: Duration::from_millis(100),
+            max: Duration::from_secs(15),
+            budget: 16,
+            min_uptime: args.min_uptime,
+            first_tries: 3,
+            stay: args.stay,
+        },
+        stop_exit_codes: args
+            .stop_exit_codes
+            .iter()
+            .fold(ExitCodes::default(), |codes, code| codes.with(*code)),
+        // std's keys for hash maps are the kernel's random numbers.
+        seed: RandomState::new().build_hasher().finish(),
+    })
+}
+
+fn choose_limits(args: &RunArgs, policy: Policy) -> Result<Limits, ConfigError> {
+    let hands_off = match policy {
+        Policy::Least | Policy::Rr | Policy::Ip => true,
+        Policy::Shared | Policy::Reuseport => false,
+    };
+    // Not so --max-lifetime and --max-rss: those need no dealing.
+    let needs_dealing = [
+        ("--hung-timeout", !args.hung_timeout.is_zero()),
+        ("--max-connections", args.max_connections.is_some()),
+        ("--max-total", args.max_total.is_some()),
+        ("--max-queue-wait", args.max_queue_wait.is_some()),
+    ];
+    if let Some((flag, _)) = needs_dealing.iter().find(|(_, given)| *given && !hands_off) {
+        return Err(ConfigError::Conflict(format!(
+            "{flag} counts what is dealt, and -p {} deals nothing; use least, rr or ip",
+            policy_name(policy)
+        )));
+    }
+    if args.max_total.is_some() && args.adapter == AdapterChoice::Fd {
+        return Err(ConfigError::Conflict(
+            "--max-total needs to know what is closed, and --adapter fd does not tell; use --queue-limit"
+                .into(),
+        ));
+    }
+    let zero = |flag, why: &str| Err(ConfigError::value(flag, "0", why));
+    if args.max_lifetime.is_some_and(|time| time.is_zero()) {
+        return zero("--max-lifetime", "leave it away for workers that may live for ever");
+    }
+    if args.max_queue_wait.is_some_and(|time| time.is_zero()) {
+        return zero("--max-queue-wait", "everybody would be reset; leave it away to let all wait");
+    }
+    match args.shed {
+        Some(Shed::Reset) | None => {}
+    }
+    Ok(Limits {
+        hung_timeout: args.hung_timeout,
+        max_connections: args.max_connections,
+        max_lifetime: args.max_lifetime,
+        max_total: args.max_total,
+        max_queue_wait: args.max_queue_wait,
+        ..Limits::NONE
+    })
+}
+
+/// The share of the memory that `--max-rss auto` gives to the workers, in percent: the rest is for the
+/// primary, page cache and bursts.
+const RSS_SHARE: u64 = 80;
+
+fn choose_max_rss(
+    given: Option<MaxRssArg>,
+    workers: &Workers,
+    around: &Surroundings,
+) -> Result<Option<MaxRss>, ConfigError> {
+    match (given, around.memory) {
+        (None, _) => Ok(None),
+        (Some(MaxRssArg::Bytes(bytes)), _) => Ok(Some(MaxRss { bytes, why: String::new() })),
+        (Some(MaxRssArg::Auto), Some(memory)) => {
+            // One more than there are slots: the one that starts beside the one that is too large.
+            let bytes = memory / 100 * RSS_SHARE / (u64::from(workers.count) + 1);
+            let why = format!(
+                "auto: {} for each worker: {RSS_SHARE}% of {}, divided by {} workers and 1 that starts \
+                 beside",
+                bytes_text(bytes),
+                bytes_text(memory),
+                workers.count
+            );
+            Ok(Some(MaxRss { bytes, why }))
+        }
+        (Some(MaxRssArg::Auto), None) => Err(ConfigError::value(
+            "--max-rss",
+            "auto",
+            "/proc/meminfo cannot be read; say how much, as in 512M",
+        )),
+    }
+}
+
+fn choose_policy(
+    args: &RunArgs,
+    around: &Surroundings,
+    listen: &[ListenSpec],
+) -> Result<Policy, ConfigError> {
+    let policy = match (args.policy, args.adapter) {
+        (Some(policy), _) => policy,
+        // The only other one that listen-fds can serve must be asked for.
+        (None, AdapterChoice::ListenFds) => Policy::Shared,
+        (
+            None,
+            AdapterChoice::Auto | AdapterChoice::Preload | AdapterChoice::Shim | AdapterChoice::Fd,
+        ) => match around.node_sched_policy.as_deref() {
+            Some("none") => Policy::Shared,
+            Some(_) | None => Policy::Least,
+        },
+    };
+    let hands_off = match policy {
+        Policy::Least | Policy::Rr | Policy::Ip => true,
+        Policy::Shared | Policy::Reuseport => false,
+    };
+    if args.adapter == AdapterChoice::ListenFds {
+        if hands_off {
+            return Err(ConfigError::Conflict(format!(
+                "--adapter listen-fds gives workers the listening socket itself, so -p {} cannot \
+                 deal; use -p shared or -p reuseport",
+                policy_name(policy)
+            )));
+        }
+        if listen.is_empty() {
+            return Err(ConfigError::Conflict(
+                "--adapter listen-fds needs to know the address: add -l, as in -l :8080".into(),
+            ));
+        }
+    }
+    if args.adapter == AdapterChoice::Fd && (listen.len() != 1 || !hands_off) {
+        return Err(ConfigError::Conflict(
+            "--adapter fd gives each worker one channel: it needs exactly one -l, as in -l :8080, and \
+             a policy that deals: least, rr or ip"
+                .into(),
+        ));
+    }
+    let unix = listen.iter().any(|spec| matches!(spec.public, ListenAddress::Unix(_)));
+    if policy == Policy::Reuseport && unix {
+        return Err(ConfigError::Conflict(
+            "-p reuseport is for TCP: the kernel does not spread a Unix socket; use -p shared"
+                .into(),
+        ));
+    }
+    Ok(policy)
+}
+
+fn choose_workers(
+    given: Option<WorkersArg>,
+    around: &Surroundings,
+) -> Result<Workers, ConfigError> {
+    let platform = [("WORKERS", &around.workers), ("WEB_CONCURRENCY", &around.web_concurrency)]
+        .into_iter()
+        .find_map(|(name, value)| value.as_ref().map(|value| (name, value)));
+    let (arg, variable) = match (given, platform) {
+        (Some(arg), _) => (arg, None),
+        (None, Some((name, value))) => {
+            (parse_workers(value).map_err(|why| ConfigError::value(name, value, why))?, Some(name))
+        }
+        (None, None) => (WorkersArg::Auto, None),
+    };
+    let cpus = around.cpus;
+    let plural = if cpus == 1 { "" } else { "s" };
+    let of = if cpus < around.cpus_online {
+        format!("{cpus} of {} CPUs, by affinity or CPU quota", around.cpus_online)
+    } else {
+        format!("{cpus} CPU{plural}")
+    };
+    let (count, why) = match arg {
+        WorkersArg::Auto => (cpus, format!("auto: {of}")),
+        WorkersArg::Count(count) => (count, String::new()),
+        WorkersArg::AllBut(spare) => (cpus.saturating_sub(spare).max(1), format!("-{spare}: {of}")),
+        WorkersArg::Times(factor) => (cpus.saturating_mul(factor), format!("{factor}x: {of}")),
+    };
+    let why = match (variable, why.is_empty()) {
+        (None, _) => why,
+        (Some(name), true) => format!("{name}={count}"),
+        (Some(name), false) => format!("{name}, {why}"),
+    };
+    if count > WORKERS_MAX {
+        let why = format!("{count} workers are more than croupier's limit of {WORKERS_MAX}");
+        return Err(ConfigError::value(variable.unwrap_or("-w"), workers_text(arg), why));
+    }
+    Ok(Workers { count, why, from_platform: variable.is_some() })
+}
+
+/// 128-bit FNV-1a of the seed. The key must be the same on every machine and in every release,
+/// which std's hasher does not promise; it must keep the seed's entropy, which FNV does for seeds
+/// up to 16 bytes and nearly for longer ones. That the key cannot be found out by clients is the
+/// work of the keyed hash in the core, not of this one, so no cryptographic digest is needed.
+pub(super) fn sticky_key(seed: &str) -> [u64; 2] {
+    const PRIME: u128 = 0x0000_0000_0100_0000_0000_0000_0000_013b;
+    let mut hash: u128 = 0x6c62_272e_07bb_0142_62b8_2175_6295_c58d;
+    for byte in seed.bytes() {
+        hash = (hash ^ u128::from(byte)).wrapping_mul(PRIME);
+    }
+    let [low, high] = [hash, hash >> 64].map(|half| half & u128::from(u64::MAX));
+    [high, low].map(|half| u64::try_from(half).unwrap_or(u64::MAX))
+}
