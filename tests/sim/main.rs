@@ -378,19 +378,7 @@ impl Game {
                 let slot = self.any_slot();
                 self.table.start_slot(slot);
             }
-            Move::Scale(scale) => self.table.scale(scale),
-            Move::Pause => {
-                let slot = self.any_slot();
-                self.table.pause(self.dice.permille(700).then_some(slot));
-            }
-            Move::Resume => {
-                let slot = self.any_slot();
-                self.table.resume(self.dice.permille(300).then_some(slot));
-            }
-            Move::RestartSlot => {
-                let slot = self.any_slot();
-                self.table.restart(slot);
-            }
+            Move::Scale(_) | Move::Pause | Move::Resume | Move::RestartSlot => self.drive(),
         }
         let pause = match self.dice.below(4) {
             0 => self.dice.below(100 * US),
@@ -399,6 +387,21 @@ impl Game {
             _ => self.dice.below(200 * MS),
         };
         self.table.run_for(pause);
+    }
+
+    /// A move of the operator's.
+    fn drive(&mut self) {
+        let slot = self.any_slot();
+        let many = self.dice.permille(500);
+        if let Move::Scale(scale) = self.doing {
+            self.table.scale(scale);
+        } else if let Move::Pause = self.doing {
+            self.table.pause((!many).then_some(slot));
+        } else if let Move::Resume = self.doing {
+            self.table.resume((!many).then_some(slot));
+        } else {
+            self.table.restart(slot);
+        }
     }
 
     fn any_move(&mut self) -> Move {

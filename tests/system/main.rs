@@ -10,6 +10,8 @@ mod capacity;
 mod cli;
 mod crash;
 mod drain;
+mod drive;
+mod events;
 mod faults;
 mod harness;
 mod hostile;

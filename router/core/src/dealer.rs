@@ -10,6 +10,7 @@ use core::time::Duration;
 
 use crate::config::{Config, Policy};
 use crate::event::{ListenerId, Loads, WorkerId};
+use crate::pause::Rest;
 use crate::seat::{ACTIVE_UNKNOWN, Seat, Standing};
 use crate::sticky;
 use crate::time::Now;
@@ -111,7 +112,7 @@ pub(crate) struct Dealer {
     pub(crate) pace: Pace,
     pub(crate) round: Round,
     /// The operator wants nobody to get anything.
-    pub(crate) rests: bool,
+    pub(crate) rest: Rest,
     /// Workers that are fresh.
     pub(crate) fresh: u32,
     /// Workers that must claim a probe before they get anything.
@@ -138,7 +139,7 @@ impl Dealer {
             epoch: 1,
             pace: Pace::new(rules.queue_limit, now),
             round: Round::Open,
-            rests: false,
+            rest: Rest::No,
             fresh: 0,
             doubtful: 0,
             notes: Vec::new(),
@@ -184,11 +185,13 @@ impl Dealer {
         self.floor = None;
         let last_round = self.round == Round::Last;
         let by_load = self.rules.by_load();
-        let rest = self.rests;
+        let rest = self.rest;
         let Some((seat, worker)) = self.both(i) else { return };
         let before = u32::from(seat.standing == Standing::Doubtful);
         seat.standing = match worker.state {
-            State::Ready { .. } if rest || worker.rests => Standing::Resting,
+            State::Ready { .. } if rest == Rest::ByHand || worker.rest == Rest::ByHand => {
+                Standing::Resting
+            }
             State::Ready { .. } if worker.paused.is_some() => Standing::Paused,
             State::Ready { .. } => match worker.lateness {
                 Lateness::Emptied | Lateness::Probed => Standing::Doubtful,

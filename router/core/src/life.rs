@@ -11,6 +11,7 @@ use crate::event::{
     Action, ExitStatus, Fault, Generation, ListenerId, Loads, Outcome, Report, SignalKind, WorkerId,
 };
 use crate::hung::Watch;
+use crate::pause::Rest;
 use crate::primary::{Core, NamedBy, Start};
 use crate::recycle::Age;
 use crate::restart::Verdict;
@@ -67,7 +68,7 @@ impl Core {
         let room = self.dealer.rules.largest_window();
         let mut worker = Worker::new(id, slot, generation, deadline, room, now);
         worker.age = Age::new(&self.config.limits, &mut self.dice);
-        worker.rests = self.slots.get(at).is_some_and(|slot| slot.rests);
+        worker.rest = self.slots.get(at).map_or(Rest::No, |slot| slot.rest);
         self.dealer.seat(worker);
         self.actions.push_back(Action::Spawn { slot, worker: id, generation });
         Some(id)

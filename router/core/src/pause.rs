@@ -19,6 +19,14 @@
 use crate::event::{PauseFault, Report, SlotId};
 use crate::primary::Core;
 
+/// Whether nothing is to be dealt to somebody.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Rest {
+    No,
+    /// Until the operator says otherwise.
+    ByHand,
+}
+
 impl Core {
     pub(crate) fn pause_asked(&mut self, slot: Option<SlotId>) {
         let refused = if self.stop.is_under_way() {
@@ -29,7 +37,7 @@ impl Core {
         if let Some(why) = refused {
             return self.report(Report::PauseRefused { why });
         }
-        if self.set_rest(slot, true) {
+        if self.set_rest(slot, Rest::ByHand) {
             self.report(Report::Paused { slot });
             // Nobody's room is waited for now.
             if self.is_paused() {
@@ -40,10 +48,10 @@ impl Core {
 
     pub(crate) fn resume_asked(&mut self, slot: Option<SlotId>) {
         let was_paused = self.is_paused();
-        let mut changed = self.set_rest(slot, false);
+        let mut changed = self.set_rest(slot, Rest::No);
         if slot.is_none() {
             for at in 0..self.slots.len() {
-                changed |= self.set_rest(self.slots.get(at).map(|slot| slot.id), false);
+                changed |= self.set_rest(self.slots.get(at).map(|slot| slot.id), Rest::No);
             }
         }
         if !changed {
@@ -58,31 +66,31 @@ impl Core {
 
     /// A stop: nobody is to wait any more for the operator's word.
     pub(crate) fn end_pauses(&mut self) {
-        self.dealer.rests = false;
+        self.dealer.rest = Rest::No;
         for slot in &mut self.slots {
-            slot.rests = false;
+            slot.rest = Rest::No;
         }
         for worker in &mut self.dealer.workers {
-            worker.rests = false;
+            worker.rest = Rest::No;
         }
         self.dealer.restand_all();
     }
 
     /// Whether that changed anything.
-    pub(crate) fn set_rest(&mut self, slot: Option<SlotId>, rests: bool) -> bool {
+    fn set_rest(&mut self, slot: Option<SlotId>, rest: Rest) -> bool {
         let place = match slot {
-            None => Some(&mut self.dealer.rests),
+            None => Some(&mut self.dealer.rest),
             Some(SlotId(at)) => {
                 let slot = self.slots.get_mut(usize::from(at)).filter(|slot| slot.exists());
-                slot.map(|slot| &mut slot.rests)
+                slot.map(|slot| &mut slot.rest)
             }
         };
         let Some(place) = place else { return false };
-        if core::mem::replace(place, rests) == rests {
+        if core::mem::replace(place, rest) == rest {
             return false;
         }
         for worker in self.dealer.workers.iter_mut().filter(|worker| Some(worker.slot) == slot) {
-            worker.rests = rests;
+            worker.rest = rest;
         }
         self.dealer.restand_all();
         true

@@ -16,6 +16,7 @@ use crate::event::{
     Action, Arrival, ConnId, Event, ListenerId, Loads, Report, SendFailure, SlotId, WorkerId,
 };
 use crate::ledger::{Flight, HELD_MAX, Ledger};
+use crate::pause::Rest;
 use crate::recycle::Recycle;
 use crate::reload::Reload;
 use crate::restart::Dice;
@@ -324,7 +325,7 @@ impl Core {
     /// Under `ip` nobody is accepted before everybody is there: a client that came to the wrong
     /// slot would have to leave it again.
     fn accepts(&self) -> bool {
-        if !self.stop.deals() || self.dealer.rests {
+        if !self.stop.deals() || self.dealer.rest == Rest::ByHand {
             return false;
         }
         self.gate_opens().is_none_or(|at| at <= self.dealer.now)

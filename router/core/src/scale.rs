@@ -21,8 +21,10 @@
 
 use crate::config::SLOTS_MAX;
 use crate::event::{Report, Scale, ScaleFault, SlotId};
+use crate::pause::Rest;
 use crate::primary::Core;
 use crate::slot::{Slot, SlotInput, SlotState, Sockets, Want};
+use crate::worker::{State, Worker};
 
 impl Core {
     pub(crate) fn scale_asked(&mut self, scale: Scale) {
@@ -66,7 +68,7 @@ impl Core {
     fn take_slot_away(&mut self, at: usize) {
         let Some(slot) = self.slots.get_mut(at).filter(|slot| slot.exists()) else { return };
         slot.want = Want::Gone;
-        slot.rests = false;
+        slot.rest = Rest::No;
         self.vacate(at, None);
     }
 
@@ -98,9 +100,15 @@ impl Core {
         self.config.max_surge.of(self.slot_count())
     }
 
-    /// Replaced workers that may drain at the same time.
+    /// Workers that may drain at the same time. By itself the limit cuts nobody only because a scale
+    /// takes many slots away at once.
     pub(crate) fn max_draining(&self) -> u16 {
-        let twice = || self.slot_count().saturating_mul(2);
-        self.config.max_draining.unwrap_or_else(twice).max(1)
+        let gone = |worker: &&Worker| {
+            let slot = self.slots.get(usize::from(worker.slot.0));
+            matches!(worker.state, State::Finishing { .. }) && !slot.is_some_and(Slot::exists)
+        };
+        let by_scale = || u16::try_from(self.dealer.workers.iter().filter(gone).count());
+        let own = || self.slot_count().saturating_mul(2).saturating_add(by_scale().unwrap_or(0));
+        self.config.max_draining.unwrap_or_else(own).max(1)
     }
 }

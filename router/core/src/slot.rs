@@ -20,6 +20,7 @@
 //! An input that names another worker than the one that sits here is stale and changes nothing.
 
 use crate::event::{Generation, SlotId, WorkerId};
+use crate::pause::Rest;
 use crate::restart::Streak;
 use crate::time::Now;
 
@@ -177,8 +178,7 @@ pub(crate) struct Slot {
     /// Workers started here, those of reloads not counted.
     pub(crate) starts: u32,
     pub(crate) sockets: Sockets,
-    /// The operator wants it to get no connections.
-    pub(crate) rests: bool,
+    pub(crate) rest: Rest,
 }
 
 impl Slot {
@@ -192,7 +192,7 @@ impl Slot {
             streak: Streak::default(),
             starts: 0,
             sockets: Sockets::Own,
-            rests: false,
+            rest: Rest::No,
         }
     }
 

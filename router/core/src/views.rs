@@ -1,6 +1,7 @@
 //! What the status shows: read-only pictures of the core's state.
 
 use crate::event::{Generation, RecycleReason, SlotId, WorkerId};
+use crate::pause::Rest;
 use crate::primary::{Core, Start};
 use crate::slot::{SlotState, Want};
 use crate::time::Now;
@@ -8,6 +9,7 @@ use crate::worker::{Lateness, State};
 
 /// One worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "facts beside the state, each by itself")]
 pub struct WorkerView {
     /// Its slot.
     pub slot: SlotId,
@@ -88,7 +90,7 @@ impl Core {
             handed_off: worker.handed_off,
             taken_back: worker.taken_back,
             window: seat.window,
-            paused: worker.rests || self.dealer.rests,
+            paused: worker.rest == Rest::ByHand || self.dealer.rest == Rest::ByHand,
             late: worker.lateness != Lateness::No,
             ready_since: worker.state.ready_since(),
             recycle: worker.age.due,
@@ -111,7 +113,7 @@ impl Core {
             },
             want: slot.want,
             crashes: slot.streak.crashes(),
-            paused: slot.rests,
+            paused: slot.rest == Rest::ByHand,
         })
     }
 
@@ -146,7 +148,8 @@ impl Core {
     #[must_use]
     pub fn is_paused(&self) -> bool {
         let mut wanted = self.slots.iter().filter(|slot| slot.want == Want::Up).peekable();
-        self.dealer.rests || wanted.peek().is_some() && wanted.all(|slot| slot.rests)
+        let each = wanted.peek().is_some() && wanted.all(|slot| slot.rest == Rest::ByHand);
+        each || self.dealer.rest == Rest::ByHand
     }
 
     /// Slots that are to have a worker.

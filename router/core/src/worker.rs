@@ -24,6 +24,7 @@ use core::time::Duration;
 use crate::check::Check;
 use crate::event::{Fault, Generation, SlotId, TakeBackReason, WorkerId};
 use crate::hung::Watch;
+use crate::pause::Rest;
 use crate::primary::Bells;
 use crate::recycle::Age;
 use crate::time::Now;
@@ -298,7 +299,7 @@ pub(crate) struct Worker {
     /// The kernel would not take more for it: not before then.
     pub(crate) paused: Option<Now>,
     /// The operator wants its slot to get nothing.
-    pub(crate) rests: bool,
+    pub(crate) rest: Rest,
     /// The end of its main process was told.
     pub(crate) ended: bool,
     pub(crate) bell: Bell,
@@ -374,7 +375,7 @@ impl Worker {
             lateness: Lateness::No,
             fresh: None,
             paused: None,
-            rests: false,
+            rest: Rest::No,
             ended: false,
             bell: Bell::default(),
             bells: Bells::LookedAfter,

@@ -47,9 +47,11 @@ fn events(table: &Table) -> Vec<String> {
     table.story.reports.iter().filter_map(|(_, report)| event(report)).collect()
 }
 
+#[allow(clippy::wildcard_enum_match_arm, reason = "the name says all of the others")]
 fn event(report: &Report) -> Option<String> {
     let name = report.event_name()?;
-    let slot = |slot: Option<SlotId>| slot.map_or("all".into(), |slot| format!("w{}", slot.0));
+    let slot =
+        |slot: Option<SlotId>| slot.map_or_else(|| "all".to_owned(), |slot| format!("w{}", slot.0));
     let what = match *report {
         Report::Forked { worker, .. }
         | Report::Online { worker, .. }
@@ -189,6 +191,26 @@ fn a_slot_that_comes_back_is_a_new_one() {
     table.start_within(SEC);
     let slot = table.core.slots().nth(2).unwrap();
     assert_eq!((slot.want, slot.paused, slot.crashes), (Want::Up, false, 0));
+}
+
+/// `--max-draining` is twice the slots by itself; those that a scale takes away at once are not cut
+/// for that. What the operator has set holds.
+#[test]
+fn many_slots_that_go_at_once_have_their_time() {
+    for (max_draining, cut) in [(None, 0), (Some(3), 4)] {
+        let config = Config { max_draining, ..config(8, Policy::Rr) };
+        let mut table = Table::of(config, Habit::event_loop(4 * SEC));
+        table.start();
+        for _ in 0..8 {
+            table.client(Client::Local);
+            table.run_for(MS);
+        }
+        table.scale(Scale::To(1));
+        table.run_for(100 * MS);
+        assert_eq!(reported(&table, |r| matches!(r, Report::DrainCut { .. })), cut);
+        within(&mut table, 8 * SEC, |table| table.core.workers().count() == 1 && table.is_quiet());
+        assert_eq!(table.story.lost.len(), cut, "{max_draining:?}");
+    }
 }
 
 #[test]
@@ -565,11 +587,9 @@ fn several_restarts_come_one_after_the_other_and_before_what_limits_ask_for() {
         .story
         .reports
         .iter()
-        .filter_map(|(_, report)| match report {
-            Report::RecycleBegan { worker, why, .. } => {
-                Some((worker.0, *why == RecycleReason::Asked))
-            }
-            _ => None,
+        .filter_map(|(_, report)| {
+            let Report::RecycleBegan { worker, why, .. } = report else { return None };
+            Some((worker.0, *why == RecycleReason::Asked))
         })
         .collect();
     assert_eq!(order, [(1, false), (2, true), (4, true)], "the first was under way");

@@ -339,15 +339,19 @@ impl Puppet {
                     worker.drains = draining;
                 }
             }
-            Action::Report(Report::Scaled { to, .. }) => self.down[usize::from(to)..].fill(false),
-            Action::Report(Report::Exited { worker, .. }) => {
-                assert!(self.told_ends.insert(worker.0), "the end of {worker:?} is told twice");
-            }
+            Action::Report(report) => self.hear(report),
             Action::Ring { .. }
             | Action::Disconnect { .. }
             | Action::Signal { signal: SignalKind::Stop, .. }
-            | Action::AdoptSockets { .. }
-            | Action::Report(_) => {}
+            | Action::AdoptSockets { .. } => {}
+        }
+    }
+
+    fn hear(&mut self, report: Report) {
+        if let Report::Scaled { to, .. } = report {
+            self.down[usize::from(to)..].fill(false);
+        } else if let Report::Exited { worker, .. } = report {
+            assert!(self.told_ends.insert(worker.0), "the end of {worker:?} is told twice");
         }
     }
 

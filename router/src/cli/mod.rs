@@ -3,9 +3,14 @@
 //! Owns: the top of the parser, exit codes, wrong-usage hints. Promises: every error names what, on
 //! what, and what to do. Never does: print (that is `main`'s), or read flags elsewhere.
 
+mod events;
+mod kill;
 mod ls;
+mod pause;
 mod reload;
+mod restart;
 pub mod run;
+mod scale;
 mod start;
 mod status;
 mod stop;
@@ -97,7 +102,13 @@ enum Command {
     Run(Box<run::RunArgs>),
     Ls(ls::LsArgs),
     Status(status::StatusArgs),
+    Events(events::EventsArgs),
     Reload(reload::ReloadArgs),
+    Restart(restart::RestartArgs),
+    Scale(scale::ScaleArgs),
+    Pause(pause::PauseArgs),
+    Resume(pause::ResumeArgs),
+    Kill(kill::KillArgs),
     Start(start::StartArgs),
     Stop(stop::StopArgs),
     Wait(wait::WaitArgs),
@@ -151,7 +162,13 @@ pub fn execute(
         },
         Command::Ls(args) => ls::execute(&args),
         Command::Status(args) => status::execute(&args),
+        Command::Events(args) => events::execute(&args, say),
         Command::Reload(args) => reload::execute(&args, say),
+        Command::Restart(args) => restart::execute(args, say),
+        Command::Scale(args) => scale::execute(&args, say),
+        Command::Pause(args) => pause::pause(args, say),
+        Command::Resume(args) => pause::resume(args, say),
+        Command::Kill(args) => kill::execute(&args, say),
         Command::Start(args) => start::execute(args, say),
         Command::Stop(args) => stop::execute(args, say),
         Command::Wait(args) => wait::execute(&args),

@@ -1,5 +1,6 @@
 //! `croupier status`: how one primary stands, as a table or as JSON.
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
 use clap::Args;
@@ -32,7 +33,7 @@ pub(super) struct StatusArgs {
     #[arg(long)]
     json: bool,
 
-    /// Print one line; exit with 1 unless every wanted worker is ready.
+    /// Print one line; exit with 1 unless every wanted worker is ready and clients are let in.
     #[arg(long, conflicts_with = "json")]
     check: bool,
 }
@@ -45,7 +46,7 @@ pub(super) fn execute(args: &StatusArgs) -> Exit {
     let status = match found.ask(Request::Status, Some(ANSWER_WAIT)) {
         Ok(Reply::Status(status)) => status,
         Ok(Reply::Failed { why }) => return Exit::error(code::FAILED, why),
-        Ok(Reply::Done | Reply::Said { .. }) => {
+        Ok(Reply::Done | Reply::Said { .. } | Reply::Event(_)) => {
             return Exit::error(code::FAILED, format!("{found}: it answered without a status"));
         }
         Err(error) => return not_answered(&found, &error),
@@ -66,16 +67,25 @@ pub(super) fn execute(args: &StatusArgs) -> Exit {
 
 fn check(status: &Status) -> Exit {
     let (ready, wanted) = count_ready(status);
-    let code = if wanted > 0 && ready == wanted { code::DONE } else { code::FAILED };
+    // Whoever is paused does not serve, however ready.
+    let all = wanted > 0 && ready == wanted && !status.paused;
+    let code = if all { code::DONE } else { code::FAILED };
     Exit::with(code, format!("{}: {ready} of {wanted} ready{}\n", status.name, stopped(status)))
 }
 
-/// `, 2 stopped`: slots that are not missed.
+/// `, 2 stopped, paused`: slots that are not missed, and whether clients wait for the operator.
 fn stopped(status: &Status) -> String {
-    match count_down(status) {
+    let stopped = match count_down(status) {
         0 => String::new(),
         count => format!(", {count} stopped"),
-    }
+    };
+    let single = status.workers.iter().filter(|one| one.paused).map(|one| one.slot);
+    let paused = match single.collect::<BTreeSet<u16>>().len() {
+        _ if status.paused => ", paused".to_owned(),
+        0 => String::new(),
+        count => format!(", {count} paused"),
+    };
+    stopped + &paused
 }
 
 fn render(status: &Status) -> String {
@@ -150,13 +160,14 @@ fn workers(status: &Status) -> String {
 
 fn worker(one: &WorkerStatus) -> Vec<String> {
     let late = if one.late { ", late" } else { "" };
+    let paused = if one.paused { ", paused" } else { "" };
     let recycle = one.recycle.as_ref().map_or_else(String::new, |why| format!(", due: {why}"));
     vec![
         format!("w{}", one.slot),
         known(one.id),
         known(one.generation),
         one.pid.map_or_else(|| "-".to_owned(), |pid| pid.to_string()),
-        format!("{}{late}{recycle}", one.state.name()),
+        format!("{}{paused}{late}{recycle}", one.state.name()),
         known(one.handed_off),
         known(one.queued),
         known(one.active),
@@ -208,6 +219,7 @@ mod tests {
             queued: Some(2),
             active: Some(9),
             window: Some(16),
+            paused: false,
             late: slot == 1,
             recycle: None,
             restarts: 0,
@@ -246,6 +258,8 @@ mod tests {
             version: "0.1.0".into(),
             policy: "least".into(),
             uptime_s: 11_520,
+            slots: 16,
+            paused: false,
             listeners: vec![ListenerStatus {
                 address: "[::]:8080".into(),
                 policy: "least".into(),
@@ -303,5 +317,22 @@ accept to hand-off: p50 -, p99 -
             (code::DONE, "web: 1 of 1 ready, 1 stopped\n")
         );
         assert_eq!(code(vec![vacant(0, WorkerState::Down)]), code::FAILED);
+        // One that drains in a slot that a scale took away.
+        let gone = vec![worker(0, ready), worker(20, WorkerState::Draining)];
+        assert_eq!(check(&status(gone)).stdout, "web: 1 of 1 ready\n");
+    }
+
+    #[test]
+    fn a_pause_is_seen_and_of_all_is_no_readiness() {
+        let ready = || worker(0, WorkerState::Ready);
+        let one = WorkerStatus { paused: true, ..worker(1, WorkerState::Ready) };
+        let exit = check(&status(vec![ready(), one.clone()]));
+        let expected = (code::DONE, "web: 2 of 2 ready, 1 paused\n");
+        assert_eq!((exit.code, exit.stdout.as_str()), expected);
+        assert!(render(&status(vec![ready(), one])).contains("ready, paused, late"));
+        let all = Status { paused: true, ..status(vec![ready()]) };
+        let exit = check(&all);
+        let expected = (code::FAILED, "web: 1 of 1 ready, paused\n");
+        assert_eq!((exit.code, exit.stdout.as_str()), expected);
     }
 }

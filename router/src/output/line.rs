@@ -133,6 +133,6 @@ fn push_json(to: &mut Vec<u8>, object: &impl Serialize) {
 }
 
 #[expect(clippy::disallowed_methods, reason = "the time in a log line, and nothing else")]
-fn wall_clock() -> String {
+pub(crate) fn wall_clock() -> String {
     humantime::format_rfc3339_millis(SystemTime::now()).to_string()
 }

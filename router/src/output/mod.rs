@@ -28,6 +28,7 @@ use mio::Waker;
 use crate::config::LogFormat;
 use collect::{Collector, Command, Pipe};
 use line::Stream;
+pub(crate) use line::wall_clock;
 use sink::{Batch, Feed, Sink};
 
 /// How long a stdout that takes nothing holds up the lines of workers before they are dropped.

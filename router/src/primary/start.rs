@@ -17,7 +17,9 @@ use croupier_core::time::Now;
 use mio::{Poll, Waker};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, bind, socket};
-use signal_hook::consts::signal::{SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR2};
+use signal_hook::consts::signal::{
+    SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTTIN, SIGTTOU, SIGUSR2, SIGWINCH,
+};
 use signal_hook_mio::v1_0::Signals;
 use slab::Slab;
 
@@ -25,7 +27,9 @@ use super::alarm::Alarm;
 use super::announce::Announcer;
 use super::check::Checks;
 use super::commands::{Commands, Ending};
+use super::drive::Driving;
 use super::hands::Hands;
+use super::happenings::Happenings;
 use super::listener::{Listener, Origin, Phase};
 use super::memory::Memory;
 use super::posts::Posts;
@@ -50,6 +54,9 @@ use crate::sys::{self, ChildSetup, INHERIT_MAX};
 
 /// Queued connections that one worker may have under `ip`, where a window would make clients move.
 const IP_QUEUE_MAX: u32 = 256;
+/// What means something; `commands` says what.
+const SIGNALS: [i32; 9] =
+    [SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTTIN, SIGTTOU, SIGUSR2, SIGWINCH];
 /// With `--max-queue-wait`: clients that wait in the primary's hands.
 const WAITING_MAX: u16 = 1024;
 
@@ -128,8 +135,7 @@ fn assemble(
     let registry = poll.registry();
     let waker = Waker::new(registry, Source::Rescue.token()).map_err(cannot("make a waker"))?;
     let waker = Arc::new(waker);
-    let mut signals = Signals::new([SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR2])
-        .map_err(cannot("take signals"))?;
+    let mut signals = Signals::new(SIGNALS).map_err(cannot("take signals"))?;
     registry
         .register(&mut signals, Source::Signals.token(), mio::Interest::READABLE)
         .map_err(cannot("watch signals"))?;
@@ -167,6 +173,8 @@ fn assemble(
         announcer: Announcer::new(now),
         replacing: Replacing::default(),
         hands: Hands::new(config.workers.count),
+        driving: Driving::default(),
+        happenings: Happenings::default(),
         memory: Memory::of_this_process(now),
         meters: Meters::new(now),
         sampler,

@@ -1000,8 +1000,12 @@ impl Table {
         }
         // One that starts has rung for what it was asked before; now its answer is awaited.
         let asked = |id: u32| self.check_serials.values().any(|who| *who == id);
+        // Nobody waits for the bell of one that is paused.
+        let paused: Vec<u32> =
+            self.core.workers().filter(|view| view.paused).map(|view| view.worker.0).collect();
         let alive = |player: &&Player| {
             let well = player.is_running() && !player.condemned && !asked(player.id.0);
+            let well = well && !paused.contains(&player.id.0);
             well && player.listens.contains(&0)
         };
         for player in self.room.players.values().filter(alive).filter(|p| p.habit.honest()) {
