@@ -42,6 +42,12 @@ pub fn accept4(
     Ok((fd, RawAddress::new(known)))
 }
 
+/// Gives SIGPIPE its default back: who writes into a pipe that nobody reads ends, as tail(1) does.
+pub fn end_with_the_reader() {
+    // SAFETY: no handler is installed, only the default; signal(2) cannot fail for SIGPIPE.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
+}
+
 /// A shared mapping of one worker's page. Unmapped on drop.
 #[derive(Debug)]
 pub struct PageMap {

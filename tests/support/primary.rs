@@ -82,6 +82,7 @@ pub struct Totals {
     pub shed: u64,
     pub waits: u64,
     pub messages_dropped: u64,
+    pub lines_dropped: u64,
     pub longest_turn_us: u64,
     pub hung: u64,
     pub recycled: u64,

@@ -43,7 +43,7 @@ fn more_workers_and_fewer_under_load() {
         }
         let down = croupier.ask(&["scale", "-3"]);
         down.expect_code(0);
-        for part in ["1 slot instead of 4\n", "slot 1 is gone\n", "slot 3 is gone\n"] {
+        for part in ["1 slot instead of 4\n", "slot 1 is gone", "slot 3 is gone"] {
             assert!(down.stdout.contains(part), "{down:?}");
         }
         croupier.ask(&["scale", "+1"]).expect_code(0);
@@ -286,6 +286,69 @@ fn a_signal_for_one_worker() {
     croupier.ask(&["kill", "2"]).expect_code(1).expect_error(&["there is no slot 2"]);
     croupier.ask(&["kill", "0", "LOUD"]).expect_code(2).expect_error(&["as in kill -l"]);
     croupier.ask(&["kill"]).expect_code(2);
+    croupier.stop_well();
+}
+
+/// Of two primaries the one is driven that is named, by its name or by its socket.
+#[test]
+fn the_primary_that_is_named_is_driven() {
+    let guard = Guard::new("drive-which");
+    let socket = guard.path("own.control");
+    let socket = socket.to_str().unwrap();
+    let (here, there) = (guard.port(), guard.port());
+    let mut args: Vec<OsString> = ["-w", "1", "--control", socket, "--"].map(Into::into).into();
+    args.extend(one_at_a_time(here));
+    let own = guard.run(args);
+    let named = run(&guard, &["-w", "1"], there);
+    guard.croupier(["wait", "ready", "--control", socket]).expect_code(0);
+    let of = |which: [&str; 2]| -> Status {
+        let answer = guard.croupier([&["status", "--json"][..], &which].concat());
+        serde_json::from_str(&answer.expect_code(0).stdout).unwrap()
+    };
+    let ways = [["--control", socket], ["--name", named.name()]];
+    for (which, other) in [(ways[0], ways[1]), (ways[1], ways[0])] {
+        let before = of(other);
+        let events = crate::events::follow_with(&guard, &[&["--json"][..], &which].concat());
+        let ask = |words: &[&str]| guard.croupier([words, &which].concat());
+        ask(&["pause"]).expect_code(0);
+        assert!(of(which).paused && !of(other).paused);
+        for command in [&["resume"][..], &["scale", "2"], &["restart", "0"], &["kill", "1", "KILL"]]
+        {
+            ask(command).expect_code(0);
+        }
+        events.wait_for_line("SIGKILL");
+        assert_eq!((of(which).slots, of(which).paused), (2, false));
+        let pids = |status: &Status| status.workers.iter().map(|w| w.pid).collect::<Vec<_>>();
+        assert_eq!(pids(&of(other)), pids(&before), "nobody else is touched");
+        guard.croupier([&["wait", "ready"][..], &which].concat()).expect_code(0);
+        events.signal(Signal::SIGTERM);
+        events.finished(PATIENCE);
+    }
+    own.stop_well();
+    named.stop_well();
+}
+
+#[test]
+fn without_a_wait_the_answer_comes_at_once() {
+    let guard = Guard::new("drive-no-wait");
+    let port = guard.port();
+    let server = one_at_a_time(port).join(&OsString::from(" ")).into_string().unwrap();
+    let go = guard.fifo("start");
+    let script =
+        format!("[ $CROUPIER_WORKER_ID -le 1 ] || read go < {}; exec {server}", go.display());
+    let croupier = guard.run(["-w", "1", "sh", "-c", &script]).ready();
+    let starting = |status: &Status| {
+        status.workers.iter().any(|worker| worker.state == "starting").then_some(())
+    };
+    for command in [["restart", "0", "--no-wait"], ["scale", "+1", "--no-wait"]] {
+        croupier.ask(&command).expect_code(0);
+        croupier.wait_status("one that starts", starting);
+        std::fs::write(&go, "go\n").unwrap();
+        croupier.wait_status("the new one", |status| {
+            let all = status.workers.iter().all(|worker| worker.state == "ready");
+            (all && status.workers.iter().all(|worker| worker.id != Some(1))).then_some(())
+        });
+    }
     croupier.stop_well();
 }
 

@@ -18,8 +18,13 @@ fn follow<'guard>(
     croupier: &Croupier<'_>,
     flags: &[&str],
 ) -> Croupier<'guard> {
+    follow_with(guard, &[flags, &["-n", croupier.name()]].concat())
+}
+
+/// `croupier events` with these flags, when it follows.
+pub(crate) fn follow_with<'guard>(guard: &'guard Guard, flags: &[&str]) -> Croupier<'guard> {
     let mut command = guard.command(croupier_tests::croupier());
-    command.arg("events").args(flags).args(["-n", croupier.name()]);
+    command.arg("events").args(flags);
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let events = guard.start(command);
     events.wait_for_line("following");

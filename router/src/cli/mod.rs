@@ -5,6 +5,7 @@
 
 mod events;
 mod kill;
+mod logs;
 mod ls;
 mod pause;
 mod reload;
@@ -101,6 +102,7 @@ struct Cli {
 enum Command {
     Run(Box<run::RunArgs>),
     Ls(ls::LsArgs),
+    Logs(logs::LogsArgs),
     Status(status::StatusArgs),
     Events(events::EventsArgs),
     Reload(reload::ReloadArgs),
@@ -161,6 +163,7 @@ pub fn execute(
             Err(error) => Exit::error(code::USAGE, error),
         },
         Command::Ls(args) => ls::execute(&args),
+        Command::Logs(args) => logs::execute(&args, say),
         Command::Status(args) => status::execute(&args),
         Command::Events(args) => events::execute(&args, say),
         Command::Reload(args) => reload::execute(&args, say),
@@ -173,6 +176,12 @@ pub fn execute(
         Command::Stop(args) => stop::execute(args, say),
         Command::Wait(args) => wait::execute(&args),
     }
+}
+
+/// The whole command line: what the parser, `--help` and all that is made from them are made of.
+#[must_use]
+pub fn command() -> clap::Command {
+    Cli::command()
 }
 
 fn refused(arguments: &[OsString], error: &clap::Error) -> Exit {
@@ -237,3 +246,6 @@ fn not_found(error: &FindError) -> Exit {
 fn not_answered(found: &Found, error: &AskError) -> Exit {
     Exit::error(code::FAILED, format!("{found}: {error}"))
 }
+
+#[cfg(test)]
+mod tests;

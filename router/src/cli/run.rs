@@ -31,6 +31,28 @@ Signals: TERM, INT, QUIT and HUP from a vanished terminal stop gracefully; a sec
 once; USR2, and HUP otherwise, reload. Exit status: 0 stopped, 1 failed, 2 usage, 126 not executable, 127 not found, 130 second INT.
 Every flag has a variable, shown as [env: …]; the flag wins over it.";
 
+/// The groups of `--help`.
+pub mod heading {
+    /// What runs, as whom, and what becomes of it.
+    pub const WORKERS: &str = "Workers";
+    /// Where clients come from, and who gets them.
+    pub const DEALING: &str = "Dealing";
+    /// Bounds on workers and clients.
+    pub const LIMITS: &str = "Limits";
+    /// When a worker counts.
+    pub const READINESS: &str = "Readiness";
+    /// Replacing workers while others serve.
+    pub const RELOADING: &str = "Reloading";
+    /// Ending.
+    pub const STOPPING: &str = "Stopping";
+    /// The primary itself: its name, output, files.
+    pub const OPERATION: &str = "Operation";
+
+    /// Every group.
+    pub const ALL: [&str; 7] =
+        [WORKERS, DEALING, LIMITS, READINESS, RELOADING, STOPPING, OPERATION];
+}
+
 /// Start workers and deal connections to them.
 ///
 /// Starts WORKERS copies of COMMAND, listens in their place and hands each accepted connection to
@@ -50,7 +72,8 @@ pub struct RunArgs {
         value_name = "ADDR[=PROGRAM]",
         env = "CROUPIER_LISTEN",
         short_alias = 'b',
-        visible_alias = "bind"
+        visible_alias = "bind",
+        help_heading = heading::DEALING
     )]
     pub listen: Vec<String>,
 
@@ -66,7 +89,8 @@ pub struct RunArgs {
         short_alias = 'i',
         visible_alias = "instances",
         allow_hyphen_values = true,
-        value_parser = parse_workers
+        value_parser = parse_workers,
+        help_heading = heading::WORKERS
     )]
     pub workers: Option<WorkersArg>,
 
@@ -76,7 +100,14 @@ pub struct RunArgs {
     /// ip: a client address keeps its worker. shared, reuseport: no dealing, workers accept by
     /// themselves from one socket, or from one SO_REUSEPORT socket each. With
     /// NODE_CLUSTER_SCHED_POLICY=none the default is shared.
-    #[arg(short, long, value_name = "POLICY", env = "CROUPIER_POLICY", value_parser = parse_policy)]
+    #[arg(
+        short,
+        long,
+        value_name = "POLICY",
+        env = "CROUPIER_POLICY",
+        value_parser = parse_policy,
+        help_heading = heading::DEALING
+    )]
     pub policy: Option<Policy>,
 
     /// How the program becomes a worker: auto, preload, shim or listen-fds.
@@ -89,28 +120,57 @@ pub struct RunArgs {
         value_name = "ADAPTER",
         env = "CROUPIER_ADAPTER",
         default_value = "auto",
-        value_parser = parse_adapter
+        value_parser = parse_adapter,
+        help_heading = heading::WORKERS
     )]
     pub adapter: AdapterChoice,
 
     /// Name for `croupier ls`, `status` and `stop`. Default: the command's, or its script's.
-    #[arg(short, long, value_name = "NAME", env = "CROUPIER_NAME", value_parser = parse_name)]
+    #[arg(
+        short,
+        long,
+        value_name = "NAME",
+        env = "CROUPIER_NAME",
+        value_parser = parse_name,
+        help_heading = heading::OPERATION
+    )]
     pub name: Option<String>,
 
     /// Path of the control socket, instead of NAME.sock in the runtime directory.
-    #[arg(long, value_name = "PATH", env = "CROUPIER_CONTROL_PATH")]
+    #[arg(
+        long,
+        value_name = "PATH",
+        env = "CROUPIER_CONTROL_PATH",
+        help_heading = heading::OPERATION
+    )]
     pub control: Option<PathBuf>,
 
     /// Start workers as this user (name or number). The primary still binds low ports.
-    #[arg(long, value_name = "USER", env = "CROUPIER_USER")]
+    #[arg(
+        long,
+        value_name = "USER",
+        env = "CROUPIER_USER",
+        help_heading = heading::WORKERS
+    )]
     pub user: Option<String>,
 
     /// Start workers with this group. Default: the user's.
-    #[arg(long, value_name = "GROUP", env = "CROUPIER_GROUP")]
+    #[arg(
+        long,
+        value_name = "GROUP",
+        env = "CROUPIER_GROUP",
+        help_heading = heading::WORKERS
+    )]
     pub group: Option<String>,
 
     /// Set a variable for the workers; {slot} and {id} are replaced in VALUE. Repeatable.
-    #[arg(short, long, value_name = "NAME=VALUE", env = "CROUPIER_ENV")]
+    #[arg(
+        short,
+        long,
+        value_name = "NAME=VALUE",
+        env = "CROUPIER_ENV",
+        help_heading = heading::WORKERS
+    )]
     pub env: Vec<OsString>,
 
     /// Smallest listen(2) backlog. Default: the kernel's limit, as many programs ask for 5.
@@ -118,7 +178,8 @@ pub struct RunArgs {
         long,
         value_name = "N",
         env = "CROUPIER_BACKLOG",
-        value_parser = clap::value_parser!(u32).range(1..=1_000_000)
+        value_parser = clap::value_parser!(u32).range(1..=1_000_000),
+        help_heading = heading::DEALING
     )]
     pub backlog: Option<u32>,
 
@@ -130,7 +191,8 @@ pub struct RunArgs {
         value_name = "N",
         env = "CROUPIER_QUEUE_LIMIT",
         default_value = "64",
-        value_parser = clap::value_parser!(u16).range(1..=i64::from(QUEUE_LIMIT_MAX))
+        value_parser = clap::value_parser!(u16).range(1..=i64::from(QUEUE_LIMIT_MAX)),
+        help_heading = heading::DEALING
     )]
     pub queue_limit: u16,
 
@@ -139,7 +201,8 @@ pub struct RunArgs {
         long,
         value_name = "N",
         env = "CROUPIER_MAX_ACTIVE",
-        value_parser = clap::value_parser!(u32).range(1..)
+        value_parser = clap::value_parser!(u32).range(1..),
+        help_heading = heading::DEALING
     )]
     pub max_active: Option<u32>,
 
@@ -148,7 +211,8 @@ pub struct RunArgs {
         long,
         value_name = "N",
         env = "CROUPIER_MAX_TOTAL",
-        value_parser = clap::value_parser!(u32).range(1..)
+        value_parser = clap::value_parser!(u32).range(1..),
+        help_heading = heading::LIMITS
     )]
     pub max_total: Option<u32>,
 
@@ -156,7 +220,13 @@ pub struct RunArgs {
     ///
     /// Default: clients wait as long as they like. Waiting clients are dealt in the order in which
     /// they came; who is reset is always the newest.
-    #[arg(long, value_name = "T", env = "CROUPIER_MAX_QUEUE_WAIT", value_parser = parse_duration)]
+    #[arg(
+        long,
+        value_name = "T",
+        env = "CROUPIER_MAX_QUEUE_WAIT",
+        value_parser = parse_duration,
+        help_heading = heading::LIMITS
+    )]
     pub max_queue_wait: Option<Duration>,
 
     /// How clients are turned away at --max-queue-wait: reset (the default, and all there is).
@@ -165,7 +235,8 @@ pub struct RunArgs {
         value_name = "HOW",
         env = "CROUPIER_SHED",
         requires = "max_queue_wait",
-        value_parser = parse_shed
+        value_parser = parse_shed,
+        help_heading = heading::LIMITS
     )]
     pub shed: Option<Shed>,
 
@@ -175,7 +246,8 @@ pub struct RunArgs {
         value_name = "T",
         env = "CROUPIER_STALL_AFTER",
         default_value = "100ms",
-        value_parser = parse_duration
+        value_parser = parse_duration,
+        help_heading = heading::DEALING
     )]
     pub stall_after: Duration,
 
@@ -189,7 +261,8 @@ pub struct RunArgs {
         value_name = "T",
         env = "CROUPIER_HUNG_TIMEOUT",
         default_value = "0",
-        value_parser = parse_duration
+        value_parser = parse_duration,
+        help_heading = heading::LIMITS
     )]
     pub hung_timeout: Duration,
 
@@ -201,19 +274,32 @@ pub struct RunArgs {
         long,
         value_name = "N",
         env = "CROUPIER_MAX_CONNECTIONS",
-        value_parser = clap::value_parser!(u64).range(1..)
+        value_parser = clap::value_parser!(u64).range(1..),
+        help_heading = heading::LIMITS
     )]
     pub max_connections: Option<u64>,
 
     /// Replace a worker that has been ready for T, less up to 10%. Default: never.
-    #[arg(long, value_name = "T", env = "CROUPIER_MAX_LIFETIME", value_parser = parse_duration)]
+    #[arg(
+        long,
+        value_name = "T",
+        env = "CROUPIER_MAX_LIFETIME",
+        value_parser = parse_duration,
+        help_heading = heading::LIMITS
+    )]
     pub max_lifetime: Option<Duration>,
 
     /// Replace a worker that has more memory than this: 512M, 2G, or auto. Default: never.
     ///
     /// It and its descendants count together, every 2s. auto: 80% of the memory that the cgroup or
     /// the machine has, divided by the workers and one more, which starts beside.
-    #[arg(long, value_name = "BYTES", env = "CROUPIER_MAX_RSS", value_parser = parse_max_rss)]
+    #[arg(
+        long,
+        value_name = "BYTES",
+        env = "CROUPIER_MAX_RSS",
+        value_parser = parse_max_rss,
+        help_heading = heading::LIMITS
+    )]
     pub max_rss: Option<MaxRssArg>,
 
     /// How long the share of a fresh worker rises, so that cold caches are not flooded. 0: off.
@@ -222,7 +308,8 @@ pub struct RunArgs {
         value_name = "T",
         env = "CROUPIER_SLOW_START",
         default_value = "10s",
-        value_parser = parse_duration
+        value_parser = parse_duration,
+        help_heading = heading::DEALING
     )]
     pub slow_start: Duration,
 
@@ -231,7 +318,13 @@ pub struct RunArgs {
     /// listen (default): it listens. accept: it asked for a connection, for servers that listen
     /// before the application is loaded. notify: it says so. start: at once, for workers that
     /// never listen (the default with --adapter listen-fds).
-    #[arg(long, value_name = "WHEN", env = "CROUPIER_READY", value_parser = parse_ready)]
+    #[arg(
+        long,
+        value_name = "WHEN",
+        env = "CROUPIER_READY",
+        value_parser = parse_ready,
+        help_heading = heading::READINESS
+    )]
     pub ready: Option<ReadyRule>,
 
     /// A worker that is not ready by then is killed. Long, because big applications load slowly.
@@ -240,7 +333,8 @@ pub struct RunArgs {
         value_name = "T",
         env = "CROUPIER_READY_TIMEOUT",
         default_value = "60s",
-        value_parser = parse_duration
+        value_parser = parse_duration,
+        help_heading = heading::READINESS
     )]
     pub ready_timeout: Duration,
 
@@ -252,7 +346,8 @@ pub struct RunArgs {
         value_name = "T",
         env = "CROUPIER_MIN_UPTIME",
         default_value = "1s",
-        value_parser = parse_duration
+        value_parser = parse_duration,
+        help_heading = heading::WORKERS
     )]
     pub min_uptime: Duration,
 
@@ -261,7 +356,13 @@ pub struct RunArgs {
     /// http: the primary itself sends GET PATH to each new worker, which must answer with a status
     /// of 200 to 399; else it is asked again until --ready-timeout. tcp: the worker takes a
     /// connection and does not reset it. After what --ready asks for, at a start as at a reload.
-    #[arg(long, value_name = "PROBE", env = "CROUPIER_READY_PROBE", value_parser = parse_probe)]
+    #[arg(
+        long,
+        value_name = "PROBE",
+        env = "CROUPIER_READY_PROBE",
+        value_parser = parse_probe,
+        help_heading = heading::READINESS
+    )]
     pub ready_probe: Option<ReadyProbe>,
 
     /// How long a replaced worker may finish its connections. Default: 30s, or --graceful-timeout
@@ -272,7 +373,8 @@ pub struct RunArgs {
         long,
         value_name = "T",
         env = "CROUPIER_DRAIN_TIMEOUT",
-        value_parser = parse_duration
+        value_parser = parse_duration,
+        help_heading = heading::RELOADING
     )]
     pub drain_timeout: Option<Duration>,
 
@@ -282,7 +384,8 @@ pub struct RunArgs {
         value_name = "T",
         env = "CROUPIER_GRACEFUL_TIMEOUT",
         default_value = "8s",
-        value_parser = parse_duration
+        value_parser = parse_duration,
+        help_heading = heading::STOPPING
     )]
     pub graceful_timeout: Duration,
 
@@ -292,7 +395,8 @@ pub struct RunArgs {
         value_name = "T",
         env = "CROUPIER_KILL_AFTER",
         default_value = "2s",
-        value_parser = parse_duration
+        value_parser = parse_duration,
+        help_heading = heading::STOPPING
     )]
     pub kill_after: Duration,
 
@@ -302,12 +406,18 @@ pub struct RunArgs {
         value_name = "SIG",
         env = "CROUPIER_STOP_SIGNAL",
         default_value = "TERM",
-        value_parser = parse_signal
+        value_parser = parse_signal,
+        help_heading = heading::STOPPING
     )]
     pub stop_signal: Signal,
 
     /// Send the stop signal before waiting for connections: the program drains itself.
-    #[arg(long, env = "CROUPIER_STOP_SIGNAL_FIRST", value_parser = FalseyValueParser::new())]
+    #[arg(
+        long,
+        env = "CROUPIER_STOP_SIGNAL_FIRST",
+        value_parser = FalseyValueParser::new(),
+        help_heading = heading::STOPPING
+    )]
     pub stop_signal_first: bool,
 
     /// A reload starts at most so many new workers at a time: N, or P% of the workers.
@@ -318,7 +428,8 @@ pub struct RunArgs {
         value_name = "N|P%",
         env = "CROUPIER_MAX_SURGE",
         default_value = "25%",
-        value_parser = parse_surge
+        value_parser = parse_surge,
+        help_heading = heading::RELOADING
     )]
     pub max_surge: Surge,
 
@@ -328,7 +439,8 @@ pub struct RunArgs {
         value_name = "T",
         env = "CROUPIER_SOAK",
         default_value = "1s",
-        value_parser = parse_duration
+        value_parser = parse_duration,
+        help_heading = heading::RELOADING
     )]
     pub soak: Duration,
 
@@ -339,16 +451,29 @@ pub struct RunArgs {
         long,
         value_name = "N",
         env = "CROUPIER_MAX_DRAINING",
-        value_parser = clap::value_parser!(u16).range(1..)
+        value_parser = clap::value_parser!(u16).range(1..),
+        help_heading = heading::RELOADING
     )]
     pub max_draining: Option<u16>,
 
     /// With -p ip: a slot takes at most F times the average load; above it clients go elsewhere.
-    #[arg(long, value_name = "F", env = "CROUPIER_STICKY_BOUND", value_parser = parse_bound)]
+    #[arg(
+        long,
+        value_name = "F",
+        env = "CROUPIER_STICKY_BOUND",
+        value_parser = parse_bound,
+        help_heading = heading::DEALING
+    )]
     pub sticky_bound: Option<u32>,
 
     /// With -p ip: what the choice of slots depends on. Default: the name, so restarts keep it.
-    #[arg(long, value_name = "TEXT", env = "CROUPIER_STICKY_SEED", hide_env_values = true)]
+    #[arg(
+        long,
+        value_name = "TEXT",
+        env = "CROUPIER_STICKY_SEED",
+        hide_env_values = true,
+        help_heading = heading::DEALING
+    )]
     pub sticky_seed: Option<String>,
 
     /// How output and log look: text or json (one object per line).
@@ -357,12 +482,30 @@ pub struct RunArgs {
         value_name = "FORMAT",
         env = "CROUPIER_LOG_FORMAT",
         default_value = "text",
-        value_parser = parse_log_format
+        value_parser = parse_log_format,
+        help_heading = heading::OPERATION
     )]
     pub log_format: LogFormat,
 
+    /// Write output and log to this file, instead of stdout and stderr; USR1 opens it again.
+    ///
+    /// For logrotate, which moves the file and sends USR1 (examples/logrotate.conf). A full disk
+    /// costs lines, which are counted, and never stops the dealing.
+    #[arg(
+        long,
+        value_name = "PATH",
+        env = "CROUPIER_LOG_FILE",
+        help_heading = heading::OPERATION
+    )]
+    pub log_file: Option<PathBuf>,
+
     /// Let workers write to stdout and stderr themselves, without the [w2] in front.
-    #[arg(long, env = "CROUPIER_RAW_OUTPUT", value_parser = FalseyValueParser::new())]
+    #[arg(
+        long,
+        env = "CROUPIER_RAW_OUTPUT",
+        value_parser = FalseyValueParser::new(),
+        help_heading = heading::OPERATION
+    )]
     pub raw_output: bool,
 
     /// Exit statuses that a worker means: its slot stays down until `croupier start SLOT`.
@@ -375,16 +518,27 @@ pub struct RunArgs {
         value_name = "N,…",
         env = "CROUPIER_STOP_EXIT_CODES",
         value_delimiter = ',',
-        value_parser = parse_exit_code
+        value_parser = parse_exit_code,
+        help_heading = heading::WORKERS
     )]
     pub stop_exit_codes: Vec<u8>,
 
     /// Keep trying when every worker has failed, instead of leaving with status 1.
-    #[arg(long, env = "CROUPIER_STAY", value_parser = FalseyValueParser::new())]
+    #[arg(
+        long,
+        env = "CROUPIER_STAY",
+        value_parser = FalseyValueParser::new(),
+        help_heading = heading::WORKERS
+    )]
     pub stay: bool,
 
     /// Where libcroupier_preload.so is, if not beside croupier or in ../lib/croupier.
-    #[arg(long, value_name = "PATH", env = "CROUPIER_PRELOAD_PATH")]
+    #[arg(
+        long,
+        value_name = "PATH",
+        env = "CROUPIER_PRELOAD_PATH",
+        help_heading = heading::WORKERS
+    )]
     pub preload_path: Option<PathBuf>,
 
     /// The program to run and its arguments; {slot} and {id} are replaced in them.

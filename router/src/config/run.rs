@@ -57,6 +57,8 @@ pub struct RunConfig {
     pub stop_signal: Signal,
     /// How output and log lines look.
     pub log_format: LogFormat,
+    /// `--log-file`: where output and log go instead of stdout and stderr.
+    pub log_file: Option<PathBuf>,
     /// Workers inherit stdout and stderr as they are.
     pub raw_output: bool,
     /// `--preload-path`: where `libcroupier_preload.so` is.
@@ -135,6 +137,13 @@ impl RunConfig {
         let workers = choose_workers(args.workers, around)?;
         let core = core_config(&args, policy, &workers, &name)?;
         let max_rss = choose_max_rss(args.max_rss, &workers, around)?;
+        if args.raw_output && args.log_file.is_some() {
+            return Err(ConfigError::Conflict(
+                "--log-file takes the lines that workers write through croupier, and with \
+                 --raw-output they write to stdout by themselves; leave one of them out"
+                    .into(),
+            ));
+        }
         let mut env = Vec::new();
         for pair in args.env.iter().flat_map(|value| value.as_bytes().split(|b| *b == b'\n')) {
             env.push(parse_env(pair)?);
@@ -152,6 +161,7 @@ impl RunConfig {
             backlog: args.backlog.unwrap_or(around.somaxconn),
             stop_signal: args.stop_signal,
             log_format: args.log_format,
+            log_file: args.log_file,
             raw_output: args.raw_output,
             preload_path: args.preload_path,
             env,

@@ -335,8 +335,9 @@ fn how_many_a_reload_starts_at_a_time() {
     for bad in ["0", "0%", "101%", "-1", "all", "%", "2.5"] {
         assert!(parse_surge(bad).unwrap_err().contains("as in 2"), "{bad}");
     }
-    let core = config(&["-w", "8", "x"]).core;
-    assert_eq!((core.max_surge, core.max_draining), (Surge::Percent(25), None));
+    let core = config(&["-w", "8", "--stay", "x"]).core;
+    let expected = (Surge::Percent(25), None, true);
+    assert_eq!((core.max_surge, core.max_draining, core.restart.stay), expected);
 }
 
 #[test]

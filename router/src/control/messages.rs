@@ -86,6 +86,17 @@ pub enum Request {
     },
     /// What happens from now on: [`Reply::Event`] for each, until the primary ends.
     Events,
+    /// What workers printed: [`Reply::Said`] for each line, then [`Reply::Done`].
+    Logs {
+        /// Only of this slot.
+        slot: Option<u16>,
+        /// So many of the last lines of each worker.
+        lines: u32,
+        /// And those that follow, until the primary ends.
+        follow: bool,
+        /// Each line as a JSON object, instead of `[w2] text`.
+        json: bool,
+    },
     /// Answered when it is so.
     Wait {
         /// When what?
@@ -391,6 +402,9 @@ pub struct Totals {
     pub waits: u64,
     /// Messages to workers' processes that had no room for them.
     pub messages_dropped: u64,
+    /// Lines of output and log that nobody read in time, or that the log file did not take.
+    #[serde(default)]
+    pub lines_dropped: u64,
     /// Workers ended because they hung for `--hung-timeout`.
     #[serde(default)]
     pub hung: u64,
@@ -437,6 +451,10 @@ mod tests {
                 "{\"request\":\"kill\",\"slot\":1,\"signal\":15}\n",
             ),
             (Request::Events, "{\"request\":\"events\"}\n"),
+            (
+                Request::Logs { slot: Some(2), lines: 20, follow: true, json: false },
+                "{\"request\":\"logs\",\"slot\":2,\"lines\":20,\"follow\":true,\"json\":false}\n",
+            ),
             (Request::Wait { r#for: Awaited::Ready }, "{\"request\":\"wait\",\"for\":\"ready\"}\n"),
         ] {
             assert_eq!(request.to_line(), line);

@@ -3,6 +3,7 @@
 //! | file | part |
 //! |---|---|
 //! | `messages` | what is asked and answered |
+//! | `outbox` | what is on its way to a client that reads a stream |
 //! | `place` | where sockets lie, how a name is taken |
 //! | `server` | the primary's end, in its loop |
 //! | `client` | the command line's end |
@@ -11,5 +12,6 @@
 
 pub mod client;
 pub mod messages;
+pub mod outbox;
 pub mod place;
 pub mod server;

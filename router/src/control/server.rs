@@ -8,6 +8,7 @@
 //! it, so no timer is wanted. Never does: wait for a client, or decide anything.
 
 use std::io::{self, Read, Write};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
@@ -18,7 +19,7 @@ use nix::unistd::geteuid;
 use slab::Slab;
 
 use super::messages::{Happening, REQUEST_MAX, Reply, Request};
-use crate::output::wall_clock;
+use crate::output::{wall_clock, written};
 
 /// Most clients at a time.
 pub const CLIENTS_MAX: usize = 64;
@@ -228,6 +229,18 @@ impl ControlServer {
         }
     }
 
+    /// Gives a client up, to be answered by somebody else: its connection, if it is still there.
+    pub fn release(
+        &mut self,
+        client: ClientId,
+        registry: &Registry,
+    ) -> Option<std::os::unix::net::UnixStream> {
+        let key = self.clients.iter().find(|(_, one)| one.id == client).map(|(key, _)| key)?;
+        let mut stream = self.clients.try_remove(key)?.stream;
+        registry.deregister(&mut stream).ok()?;
+        Some(OwnedFd::from(stream).into())
+    }
+
     /// Edge-triggered: accepts until there is nobody, or the turn has had its share. (Every client beyond
     /// [`CLIENTS_MAX`] ends one, but a flood brings them as fast as they are taken.)
     fn accept(&mut self, registry: &Registry, requests: &mut Vec<(ClientId, Request)>) {
@@ -401,7 +414,7 @@ impl Client {
             if count == 0 {
                 return Fate::Stays;
             }
-            let event = Happening::missed(count, wall_clock());
+            let event = Happening::missed(count, written(wall_clock()));
             self.unsent = Reply::Event(Box::new(event)).to_line().into_bytes();
         }
     }
@@ -866,7 +879,7 @@ mod tests {
                         bench.reply(id, &big_status());
                         answered = true;
                     }
-                    Request::Ping => {}
+                    Request::Ping | Request::Logs { .. } => {}
                     Request::Reload { .. } | Request::Start { .. } | Request::StopSlots { .. } => {
                         bench.server.say(id, "one", bench.poll.registry());
                         bench.server.say(id, "two", bench.poll.registry());

@@ -1,12 +1,14 @@
 //! The thread that reads the workers' pipes and makes lines of what comes.
 //!
-//! Owns: the pipes' read ends, unfinished lines, each worker's last lines. Promises: reads in turn,
-//! a bounded piece from each, so that one that talks without end does not silence the others; with
-//! nothing to read it sleeps. Never does: write to stdout or stderr (`sink`).
+//! Owns: the pipes' read ends, unfinished lines, each worker's last lines (`tails`), the clients of
+//! `croupier logs` (`readers`). Promises: reads in turn, a bounded piece from each, so that one that
+//! talks without end does not silence the others; with nothing to read it sleeps. Never does: write to
+//! stdout or stderr (`sink`), or wait for a reader.
 
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -18,8 +20,10 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use slab::Slab;
 
-use super::line::{Source, Stream, Style, push_worker_line};
+use super::line::{End, Line, Source, Stream, Style, cut_at, push_worker_line, wall_clock};
+use super::readers::{READERS_MAX, Readers, Wanted};
 use super::sink::{Batch, Feed};
+use super::tails::Tails;
 use super::{LAST_LINES, LINE_MAX};
 use crate::config::LogFormat;
 
@@ -27,18 +31,17 @@ use crate::config::LogFormat;
 const CHUNK: usize = 16 << 10;
 /// Turns of one pipe that a drain takes: a pipe holds 64 KiB, and its writer may still write.
 const DRAIN_TURNS_MAX: usize = 64;
-/// Ended workers whose last lines are kept.
-const ENDED_TAILS_MAX: usize = 32;
-/// How much of a line is kept for error messages.
-const TAIL_LINE_MAX: usize = 2048;
 
 const WAKER: Token = Token(usize::MAX);
+/// Below it are pipes: there are never so many.
+const READERS: usize = usize::MAX - 1 - READERS_MAX;
 
 /// What the primary wants of the collector.
 #[derive(Debug)]
 pub(super) enum Command {
     Attach(Pipe),
     LastLines { worker: u32, answer: Sender<Vec<String>> },
+    Show { client: UnixStream, wanted: Wanted },
     Finish,
 }
 
@@ -66,14 +69,6 @@ impl Pipe {
     }
 }
 
-/// A worker's last lines.
-#[derive(Debug)]
-struct Tail {
-    worker: u32,
-    open_pipes: u8,
-    lines: VecDeque<String>,
-}
-
 enum ReadOutcome {
     More,
     Empty,
@@ -92,7 +87,8 @@ pub(super) struct Collector {
     /// Pipes that have not said yet that they are empty: epoll, edge-triggered, will not name them
     /// again.
     readable: VecDeque<usize>,
-    tails: Vec<Tail>,
+    tails: Tails,
+    readers: Readers,
 }
 
 impl Collector {
@@ -114,7 +110,8 @@ impl Collector {
             show_generation,
             pipes: Slab::new(),
             readable: VecDeque::new(),
-            tails: Vec::new(),
+            tails: Tails::default(),
+            readers: Readers::new(READERS),
         };
         Ok((collector, waker))
     }
@@ -133,7 +130,11 @@ impl Collector {
                 }
             }
             for token in events.iter().map(mio::event::Event::token).filter(|t| *t != WAKER) {
-                self.list(token.0);
+                if self.readers.owns(token) {
+                    self.readers.ready(token, self.poll.registry());
+                } else {
+                    self.list(token.0);
+                }
             }
             loop {
                 match self.inbox.try_recv() {
@@ -141,7 +142,13 @@ impl Collector {
                     Ok(Command::LastLines { worker, answer }) => {
                         self.drain(|pipe| pipe.source.worker == worker);
                         // Nobody waits any more: then nobody needs it.
-                        drop(answer.try_send(self.last_lines(worker)));
+                        drop(answer.try_send(self.tails.texts(worker, LAST_LINES)));
+                    }
+                    Ok(Command::Show { client, wanted }) => {
+                        // What is in the pipes now was said before anybody asked.
+                        self.drain(|_| true);
+                        let registry = self.poll.registry();
+                        self.readers.admit(client, wanted, &self.tails, registry);
                     }
                     Ok(Command::Finish) | Err(TryRecvError::Disconnected) => return self.finish(),
                     Err(TryRecvError::Empty) => break,
@@ -158,6 +165,7 @@ impl Collector {
                     ReadOutcome::Ended => self.detach(key),
                 }
             }
+            self.readers.send_all(self.poll.registry());
         }
     }
 
@@ -185,10 +193,7 @@ impl Collector {
             self.pipes.remove(key);
             return;
         }
-        match self.tails.iter_mut().find(|tail| tail.worker == worker) {
-            Some(tail) => tail.open_pipes = tail.open_pipes.saturating_add(1),
-            None => self.tails.push(Tail { worker, open_pipes: 1, lines: VecDeque::new() }),
-        }
+        self.tails.opened(worker, slot);
         self.list(key);
     }
 
@@ -198,19 +203,13 @@ impl Collector {
         let rest = std::mem::take(&mut pipe.partial);
         if !rest.is_empty() {
             let mut batch = Vec::new();
-            self.push_line(&mut batch, pipe.source, &rest);
+            let line =
+                Line { source: pipe.source, time: wall_clock(), text: &rest, end: End::Whole };
+            self.push_line(&mut batch, line);
             self.send(pipe.source.stream, batch);
         }
         // The descriptor goes with `pipe`, and out of epoll with it: nobody else has it.
-        if let Some(tail) = self.tails.iter_mut().find(|tail| tail.worker == pipe.source.worker) {
-            tail.open_pipes = tail.open_pipes.saturating_sub(1);
-        }
-        let ended = self.tails.iter().filter(|tail| tail.open_pipes == 0).count();
-        if ended > ENDED_TAILS_MAX
-            && let Some(oldest) = self.tails.iter().position(|tail| tail.open_pipes == 0)
-        {
-            self.tails.remove(oldest);
-        }
+        self.tails.closed(pipe.source.worker);
     }
 
     fn read(&mut self, key: usize) -> ReadOutcome {
@@ -223,7 +222,7 @@ impl Collector {
             Err(Errno::EINTR) => return ReadOutcome::More,
             Err(_) => return ReadOutcome::Ended,
         };
-        let source = pipe.source;
+        let (source, time) = (pipe.source, wall_clock());
         let mut partial = std::mem::take(&mut pipe.partial);
         let mut batch = Vec::with_capacity(got.len() + 256);
         for piece in got.split_inclusive(|byte| *byte == b'\n') {
@@ -233,12 +232,14 @@ impl Collector {
             };
             partial.extend_from_slice(text);
             while partial.len() > LINE_MAX {
-                let rest = partial.split_off(LINE_MAX);
-                self.push_line(&mut batch, source, &partial);
+                let rest = partial.split_off(cut_at(&partial, LINE_MAX));
+                let end = End::Continues;
+                self.push_line(&mut batch, Line { source, time, text: &partial, end });
                 partial = rest;
             }
             if complete {
-                self.push_line(&mut batch, source, &partial);
+                let end = End::Whole;
+                self.push_line(&mut batch, Line { source, time, text: &partial, end });
                 partial.clear();
             }
         }
@@ -253,15 +254,12 @@ impl Collector {
         ReadOutcome::More
     }
 
-    fn push_line(&mut self, batch: &mut Vec<u8>, source: Source, text: &[u8]) {
+    fn push_line(&mut self, batch: &mut Vec<u8>, line: Line<'_>) {
         let show_generation = self.show_generation.load(Ordering::Relaxed);
-        push_worker_line(batch, Style { format: self.format, show_generation }, source, text);
-        if let Some(tail) = self.tails.iter_mut().find(|tail| tail.worker == source.worker) {
-            if tail.lines.len() >= LAST_LINES {
-                tail.lines.pop_front();
-            }
-            let kept = text.get(..TAIL_LINE_MAX).unwrap_or(text);
-            tail.lines.push_back(String::from_utf8_lossy(kept).trim_end().to_owned());
+        push_worker_line(batch, Style { format: self.format, show_generation }, line);
+        self.tails.push(line, show_generation);
+        if !self.readers.is_empty() {
+            self.readers.push(line, show_generation);
         }
     }
 
@@ -293,17 +291,13 @@ impl Collector {
         }
     }
 
-    fn last_lines(&self, worker: u32) -> Vec<String> {
-        let tail = self.tails.iter().find(|tail| tail.worker == worker);
-        tail.map_or_else(Vec::new, |tail| tail.lines.iter().cloned().collect())
-    }
-
     fn finish(mut self) {
         self.drain(|_| true);
         let left: Vec<usize> = self.pipes.iter().map(|(key, _)| key).collect();
         for key in left {
             self.detach(key);
         }
+        self.readers.finish(self.poll.registry());
         self.out.close();
         self.err.close();
     }

@@ -1,7 +1,7 @@
 //! What workers and the primary say, line by line, without ever stopping the primary.
 //!
 //! Owns: the read ends of the workers' pipes, one thread that reads them, one that writes (two when
-//! stdout and stderr lead to different files). Promises: lines are never torn or mixed; a stdout or
+//! stdout and stderr lead to different files, and no `--log-file` takes both). Promises: lines are never torn or mixed; a stdout or
 //! stderr that nobody reads costs lines, which are counted and reported where they are missing, but
 //! neither the loop nor a worker ever waits for it longer than [`PATIENCE`]; nobody wakes up while
 //! nothing is said. Never does: set `O_NONBLOCK` on inherited stdio, which others share.
@@ -9,14 +9,19 @@
 //! ```text
 //! worker ─pipe─▶ collect (epoll) ─bounded channel─▶ sink ─write(2)─▶ stdout
 //! log::info!, say() ────────────────try_send────────▶ sink ─write(2)─▶ stderr
+//!                collect ─tails, readers─▶ croupier logs
 //! ```
 
 mod collect;
+mod file;
 mod line;
+mod readers;
 mod sink;
+mod tails;
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -27,9 +32,12 @@ use mio::Waker;
 
 use crate::config::LogFormat;
 use collect::{Collector, Command, Pipe};
+pub use file::LogFile;
 use line::Stream;
-pub(crate) use line::wall_clock;
-use sink::{Batch, Feed, Sink};
+pub(crate) use line::{wall_clock, written};
+pub use readers::{READERS_MAX, Wanted};
+use sink::{Batch, Feed, Place, Sink};
+pub use tails::KEPT_LINES_MAX;
 
 /// How long a stdout that takes nothing holds up the lines of workers before they are dropped.
 pub const PATIENCE: Duration = Duration::from_millis(100);
@@ -57,14 +65,20 @@ pub struct Output {
 }
 
 impl Output {
-    /// Starts the threads on the process's stdout and stderr, and makes `log` write to the latter.
+    /// Starts the threads on the log file, or on the process's stdout and stderr, and makes `log` write
+    /// there.
     ///
     /// # Errors
     /// No descriptors, no threads.
-    pub fn start(format: LogFormat) -> io::Result<Self> {
-        let stdout = io::stdout().as_fd().try_clone_to_owned()?;
-        let stderr = io::stderr().as_fd().try_clone_to_owned()?;
-        let output = Self::start_on(format, stdout, stderr)?;
+    pub fn start(format: LogFormat, file: Option<LogFile>) -> io::Result<Self> {
+        let output = match file {
+            Some(file) => Self::start_in(format, file)?,
+            None => {
+                let stdout = io::stdout().as_fd().try_clone_to_owned()?;
+                let stderr = io::stderr().as_fd().try_clone_to_owned()?;
+                Self::start_on(format, stdout, stderr)?
+            }
+        };
         output.take_log();
         Ok(output)
     }
@@ -77,16 +91,37 @@ impl Output {
         let (alive, ended) = bounded(0);
         let mut threads = Vec::new();
         let same = sink::same_file(&stdout, &stderr);
-        let (err_sink, log) = Sink::new(stderr, format);
+        let (err_sink, log) = Sink::new(Place::Inherited(stderr), format);
         threads.push(spawn("croupier-stderr", &alive, move || err_sink.run())?);
         // Two writers on one terminal or file could tear each other's lines.
         let out = if same {
             log.clone()
         } else {
-            let (out_sink, out) = Sink::new(stdout, format);
+            let (out_sink, out) = Sink::new(Place::Inherited(stdout), format);
             threads.push(spawn("croupier-stdout", &alive, move || out_sink.run())?);
             out
         };
+        Self::collect(format, out, log, threads, (alive, ended))
+    }
+
+    /// As [`Self::start_on`], with all lines in one file.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn start_in(format: LogFormat, file: LogFile) -> io::Result<Self> {
+        let (alive, ended) = bounded(0);
+        let (sink, feed) = Sink::new(Place::File(file), format);
+        let threads = vec![spawn("croupier-log", &alive, move || sink.run())?];
+        Self::collect(format, feed.clone(), feed, threads, (alive, ended))
+    }
+
+    fn collect(
+        format: LogFormat,
+        out: Feed,
+        log: Feed,
+        mut threads: Vec<JoinHandle<()>>,
+        (alive, ended): (Sender<()>, crossbeam_channel::Receiver<()>),
+    ) -> io::Result<Self> {
         let show_generation = Arc::new(AtomicBool::new(false));
         let (commands, inbox) = unbounded();
         let (collector, waker) =
@@ -137,7 +172,18 @@ impl Output {
         lines.recv_timeout(ANSWER_WAIT).unwrap_or_default()
     }
 
-    /// Lines that were dropped because nobody read stdout or stderr.
+    /// Shows a client of `croupier logs` what it wants; from now on it is the collector's.
+    pub fn show(&self, client: UnixStream, wanted: Wanted) {
+        self.command(Command::Show { client, wanted });
+    }
+
+    /// Opens the log file again, if there is one: what is said from now on goes to the file that is
+    /// then at its path. Never waits.
+    pub fn reopen(&self) {
+        self.log.reopen();
+    }
+
+    /// Lines that were dropped because nobody read stdout or stderr, or the log file took none.
     #[must_use]
     pub fn dropped(&self) -> u64 {
         if self.out.is_same(&self.log) {
@@ -303,12 +349,12 @@ mod tests {
             (&2.into(), &5.into(), &1.into())
         );
         assert_eq!(
-            (&line["stream"], &line["line"]),
+            (&line["stream"], &line["msg"]),
             (&"stdout".into(), &"say \"hi\"\u{fffd}".into())
         );
         assert!(line["time"].as_str().unwrap().ends_with('Z'));
         let line: serde_json::Value = serde_json::from_str(&err).unwrap();
-        assert_eq!((&line["level"], &line["message"]), (&"info".into(), &"two\nlines".into()));
+        assert_eq!((&line["level"], &line["msg"]), (&"info".into(), &"two\nlines".into()));
     }
 
     #[test]

@@ -1,18 +1,20 @@
 //! One place where lines go, and the bounded channel to it.
 //!
-//! Owns: a descriptor, written by one thread, so that lines from many sources stay whole. Promises:
-//! [`Feed::offer`] never waits, [`Feed::send`] never waits long; what does not fit is counted, and
-//! reported in the stream itself as soon as something fits again. Never does: change the flags of
-//! the descriptor; if somebody else made it non-blocking, it polls.
+//! Owns: a descriptor or a log file, written by one thread, so that lines from many sources stay
+//! whole. Promises: [`Feed::offer`] never waits, [`Feed::send`] never waits long; what does not fit is
+//! counted, and reported in the stream itself as soon as something fits again; a file is opened again
+//! when that is asked for, between two batches. Never does: change the flags of an inherited
+//! descriptor; if somebody else made it non-blocking, it polls.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
 
 use crossbeam_channel::{Receiver, SendTimeoutError, Sender, TrySendError, bounded};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
+use super::file::LogFile;
 use super::{PATIENCE, line};
 use crate::config::LogFormat;
 
@@ -28,18 +30,38 @@ pub(super) struct Batch {
 
 impl Batch {
     pub(super) fn of(bytes: Vec<u8>) -> Self {
-        let mut lines = 0;
-        for byte in &bytes {
-            lines += u64::from(*byte == b'\n');
-        }
+        let lines = lines_in(&bytes);
         Self { bytes, lines }
     }
+}
+
+fn lines_in(bytes: &[u8]) -> u64 {
+    bytes.iter().map(|byte| u64::from(*byte == b'\n')).sum()
 }
 
 #[derive(Debug)]
 enum Message {
     Write(Batch),
-    End,
+    /// Only to wake the sink: `closing` or `reopen` has been set.
+    Look,
+}
+
+/// Where a sink writes.
+#[derive(Debug)]
+pub(super) enum Place {
+    /// The process's own stdout or stderr.
+    Inherited(OwnedFd),
+    /// `--log-file`.
+    File(LogFile),
+}
+
+impl Place {
+    fn fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Inherited(fd) => fd.as_fd(),
+            Self::File(file) => file.fd(),
+        }
+    }
 }
 
 /// What feeds and sink both know.
@@ -53,6 +75,10 @@ struct Counts {
     stalled: AtomicBool,
     /// The sink ends as soon as its channel is empty.
     closing: AtomicBool,
+    /// The log file is to be opened again, before anything else is written.
+    reopen: AtomicBool,
+    /// What the last write(2) that failed said; 0: none has, or a later one has not.
+    errno: AtomicI32,
 }
 
 /// Writes to a sink. Clones write to the same one.
@@ -61,14 +87,19 @@ pub(super) struct Feed {
     messages: Sender<Message>,
     counts: Arc<Counts>,
     format: LogFormat,
+    /// It leads to `--log-file`.
+    to_file: bool,
 }
 
 /// The writing end: [`Sink::run`] is its thread.
 #[derive(Debug)]
 pub(super) struct Sink {
-    fd: OwnedFd,
+    place: Place,
+    format: LogFormat,
     messages: Receiver<Message>,
     counts: Arc<Counts>,
+    /// The last line that was written lacks its end.
+    torn: bool,
 }
 
 impl Feed {
@@ -102,8 +133,25 @@ impl Feed {
     /// Lets the sink end after what it has been given.
     pub(super) fn close(&self) {
         self.counts.closing.store(true, Ordering::Release);
-        // Only to wake it: when there is no room it is awake, and looks at `closing` by itself.
-        drop(self.messages.try_send(Message::End));
+        // When there is no room it is awake, and looks by itself.
+        drop(self.messages.try_send(Message::Look));
+    }
+
+    /// Has a log file opened again: what is given from now on goes to the file that is then at its
+    /// path.
+    pub(super) fn reopen(&self) {
+        self.counts.reopen.store(true, Ordering::Release);
+        drop(self.messages.try_send(Message::Look));
+    }
+
+    fn why_dropped(&self) -> String {
+        match (self.to_file, self.counts.errno.load(Ordering::Relaxed)) {
+            (false, _) => "nobody read this output".into(),
+            (true, 0) => "the log file took too long".into(),
+            (true, errno) => {
+                format!("the log file could not be written: {}", Errno::from_raw(errno).desc())
+            }
+        }
     }
 
     pub(super) fn dropped(&self) -> u64 {
@@ -119,7 +167,7 @@ impl Feed {
         match self.counts.unreported.swap(0, Ordering::Relaxed) {
             0 => (batch, 0),
             missing => {
-                let mut bytes = line::gap(self.format, missing);
+                let mut bytes = line::gap(self.format, missing, &self.why_dropped());
                 bytes.extend_from_slice(&batch.bytes);
                 (Batch { bytes, lines: batch.lines }, missing)
             }
@@ -130,7 +178,7 @@ impl Feed {
     fn count_dropped(&self, message: &Message, reported: u64) {
         let lines = match message {
             Message::Write(batch) => batch.lines,
-            Message::End => 0,
+            Message::Look => 0,
         };
         self.counts.count(lines);
         self.counts.unreported.fetch_add(reported, Ordering::Relaxed);
@@ -145,49 +193,88 @@ impl Counts {
 }
 
 impl Sink {
-    pub(super) fn new(fd: OwnedFd, format: LogFormat) -> (Self, Feed) {
+    pub(super) fn new(place: Place, format: LogFormat) -> (Self, Feed) {
         let (sender, receiver) = bounded(BATCHES_MAX);
         let counts = Arc::new(Counts::default());
-        let feed = Feed { messages: sender, counts: Arc::clone(&counts), format };
-        (Self { fd, messages: receiver, counts }, feed)
+        let to_file = matches!(place, Place::File(_));
+        let feed = Feed { messages: sender, counts: Arc::clone(&counts), format, to_file };
+        (Self { place, format, messages: receiver, counts, torn: false }, feed)
     }
 
     /// Writes until it is closed and empty, or all feeds are gone.
-    pub(super) fn run(self) {
+    pub(super) fn run(mut self) {
         loop {
             let closing = self.counts.closing.load(Ordering::Acquire);
-            let message = if closing {
-                self.messages.try_recv().unwrap_or(Message::End)
-            } else {
-                self.messages.recv().unwrap_or(Message::End)
-            };
+            let message =
+                if closing { self.messages.try_recv().ok() } else { self.messages.recv().ok() };
+            if self.counts.reopen.swap(false, Ordering::AcqRel) {
+                self.reopen();
+            }
             match message {
-                Message::Write(batch) => {
-                    if write_all(&self.fd, &batch.bytes).is_err() {
-                        // The reader is gone or the disk is full: count, and try the next ones,
-                        // as the disk may have room again.
-                        self.counts.count(batch.lines);
-                    }
-                }
-                Message::End => return,
+                Some(Message::Write(batch)) => self.write(&batch),
+                Some(Message::Look) => {}
+                None => return,
+            }
+        }
+    }
+
+    fn write(&mut self, batch: &Batch) {
+        // The rest of a torn line is lost; what follows shall not hang on to what is there of it.
+        let mended = !self.torn || write_all(self.place.fd(), b"\n").is_ok();
+        let outcome =
+            if mended { write_all(self.place.fd(), &batch.bytes) } else { Err((0, None)) };
+        let Err((written, errno)) = outcome else {
+            self.torn = false;
+            return self.counts.errno.store(0, Ordering::Relaxed);
+        };
+        // The reader is gone or the disk is full: count, and try the next ones, as the disk may have
+        // room again.
+        let (whole, rest) = batch.bytes.split_at_checked(written).unwrap_or((&batch.bytes, &[]));
+        if written > 0 {
+            self.torn = whole.last() != Some(&b'\n');
+        } else if mended {
+            self.torn = false;
+        }
+        if let Some(errno) = errno {
+            self.counts.errno.store(errno as i32, Ordering::Relaxed);
+        }
+        // A note about an earlier gap in front of the batch is none of its lines.
+        self.counts.count(lines_in(rest).min(batch.lines));
+    }
+
+    /// If that fails, what is open stays, and says so.
+    fn reopen(&mut self) {
+        let Place::File(file) = &mut self.place else { return };
+        match file.reopen() {
+            Ok(()) => self.torn = false,
+            Err(error) => {
+                let text = format!(
+                    "cannot open the log file {} again: {error}; lines go on to the file that was open",
+                    file.path().display()
+                );
+                let line = line::own_of_level(self.format, log::Level::Warn, &text);
+                self.write(&Batch::of(line));
             }
         }
     }
 }
 
-fn write_all(fd: &OwnedFd, mut bytes: &[u8]) -> Result<(), Errno> {
-    while !bytes.is_empty() {
-        match nix::unistd::write(fd, bytes) {
-            Ok(written) => bytes = bytes.get(written..).unwrap_or_default(),
+/// # Errors
+/// How many bytes were written before, and what the next write said.
+fn write_all(fd: BorrowedFd<'_>, bytes: &[u8]) -> Result<(), (usize, Option<Errno>)> {
+    let mut done = 0;
+    while let Some(rest) = bytes.get(done..).filter(|rest| !rest.is_empty()) {
+        match nix::unistd::write(fd, rest) {
+            Ok(written) => done += written,
             Err(Errno::EINTR) => {}
             Err(Errno::EAGAIN) => {
-                let mut wanted = [PollFd::new(fd.as_fd(), PollFlags::POLLOUT)];
+                let mut wanted = [PollFd::new(fd, PollFlags::POLLOUT)];
                 match poll(&mut wanted, PollTimeout::NONE) {
                     Ok(_) | Err(Errno::EINTR) => {}
-                    Err(error) => return Err(error),
+                    Err(error) => return Err((done, Some(error))),
                 }
             }
-            Err(error) => return Err(error),
+            Err(error) => return Err((done, Some(error))),
         }
     }
     Ok(())

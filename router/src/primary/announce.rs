@@ -386,7 +386,7 @@ impl Primary {
     }
 
     /// The last line, when it did not end as asked.
-    pub(super) fn announce_end(&self, outcome: Outcome) {
+    pub(super) fn announce_end(&self, outcome: Outcome) -> Option<String> {
         let last = self.announcer.last_exit.map(|(worker, status)| {
             format!("; the last one, worker {}, {}", worker.0, how(status))
         });
@@ -394,17 +394,16 @@ impl Primary {
         let failed = self.announcer.start_failed.as_ref();
         let failed =
             failed.map(|error| format!("; it cannot be started: {error}")).unwrap_or_default();
-        match outcome {
-            Outcome::Stopped | Outcome::Killed => {}
+        let text = match outcome {
+            Outcome::Stopped | Outcome::Killed => return None,
             Outcome::NeverStarted => {
-                self.say(&format!(
-                    "no worker of {} became ready{last}{failed}",
-                    self.launcher.title()
-                ));
+                format!("no worker of {} became ready{last}{failed}", self.launcher.title())
             }
             Outcome::AllFailed => {
-                self.say(&format!("every slot has failed{last}{failed}; --stay would keep trying"));
+                format!("every slot has failed{last}{failed}; --stay would keep trying")
             }
-        }
+        };
+        self.say(&text);
+        Some(text)
     }
 }

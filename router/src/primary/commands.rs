@@ -7,13 +7,15 @@ use std::path::Path;
 use croupier_core::event::{Event, Generation, Scale};
 use mio::{Registry, Token};
 use signal_hook::consts::signal::{
-    SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTTIN, SIGTTOU, SIGUSR2, SIGWINCH,
+    SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTTIN, SIGTTOU, SIGUSR1, SIGUSR2, SIGWINCH,
 };
 
 use super::run::{EXHAUSTED_WAIT, Primary};
+use crate::config::LogFormat;
 use crate::control::messages::{Awaited, Happening, Reply, Request};
 use crate::control::place::{Place, PlaceError};
 use crate::control::server::{Backlog, ClientId, ControlServer};
+use crate::output::Wanted;
 
 /// Statuses that are made up in one turn of the loop: with many workers each is work.
 const STATUSES_PER_TURN_MAX: usize = 4;
@@ -239,6 +241,7 @@ impl Primary {
                 SIGINT => self.interrupt(),
                 SIGTERM | SIGQUIT => self.stop("asked by a signal"),
                 SIGHUP => self.hang_up(),
+                SIGUSR1 => self.reopen_log(),
                 SIGUSR2 => self.reload("USR2"),
                 SIGTTIN => self.scale_by_signal(Scale::Up(1), "TTIN"),
                 SIGTTOU => self.scale_by_signal(Scale::Down(1), "TTOU"),
@@ -271,6 +274,30 @@ impl Primary {
     fn reload(&mut self, asked_by: &str) {
         log::info!("reload (asked by {asked_by})");
         self.tell(Event::ReloadAsked { rolling: false });
+    }
+
+    fn reopen_log(&self) {
+        let (Some(output), Some(path)) = (&self.output, &self.config.log_file) else {
+            return log::info!("USR1 opens the log file again, and there is none (--log-file)");
+        };
+        output.reopen();
+        log::info!("opened {} again (asked by USR1)", path.display());
+    }
+
+    /// A client of `croupier logs` is the collector's from now on.
+    fn show_logs(&mut self, client: ClientId, wanted: Wanted) -> Option<Reply> {
+        if self.config.raw_output {
+            let why = "with --raw-output its workers write to stdout and stderr by themselves, so \
+                       croupier has none of their lines; look where its stdout goes";
+            return Some(Reply::Failed { why: why.into() });
+        }
+        if let Some(why) = wanted.slot.and_then(|slot| self.no_such_slot(&[slot])) {
+            return Some(Reply::Failed { why });
+        }
+        let server = self.commands.server.as_mut()?;
+        let stream = server.release(client, self.poll.registry())?;
+        self.output.as_ref()?.show(stream, wanted);
+        None
     }
 
     /// A terminal that went away takes its programs with it; a daemon has none to lose: to it HUP means
@@ -374,6 +401,11 @@ impl Primary {
             Request::Restart { slots, wait } => self.restart(client, &slots, wait),
             Request::Kill { slot, signal } => Some(self.kill(client, slot, signal)),
             Request::Events => self.follow(client),
+            Request::Logs { slot, lines, follow, json } => {
+                let lines = usize::try_from(lines).unwrap_or(usize::MAX);
+                let format = if json { LogFormat::Json } else { LogFormat::Text };
+                self.show_logs(client, Wanted { slot, lines, follow, format })
+            }
             Request::Wait { r#for: Awaited::Ready } => {
                 let answer = self.is_ready();
                 if answer.is_none() {

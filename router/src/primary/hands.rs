@@ -190,6 +190,11 @@ impl Primary {
         if self.core.is_stopping() {
             return Some("it is stopping".into());
         }
+        self.no_such_slot(slots)
+    }
+
+    /// Which of these slots there are not.
+    pub(super) fn no_such_slot(&self, slots: &[u16]) -> Option<String> {
         let count = self.core.slot_count();
         let strange = slots.iter().find(|slot| **slot >= count);
         let there = match count {

@@ -12,7 +12,7 @@ use super::hands::word;
 use super::run::Primary;
 use crate::control::messages::{Happening, Reply};
 use crate::control::server::{ClientId, FOLLOWERS_MAX};
-use crate::output::wall_clock;
+use crate::output::{wall_clock, written};
 
 /// See the module.
 #[derive(Debug, Default)]
@@ -32,7 +32,7 @@ impl Primary {
         }
         let begin = Happening {
             seq: Some(self.happenings.last),
-            time: wall_clock(),
+            time: written(wall_clock()),
             event: "following".into(),
             pid: Some(std::process::id()),
             ..Happening::default()
@@ -59,7 +59,7 @@ impl Primary {
         }
         let mut event = self.happening(report);
         event.seq = Some(self.happenings.last);
-        event.time = wall_clock();
+        event.time = written(wall_clock());
         event.event = name.to_owned();
         if let Some(why) = why {
             event.why = Some(why.to_owned());

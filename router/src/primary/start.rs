@@ -5,7 +5,7 @@
 
 use std::ffi::OsString;
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -18,7 +18,7 @@ use mio::{Poll, Waker};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, bind, socket};
 use signal_hook::consts::signal::{
-    SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTTIN, SIGTTOU, SIGUSR2, SIGWINCH,
+    SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTTIN, SIGTTOU, SIGUSR1, SIGUSR2, SIGWINCH,
 };
 use signal_hook_mio::v1_0::Signals;
 use slab::Slab;
@@ -49,14 +49,14 @@ use crate::config::{ListenAddress, RunConfig, expand};
 use crate::control::place::Place;
 use crate::control::server::ControlServer;
 use crate::diagnose;
-use crate::output::Output;
+use crate::output::{LogFile, Output};
 use crate::sys::{self, ChildSetup, INHERIT_MAX};
 
 /// Queued connections that one worker may have under `ip`, where a window would make clients move.
 const IP_QUEUE_MAX: u32 = 256;
 /// What means something; `commands` says what.
-const SIGNALS: [i32; 9] =
-    [SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTTIN, SIGTTOU, SIGUSR2, SIGWINCH];
+const SIGNALS: [i32; 10] =
+    [SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTTIN, SIGTTOU, SIGUSR1, SIGUSR2, SIGWINCH];
 /// With `--max-queue-wait`: clients that wait in the primary's hands.
 const WAITING_MAX: u16 = 1024;
 
@@ -77,6 +77,26 @@ pub enum StartError {
         /// How it said so.
         source: io::Error,
     },
+    /// `--log-file` cannot be written.
+    #[error(
+        "cannot open the log file {}: {source}; its folder must be there, and this user must be \
+         allowed to write it",
+        path.display()
+    )]
+    LogFile {
+        /// `--log-file`.
+        path: PathBuf,
+        /// What open(2) said.
+        source: io::Error,
+    },
+    /// With `--log-file`: it did not end as asked, and a terminal shall hear of it too.
+    #[error("{why}; {} has the log", log.display())]
+    Ended {
+        /// As the log says it.
+        why: String,
+        /// `--log-file`.
+        log: PathBuf,
+    },
     /// A system call that should not fail did.
     #[error("cannot {what}: {source}")]
     System {
@@ -93,7 +113,11 @@ impl StartError {
     pub const fn exit_code(&self) -> u8 {
         match self {
             Self::Program(error) => error.exit_code(),
-            Self::Bind(_) | Self::Kernel { .. } | Self::System { .. } => crate::cli::code::FAILED,
+            Self::Bind(_)
+            | Self::LogFile { .. }
+            | Self::Ended { .. }
+            | Self::Kernel { .. }
+            | Self::System { .. } => crate::cli::code::FAILED,
         }
     }
 }
@@ -114,12 +138,29 @@ pub fn run(config: RunConfig) -> Result<u8, StartError> {
     primary.declare()?;
     primary.announce_start();
     let outcome = primary.run().map_err(cannot("wait for events"))?;
-    primary.announce_end(outcome);
+    let why = primary.announce_end(outcome);
     let code = primary.exit_code(outcome);
     if let Some(output) = primary.output.take() {
         output.finish();
     }
-    Ok(code)
+    match (why, primary.config.log_file.take()) {
+        (Some(why), Some(log)) => Err(StartError::Ended { why, log }),
+        (Some(_) | None, _) => Ok(code),
+    }
+}
+
+/// Takes over stdout and stderr, or opens the log file, and says on stderr once where all else is.
+fn open_output(config: &RunConfig) -> Result<Output, StartError> {
+    let file = config.log_file.as_ref().map(|path| {
+        LogFile::open(path).map_err(|source| StartError::LogFile { path: path.clone(), source })
+    });
+    let file = file.transpose()?;
+    if let Some(file) = &file {
+        let text = format!("croupier: output and log go to {}\n", file.path().display());
+        // Nobody there to read it: then nobody need know.
+        drop(io::stderr().write_all(text.as_bytes()));
+    }
+    Output::start(config.log_format, file).map_err(cannot("take over the output"))
 }
 
 fn assemble(
@@ -139,7 +180,7 @@ fn assemble(
     registry
         .register(&mut signals, Source::Signals.token(), mio::Interest::READABLE)
         .map_err(cannot("watch signals"))?;
-    let output = Output::start(config.log_format).map_err(cannot("take over the output"))?;
+    let output = open_output(&config)?;
     let secret = random_token().map_err(cannot("get random bytes"))?;
     let questions =
         Questions::open(&hex(&secret)).map_err(cannot("open the workers' control socket"))?;

@@ -9,6 +9,7 @@ use super::rss::resident;
 use super::run::Primary;
 use super::worker::Worker;
 use crate::control::messages::{ListenerStatus, SCHEMA, Status, Totals, WorkerState, WorkerStatus};
+use crate::output::Output;
 
 const SECOND: u64 = 1_000_000_000;
 /// Largest wait that is told apart, in microseconds: one hour.
@@ -185,6 +186,7 @@ impl Primary {
                 shed: totals.shed,
                 waits: totals.waits,
                 messages_dropped: self.posts.dropped,
+                lines_dropped: self.output.as_ref().map_or(0, Output::dropped),
                 hung: totals.hung,
                 recycled: totals.recycled,
                 accept_to_handoff_p50_us: self.meters.accept_to_handoff(0.5),

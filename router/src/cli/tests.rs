@@ -1,0 +1,154 @@
+//! The command line as a whole: every flag has a group and a test of its effect.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use clap::{Arg, Command};
+
+/// One line a flag: `COMMAND --FLAG FILE.rs::TEST`, FILE being in tests/system or a path from the root.
+const TABLE: &str = include_str!("../../../tests/flags");
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+/// `(run, --workers)` and so on, with the parser's definition.
+fn flags() -> BTreeMap<(String, String), Arg> {
+    let command = super::command();
+    command
+        .get_subcommands()
+        .flat_map(|one| one.get_arguments().map(|arg| (one.get_name().to_owned(), arg.clone())))
+        .filter(|(_, arg)| !arg.is_positional())
+        .filter_map(|(one, arg)| Some(((one, format!("--{}", arg.get_long()?)), arg)))
+        .collect()
+}
+
+fn table() -> BTreeMap<(String, String), String> {
+    let mut table = BTreeMap::new();
+    for line in TABLE.lines().filter(|line| !line.is_empty() && !line.starts_with('#')) {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let [command, flag, test] = words.as_slice() else {
+            panic!("tests/flags: a line is COMMAND --FLAG FILE.rs::TEST, not {line:?}")
+        };
+        let key = ((*command).to_owned(), (*flag).to_owned());
+        assert!(table.insert(key, (*test).to_owned()).is_none(), "tests/flags: twice: {line}");
+    }
+    table
+}
+
+#[test]
+fn the_parser_is_sound() {
+    super::command().debug_assert();
+}
+
+#[test]
+fn every_flag_has_a_test_of_its_effect() {
+    let table = table();
+    let flags = flags();
+    for (command, flag) in flags.keys() {
+        assert!(
+            table.contains_key(&(command.clone(), flag.clone())),
+            "{command} {flag} has no line in tests/flags. Write a test that fails when the flag is \
+             ignored (a test of --help does not count), and add a line in the order of the alphabet:\n\
+             {command} {flag} FILE.rs::TEST"
+        );
+    }
+    for (command, flag) in table.keys() {
+        assert!(
+            flags.contains_key(&(command.clone(), flag.clone())),
+            "tests/flags has a line for {command} {flag}, which is no flag any more: remove it"
+        );
+    }
+}
+
+/// The test must exist, and the file that it stands in must use the flag.
+#[test]
+fn the_tests_of_effects_exist() {
+    let flags = flags();
+    for ((command, flag), test) in table() {
+        let who = format!("tests/flags: {command} {flag} {test}");
+        let Some((file, function)) = test.split_once("::") else {
+            panic!("{who}: say FILE.rs::TEST")
+        };
+        let path = if file.contains('/') {
+            root().join(file)
+        } else {
+            root().join("tests/system").join(file)
+        };
+        let text = std::fs::read_to_string(&path)
+            .unwrap_or_else(|error| panic!("{who}: {}: {error}", path.display()));
+        let lines: Vec<&str> = text.lines().map(str::trim).collect();
+        let head = format!("fn {function}(");
+        let at = lines.iter().position(|line| line.starts_with(&head));
+        let is_test = at.is_some_and(|at| {
+            let before = lines.iter().take(at).rev();
+            before.take_while(|line| line.starts_with("#[")).any(|line| *line == "#[test]")
+        });
+        assert!(is_test, "{who}: {file} has no #[test] fn {function}");
+        let short = flags.get(&(command, flag.clone())).and_then(Arg::get_short);
+        let named = [
+            format!("\"{flag}\""),
+            format!("\"{flag}="),
+            format!("{flag} "),
+            short.map_or_else(|| flag.clone(), |short| format!("\"-{short}\"")),
+            // The core knows no flags.
+            flag.trim_start_matches('-').replace('-', "_"),
+        ];
+        assert!(named.iter().any(|name| text.contains(name)), "{who}: {file} does not use {flag}");
+    }
+}
+
+#[test]
+fn the_table_of_effects_is_in_order() {
+    let lines: Vec<&str> =
+        TABLE.lines().filter(|line| !line.is_empty() && !line.starts_with('#')).collect();
+    assert!(lines.is_sorted(), "tests/flags: keep the lines in the order of `LC_ALL=C sort`");
+}
+
+#[test]
+fn every_flag_of_run_stands_in_a_group() {
+    use super::run::heading::ALL;
+
+    let command = super::command();
+    let run = command.find_subcommand("run").unwrap();
+    let groups: BTreeSet<&str> = ALL.into_iter().collect();
+    let own = |arg: &&Arg| !arg.is_positional() && !matches!(arg.get_long(), None | Some("help"));
+    for arg in run.get_arguments().filter(own) {
+        let heading = arg.get_help_heading();
+        assert!(
+            heading.is_some_and(|heading| groups.contains(heading)),
+            "--{}: say help_heading = heading::…, as the other flags of router/src/cli/run.rs do",
+            arg.get_long().unwrap_or_default()
+        );
+    }
+}
+
+#[test]
+fn every_command_has_examples_in_its_help() {
+    for command in super::command().get_subcommands().filter(|one| one.get_name() != "help") {
+        let no_flags = command.get_arguments().next().is_none();
+        let after = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+        assert!(
+            no_flags || after.contains("Examples:\n"),
+            "croupier {} --help has no examples: say #[command(after_help = …)]",
+            command.get_name()
+        );
+    }
+}
+
+/// Whoever reads a flag in a message can look for it in the environment: names follow the flags.
+#[test]
+fn variables_are_named_like_their_flags() {
+    let command: Command = super::command();
+    let run = command.find_subcommand("run").unwrap();
+    for arg in run.get_arguments().filter(|arg| arg.get_long().is_some_and(|long| long != "help")) {
+        let long = arg.get_long().unwrap_or_default();
+        let wanted = match long {
+            // CROUPIER_CONTROL is how a worker finds its croupier.
+            "control" => "CROUPIER_CONTROL_PATH".to_owned(),
+            _ => format!("CROUPIER_{}", long.to_uppercase().replace('-', "_")),
+        };
+        let env = arg.get_env().map(|env| env.to_string_lossy().into_owned());
+        assert_eq!(env, Some(wanted), "--{long}: every flag of run has a variable of its name");
+    }
+}

@@ -1,0 +1,154 @@
+//! What is on its way to a client that reads a stream, as fast or as slowly as it likes.
+//!
+//! Owns the bytes that the client has not taken yet, at most [`OUTBOX_MAX`] and one message, and the
+//! count of what found no room. Promises: nobody waits for the client; at the place where something is
+//! missing it is told how much, before anything else. Never does: know what the messages are.
+
+use std::io::{self, Write};
+
+/// Bytes that wait for a client; what comes beyond is missed, and counted.
+pub const OUTBOX_MAX: usize = 256 << 10;
+
+/// See the module.
+#[derive(Debug, Default)]
+pub struct Outbox {
+    unsent: Vec<u8>,
+    written: usize,
+    missed: u64,
+}
+
+/// Whether the client is still there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sent {
+    /// All of it is with the client.
+    All,
+    /// The client has to read first.
+    Some,
+    /// The client is gone.
+    Gone,
+}
+
+impl Outbox {
+    /// Queues one message, or counts it as missed; `note` makes the message that tells how many were.
+    pub fn offer(&mut self, message: &[u8], note: impl FnOnce(u64) -> Vec<u8>) {
+        // Once it is full, there must be room for more than the next message: else every second one
+        // would be a note.
+        let most = if self.missed == 0 { OUTBOX_MAX } else { OUTBOX_MAX / 2 };
+        if self.waiting() > most {
+            self.missed += 1;
+            return;
+        }
+        if self.missed > 0 {
+            let note = note(std::mem::take(&mut self.missed));
+            self.unsent.extend_from_slice(&note);
+        }
+        self.unsent.extend_from_slice(message);
+    }
+
+    /// Queues what must not be missed: the last word. `note` as in [`Self::offer`].
+    pub fn end(&mut self, message: &[u8], note: impl FnOnce(u64) -> Vec<u8>) {
+        if self.missed > 0 {
+            let note = note(std::mem::take(&mut self.missed));
+            self.unsent.extend_from_slice(&note);
+        }
+        self.unsent.extend_from_slice(message);
+    }
+
+    /// The client has taken all: it is told now what it missed, if nothing else comes. True: there is
+    /// something to send again.
+    pub fn catch_up(&mut self, note: impl FnOnce(u64) -> Vec<u8>) -> bool {
+        let behind = self.missed > 0 && self.waiting() == 0;
+        if behind {
+            self.end(&[], note);
+        }
+        behind
+    }
+
+    /// Counts messages that are missing before all others.
+    pub const fn miss(&mut self, count: u64) {
+        self.missed += count;
+    }
+
+    /// Bytes that the client has not taken.
+    #[must_use]
+    pub const fn waiting(&self) -> usize {
+        self.unsent.len() - self.written
+    }
+
+    /// Sends what the client takes without waiting (`stream` is non-blocking).
+    pub fn send(&mut self, stream: &mut impl Write) -> Sent {
+        while let Some(rest) = self.unsent.get(self.written..).filter(|rest| !rest.is_empty()) {
+            match stream.write(rest) {
+                Ok(0) => return Sent::Gone,
+                Ok(count) => self.written += count,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.unsent.drain(..self.written);
+                    self.written = 0;
+                    return Sent::Some;
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(_) => return Sent::Gone,
+            }
+        }
+        self.unsent.clear();
+        self.written = 0;
+        Sent::All
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Takes so many bytes, then nothing.
+    struct Slow {
+        took: Vec<u8>,
+        room: usize,
+    }
+
+    impl Write for Slow {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            let count = bytes.len().min(self.room);
+            if count == 0 {
+                return Err(io::ErrorKind::WouldBlock.into());
+            }
+            self.room -= count;
+            self.took.extend_from_slice(bytes.get(..count).unwrap_or_default());
+            Ok(count)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn what_a_slow_client_misses_is_told_where_it_is_missing() {
+        const COUNT: u32 = 200_000;
+        let mut outbox = Outbox::default();
+        let mut slow = Slow { took: Vec::new(), room: 0 };
+        let note = |missed: u64| format!("missed {missed}\n").into_bytes();
+        for number in 0..COUNT {
+            outbox.offer(format!("{number}\n").as_bytes(), note);
+            assert!(outbox.waiting() <= OUTBOX_MAX + 16);
+            slow.room += usize::from(number % 3 == 0);
+            assert_ne!(outbox.send(&mut slow), Sent::Gone);
+        }
+        outbox.end(b"end\n", note);
+        slow.room = usize::MAX;
+        assert_eq!(outbox.send(&mut slow), Sent::All);
+        let text = String::from_utf8(slow.took).unwrap();
+        let mut next = 0;
+        for line in text.lines() {
+            match line.strip_prefix("missed ") {
+                Some(count) => next += count.parse::<u32>().unwrap(),
+                None if line == "end" => assert_eq!(next, COUNT),
+                None => {
+                    assert_eq!(line.parse(), Ok(next));
+                    next += 1;
+                }
+            }
+        }
+        assert!(text.ends_with("end\n") && text.contains("missed"));
+    }
+}
