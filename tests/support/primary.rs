@@ -19,6 +19,7 @@ const SHOWN_MAX: usize = 80;
 /// `croupier status --json`; null is `None`.
 #[derive(Debug, Clone, Deserialize)]
 #[expect(missing_docs, reason = "the README's table of the status says what each means")]
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact by itself")]
 pub struct Status {
     pub schema: u32,
     pub pid: i32,
@@ -28,6 +29,7 @@ pub struct Status {
     pub uptime_s: f64,
     pub slots: usize,
     pub paused: bool,
+    pub stopping: bool,
     pub listeners: Vec<ListenerStatus>,
     pub workers: Vec<WorkerStatus>,
     pub totals: Totals,

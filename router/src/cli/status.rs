@@ -33,7 +33,8 @@ pub(super) struct StatusArgs {
     #[arg(long)]
     json: bool,
 
-    /// Print one line; exit with 1 unless every wanted worker is ready and clients are let in.
+    /// Print one line; exit with 1 unless every wanted worker is ready, clients are let in, and no stop
+    /// was asked for.
     #[arg(long, conflicts_with = "json")]
     check: bool,
 }
@@ -68,24 +69,27 @@ pub(super) fn execute(args: &StatusArgs) -> Exit {
 fn check(status: &Status) -> Exit {
     let (ready, wanted) = count_ready(status);
     // Whoever is paused does not serve, however ready.
-    let all = wanted > 0 && ready == wanted && !status.paused;
-    let code = if all { code::DONE } else { code::FAILED };
+    let good = wanted > 0 && ready == wanted && !status.paused && !status.stopping;
+    let code = if good { code::DONE } else { code::FAILED };
     Exit::with(code, format!("{}: {ready} of {wanted} ready{}\n", status.name, stopped(status)))
 }
 
-/// `, 2 stopped, paused`: slots that are not missed, and whether clients wait for the operator.
+/// `, 2 stopped`: slots that are not missed. `, paused`, `, stopping`: all of it.
 fn stopped(status: &Status) -> String {
-    let stopped = match count_down(status) {
+    let mut text = match count_down(status) {
         0 => String::new(),
         count => format!(", {count} stopped"),
     };
     let single = status.workers.iter().filter(|one| one.paused).map(|one| one.slot);
-    let paused = match single.collect::<BTreeSet<u16>>().len() {
-        _ if status.paused => ", paused".to_owned(),
-        0 => String::new(),
-        count => format!(", {count} paused"),
-    };
-    stopped + &paused
+    match single.collect::<BTreeSet<u16>>().len() {
+        _ if status.paused => text.push_str(", paused"),
+        0 => {}
+        count => text.push_str(&format!(", {count} paused")),
+    }
+    if status.stopping {
+        text.push_str(", stopping");
+    }
+    text
 }
 
 fn render(status: &Status) -> String {
@@ -260,6 +264,7 @@ mod tests {
             uptime_s: 11_520,
             slots: 16,
             paused: false,
+            stopping: false,
             listeners: vec![ListenerStatus {
                 address: "[::]:8080".into(),
                 policy: "least".into(),
@@ -295,6 +300,16 @@ workers: 0 hung, 0 recycled
 accept to hand-off: p50 -, p99 -
 ";
         assert_eq!(render(&status), wanted, "\n{}", render(&status));
+    }
+
+    #[test]
+    fn a_check_fails_from_the_moment_a_stop_was_asked_for() {
+        let all = vec![worker(0, WorkerState::Ready), worker(1, WorkerState::Ready)];
+        let exit = check(&Status { stopping: true, ..status(all) });
+        assert_eq!(
+            (exit.code, exit.stdout.as_str()),
+            (code::FAILED, "web: 2 of 2 ready, stopping\n")
+        );
     }
 
     #[test]

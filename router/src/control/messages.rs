@@ -246,6 +246,7 @@ impl Happening {
 
 /// Everything about one primary.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact by itself")]
 pub struct Status {
     /// [`SCHEMA`].
     pub schema: u32,
@@ -265,6 +266,9 @@ pub struct Status {
     /// Nobody gets connections until `croupier resume`.
     #[serde(default)]
     pub paused: bool,
+    /// It was asked to stop; with `--stop-delay` it still serves all that comes.
+    #[serde(default)]
+    pub stopping: bool,
     /// Every listener.
     pub listeners: Vec<ListenerStatus>,
     /// Every worker, and for each slot without one a line of its own; by slot, then by id.

@@ -556,6 +556,7 @@ mod tests {
             uptime_s: 1,
             slots: 0,
             paused: false,
+            stopping: false,
             listeners: Vec::new(),
             workers: Vec::new(),
             totals: Totals::default(),

@@ -297,6 +297,9 @@ impl Primary {
 
     /// What `wait ready` is to hear, if it is known.
     pub(super) fn is_ready(&self) -> Option<Reply> {
+        if self.is_ending() {
+            return Some(Reply::Failed { why: "it is stopping".into() });
+        }
         if self.core.is_paused() {
             let why = "it is paused: clients wait until croupier resume";
             return Some(Reply::Failed { why: why.into() });

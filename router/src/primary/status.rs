@@ -175,6 +175,7 @@ impl Primary {
             uptime_s: (self.now - self.meters.started) / SECOND,
             slots: self.core.slot_count(),
             paused: self.core.is_paused(),
+            stopping: self.is_ending(),
             listeners: self.listener_statuses(),
             workers: self.worker_statuses(),
             totals: Totals {
