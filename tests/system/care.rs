@@ -218,7 +218,8 @@ fn a_program_that_the_user_may_not_execute_says_what_is_in_the_way() {
         skip!("care-closed", "only root may become somebody else");
     }
     let script = guard.write("closed/server", "#!/bin/sh\nexec sleep infinity\n");
-    let mode = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    let mode =
+        |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
     mode(&guard.path(""), 0o755);
     mode(&script, 0o755);
     mode(&guard.path("closed"), 0o700);

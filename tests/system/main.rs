@@ -12,6 +12,7 @@ mod cli;
 mod config;
 mod crash;
 mod drain;
+mod examples;
 mod faults;
 mod flags;
 mod harness;

@@ -93,7 +93,8 @@ impl Here {
     fn look(program: PathBuf) -> Result<Self, String> {
         let cannot = |what: &str, error: std::io::Error| format!("cannot find out {what}: {error}");
         let uid = geteuid();
-        let name = User::from_uid(uid).ok().flatten().map_or(uid.to_string(), |user| user.name);
+        let name =
+            User::from_uid(uid).ok().flatten().map_or_else(|| uid.to_string(), |user| user.name);
         Ok(Self {
             croupier: std::env::current_exe()
                 .map_err(|error| cannot("where croupier is", error))?,
@@ -134,7 +135,9 @@ fn unit(loaded: &Loaded, here: &Here) -> Result<String, String> {
     let user = given("user").cloned().or_else(|| here.user.clone());
     match &user {
         Some(user) => line(format!("User={}", value(OsStr::new(user))?)),
-        None => line("# It runs as root; `croupier unit --user NAME` makes it somebody else.".into()),
+        None => {
+            line("# It runs as root; `croupier unit --user NAME` makes it somebody else.".into())
+        }
     }
     if let Some(group) = given("group") {
         line(format!("Group={}", value(OsStr::new(group))?));
@@ -159,9 +162,15 @@ fn unit(loaded: &Loaded, here: &Here) -> Result<String, String> {
     }
     line(format!("TimeoutStartSec={}", seconds(config.core.ready_timeout + LAST_MOMENT)));
     line(format!("TimeoutStopSec={}", seconds(longest_stop(config))));
-    line("# The primary alone is asked to end, and ends its workers; what is left then is killed.".into());
+    line(
+        "# The primary alone is asked to end, and ends its workers; what is left then is killed."
+            .into(),
+    );
     line("KillMode=mixed\nRestart=on-failure\nRestartSec=1s\nWatchdogSec=30s".into());
-    line("# A worker that was killed for lack of memory is replaced; no reason to end the others.".into());
+    line(
+        "# A worker that was killed for lack of memory is replaced; no reason to end the others."
+            .into(),
+    );
     line("OOMPolicy=continue\nLimitNOFILE=65536:524288".into());
     text.push_str(HARDENING);
     text.push_str("\n[Install]\nWantedBy=multi-user.target\n");
@@ -255,7 +264,8 @@ fn value(text: &OsStr) -> Result<String, String> {
 }
 
 fn utf8(text: &OsStr) -> Result<&str, String> {
-    text.to_str().ok_or_else(|| format!("{}: a unit is UTF-8, and this is not", Path::new(text).display()))
+    text.to_str()
+        .ok_or_else(|| format!("{}: a unit is UTF-8, and this is not", Path::new(text).display()))
 }
 
 #[cfg(test)]
@@ -303,11 +313,22 @@ mod tests {
     #[test]
     fn flags_are_the_runs_and_times_are_theirs() {
         let flags = ["-w", "3", "-l", ":80=3000", "--env", "A=b c", "--stay", "-n", "web"];
-        let times = ["--graceful-timeout", "20s", "--stop-delay", "1500ms", "--ready-timeout", "2m"];
-        let text = printed(&[&flags[..], &times, &["--", "node", "a.js", "{slot}"]].concat(), Some("app"));
+        let times =
+            ["--graceful-timeout", "20s", "--stop-delay", "1500ms", "--ready-timeout", "2m"];
+        let text =
+            printed(&[&flags[..], &times, &["--", "node", "a.js", "{slot}"]].concat(), Some("app"));
         let start = text.lines().find(|line| line.starts_with("ExecStart=")).unwrap();
-        assert!(start.starts_with("ExecStart=/opt/croupier/bin/croupier run --name web "), "{start}");
-        for part in ["--workers=3", "--listen=:80=3000", "\"--env=A=b c\"", "--stay ", "--stop-delay=1500ms"] {
+        assert!(
+            start.starts_with("ExecStart=/opt/croupier/bin/croupier run --name web "),
+            "{start}"
+        );
+        for part in [
+            "--workers=3",
+            "--listen=:80=3000",
+            "\"--env=A=b c\"",
+            "--stay ",
+            "--stop-delay=1500ms",
+        ] {
             assert!(start.contains(part), "{part}: {start}");
         }
         assert!(start.ends_with(" -- /usr/bin/node a.js {slot}"), "{start}");
