@@ -14,6 +14,7 @@ mod crash;
 mod drain;
 mod drive;
 mod events;
+mod examples;
 mod faults;
 mod flags;
 mod harness;

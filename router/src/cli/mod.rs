@@ -19,6 +19,7 @@ mod start;
 mod status;
 mod stop;
 mod table;
+mod unit;
 mod wait;
 
 use std::ffi::OsString;
@@ -106,6 +107,7 @@ struct Cli {
 enum Command {
     Run(Box<run::RunArgs>),
     Check(Box<check::CheckArgs>),
+    Unit(Box<unit::UnitArgs>),
     Ls(ls::LsArgs),
     Logs(logs::LogsArgs),
     Status(status::StatusArgs),
@@ -175,6 +177,9 @@ pub fn execute(
         }
         Command::Check(args) => {
             check::execute(&args, words).unwrap_or_else(|error| not_loaded(&arguments, &error))
+        }
+        Command::Unit(args) => {
+            unit::execute(&args, words).unwrap_or_else(|error| not_loaded(&arguments, &error))
         }
         Command::Ls(args) => ls::execute(&args),
         Command::Logs(args) => logs::execute(&args, say),

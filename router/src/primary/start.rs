@@ -518,13 +518,29 @@ impl Launcher {
             folder: self.config.care.folder.as_deref().map(c_path).transpose()?,
         };
         let started = process::start(&program, &arguments, &environment, setup, self.raw_output);
-        started.map_err(|error| match &self.config.care.folder {
-            // Which of the two it was that the child could not find.
-            Some(folder) if !folder.is_dir() => {
-                io::Error::new(error.kind(), format!("--chdir {}: {error}", folder.display()))
-            }
-            Some(_) | None => error,
-        })
+        started.map_err(|error| self.why_not_started(error, &program))
+    }
+}
+
+impl Launcher {
+    /// Says of an errno that the child came to where it was: execve(2) and chdir(2) have the same.
+    fn why_not_started(&self, error: io::Error, program: &Path) -> io::Error {
+        if let Some(folder) = self.config.care.folder.as_ref().filter(|folder| !folder.is_dir()) {
+            let text = format!("--chdir {}: {error}", folder.display());
+            return io::Error::new(error.kind(), text);
+        }
+        if error.kind() == io::ErrorKind::PermissionDenied
+            && let Some(ids) = &self.config.ids
+            && let Some(barrier) = adapter::closed_to(program, ids)
+        {
+            let user = ids.user_name.clone().unwrap_or_else(|| ids.uid.to_string());
+            let text = format!(
+                "user {user} may not pass {}; open it, or put the program where that user can",
+                barrier.display()
+            );
+            return io::Error::new(error.kind(), text);
+        }
+        error
     }
 }
 
