@@ -278,12 +278,8 @@ fn grown(before: &BTreeMap<u32, u64>, after: &BTreeMap<u32, u64>) -> BTreeMap<u3
 
 /// The wildcard address is no place to connect to.
 fn reachable(ip: IpAddr) -> IpAddr {
-    match ip {
-        // A listener on [::] takes IPv4 too, and 127.0.0.0/8 has many addresses for clients.
-        IpAddr::V6(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
-        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
-        other => other,
-    }
+    // A listener on [::] takes IPv4 too, and 127.0.0.0/8 has many addresses for clients.
+    if ip.is_unspecified() { Ipv4Addr::LOCALHOST.into() } else { ip }
 }
 
 fn command(request: &Request, policy: Policy, name: &str) -> Command {
