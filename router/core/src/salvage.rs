@@ -67,11 +67,13 @@ impl Core {
         if deadline <= now {
             return self.cut(i, loads);
         }
-        let active = loads.load(id).active;
         self.dealer.look(i, loads);
         let Some(seat) = self.dealer.seats.get(i) else { return };
         let (said, sent, listens) = (seat.queued(), seat.sent, seat.listens);
         let queued = loads.queued_exact(id).map_or(said, u64::from);
+        // Last: what was claimed after this was read would look like nothing at all, neither queued
+        // nor active, and its worker would be told to end with it in its hands.
+        let active = loads.load(id).active;
         if busy {
             return;
         }
