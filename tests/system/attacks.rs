@@ -35,19 +35,27 @@ struct Attack {
     fate: Fate,
     /// What the offender says of it itself.
     says: Option<&'static str>,
+    /// Clients that ask at the same time meanwhile.
+    clients: usize,
 }
 
 impl Attack {
     const fn replaced(how: &'static str, line: &'static str) -> Self {
-        Self { how, lost_max: 1, fate: Fate::Replaced(line), says: None }
+        Self { how, lost_max: 1, fate: Fate::Replaced(line), says: None, clients: 8 }
     }
 
     const fn stays(how: &'static str, instead: &'static str) -> Self {
-        Self { how, lost_max: 0, fate: Fate::Stays(instead), says: None }
+        Self { how, lost_max: 0, fate: Fate::Stays(instead), says: None, clients: 8 }
     }
 
     const fn says(mut self, line: &'static str) -> Self {
         self.says = Some(line);
+        self
+    }
+
+    /// So many that queues form, and nobody is ever idle.
+    const fn saturated(mut self) -> Self {
+        self.clients = 64;
         self
     }
 
@@ -95,8 +103,11 @@ impl<'guard> Scene<'guard> {
             (number < over.load(Ordering::Relaxed)).then(|| "/".to_owned())
         };
         std::thread::scope(|scope| {
-            let load = scope.spawn(|| hammer(&client, 8, usize::MAX, path));
+            let load = scope.spawn(|| hammer(&client, attack.clients, usize::MAX, path));
             let ended = Ended(&over);
+            if let Some(line) = attack.says {
+                self.croupier.wait_for_line(line);
+            }
             match attack.fate {
                 Fate::Replaced(_) => self.croupier.wait_status("its replacement", |status| {
                     let ids = Self::ids(status);
@@ -149,9 +160,6 @@ fn run(name: &'static str, attack: &Attack) {
     let pid = Client::port(scene.port).get(&how).unwrap().pid().unwrap();
     let offender = scene.before.ready().find(|worker| worker.pid == Some(pid)).unwrap();
     let (offender, slot) = (offender.id.unwrap(), usize::from(offender.slot));
-    if let Some(line) = attack.says {
-        scene.croupier.wait_for_line(line);
-    }
     let outcome = scene.under_load(attack, offender);
 
     let mut served = [0_usize; 4];
@@ -270,6 +278,20 @@ fn forges_its_counters() {
 #[test]
 fn zeroes_its_counters() {
     run("attack-zeroed", &Attack::replaced("zeroed", "does not fit what it was given"));
+}
+
+/// One connection that really waits in its channel must not make the others look as if they did.
+#[test]
+fn hides_its_claims_behind_one_that_waits() {
+    let attack = Attack::replaced("hides", "does not fit what it was given");
+    let attack = attack.saturated().says("hides what it claims");
+    run("attack-hides", &attack);
+}
+
+/// It looks idle, so everybody is dealt to it, and would wait there for ever.
+#[test]
+fn says_that_it_has_claimed_everything() {
+    run("attack-boasts", &Attack::replaced("boasts", "does not fit what it was given"));
 }
 
 #[test]

@@ -48,6 +48,7 @@ pub mod event;
 pub mod time;
 
 mod admission;
+mod audit;
 mod bells;
 mod check;
 mod dealer;

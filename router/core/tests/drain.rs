@@ -420,3 +420,21 @@ fn a_worker_that_claims_while_it_is_looked_at_is_not_told_to_end() {
     }
     assert_eq!(ends, 12, "each has claimed while it was looked at");
 }
+
+/// Its bell has rung by its own word, whenever it is set: the loop must not set it again and again.
+#[test]
+fn a_draining_worker_that_says_it_has_claimed_everything_keeps_nobody_busy() {
+    let habit = Habit { latency: 5 * SEC, honesty: Honesty::ClaimsAll, ..Habit::default() };
+    let mut table = Table::of(config(1, Policy::Ip), habit);
+    table.start();
+    table.client(Client::Local);
+    table.run_for(MS);
+    table.stop(false);
+    let turns = table.story.turns;
+    // Virtual time of a loop that spins passes by nanoseconds.
+    let over = |table: &Table| table.story.outcome.is_some() || table.story.turns > turns + 500;
+    assert!(table.run_until(15 * SEC, over), "{}", table.picture());
+    assert!(table.story.turns <= turns + 500, "it spins: {}", table.picture());
+    let unfit = Report::NumbersDoNotFit { worker: WorkerId(1) };
+    assert_eq!(reported(&table, |report| *report == unfit), 1, "{:?}", table.story.reports);
+}
