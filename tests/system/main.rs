@@ -7,6 +7,7 @@
 mod attacks;
 mod blocked;
 mod capacity;
+mod care;
 mod cli;
 mod crash;
 mod drain;
@@ -24,6 +25,7 @@ mod policies;
 mod programs;
 mod reload;
 mod servers;
+mod service;
 mod slots;
 mod start;
 mod sticky;
