@@ -186,7 +186,9 @@ mod tests {
                 for _ in 0..3 {
                     scope.spawn(|| {
                         sched_setaffinity(this, &one).unwrap();
-                        while !over.load(Ordering::Relaxed) {}
+                        while !over.load(Ordering::Relaxed) {
+                            std::hint::spin_loop();
+                        }
                     });
                 }
                 let turns = scope.spawn(|| {
