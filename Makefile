@@ -76,6 +76,7 @@ install: ## into PREFIX (default /usr/local)
 		$(DESTDIR)$(PREFIX)/lib/croupier/libcroupier_preload.so
 	install -D -m 755 $(TARGET)/release/libcroupier_worker.so $(DESTDIR)$(PREFIX)/lib/libcroupier_worker.so
 	install -D -m 644 worker-shim/include/croupier.h $(DESTDIR)$(PREFIX)/include/croupier.h
+	scripts/install-docs $(TARGET)/release/croupier $(DESTDIR)$(PREFIX)/share
 
 clean: ## remove what was built and what `make deps` put into tests/.deps
 	cargo clean

@@ -50,6 +50,7 @@ pub mod time;
 mod admission;
 mod audit;
 mod bells;
+mod by_id;
 mod check;
 mod dealer;
 mod hung;
@@ -72,6 +73,7 @@ mod wants;
 mod window;
 mod worker;
 
+pub use by_id::find_by_id;
 pub use ledger::HELD_MAX;
 pub use primary::Core;
 pub use seat::LISTENERS_MAX;
