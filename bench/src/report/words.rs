@@ -527,4 +527,43 @@ mod tests {
         assert_eq!(standing(&[1.5]), Standing::Ahead);
         assert_eq!(standing(&[]), Standing::Even);
     }
+
+    /// The laws of the made-up engines say who must win what.
+    #[test]
+    fn wins_and_losses_are_those_of_the_data() {
+        let results = super::super::synthetic::whole(1, 5);
+        let summary = Summary::of(&View::new(&results));
+        let said = |list: &[Sentence], workload: &str, words: &[&str]| {
+            let mut of = list.iter().filter(|one| one.workload == workload);
+            of.any(|one| words.iter().all(|word| one.text.contains(word)))
+        };
+        let rate = "connections/s: croupier least (";
+        assert!(said(&summary.ahead, "short", &[rate, "is ahead of", "haproxy tcp leastconn ("]));
+        assert!(said(&summary.behind, "short", &[rate, "is behind SO_REUSEPORT ("]));
+        assert!(!said(&summary.ahead, "short", &[rate, "SO_REUSEPORT"]));
+        assert!(said(&summary.ahead, "tail-70", &["p99 latency", "SO_REUSEPORT ("]));
+        assert!(said(&summary.policies, "tail-70", &["p99 latency", "croupier shared ("]));
+        assert!(said(&summary.ahead, "kill", &["failed", "one process ("]));
+        // The subject of the sticky load is the policy that is made for it.
+        assert!(said(&summary.behind, "sticky", &["moved", "croupier ip ("]));
+        // haproxy's outlier is named with the sentence that it spoils.
+        let spoiled = summary.ahead.iter().find(|one| one.workload == "short" && one.leading);
+        assert!(spoiled.is_some_and(|one| one.spoiled.contains(&"outliers")), "{spoiled:?}");
+        let [ahead, behind, cost] = summary.conclusion();
+        assert!(ahead.contains("SO_REUSEPORT") && behind.contains("is behind SO_REUSEPORT"));
+        assert!(cost.contains("of CPU for each connection"), "{cost}");
+    }
+
+    #[test]
+    fn one_that_answers_nothing_loses() {
+        let mut results = super::super::synthetic::whole(1, 3);
+        for sample in results.samples.iter_mut().filter(|sample| sample.engine == "least") {
+            (sample.connections, sample.requests, sample.latency) = (0, 0, None);
+            sample.errors.refused = 100;
+        }
+        let summary = Summary::of(&View::new(&results));
+        let of_rust = |one: &&Sentence| one.text.contains("croupier least (");
+        assert_eq!(summary.ahead.iter().filter(of_rust).count(), 0);
+        assert!(summary.behind.iter().any(|one| one.text.contains("which answered")));
+    }
 }
