@@ -12,6 +12,8 @@ mod cli;
 mod config;
 mod crash;
 mod drain;
+mod drive;
+mod events;
 mod examples;
 mod faults;
 mod flags;

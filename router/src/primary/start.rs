@@ -18,7 +18,9 @@ use croupier_core::time::Now;
 use mio::{Poll, Waker};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, bind, socket};
-use signal_hook::consts::signal::{SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2};
+use signal_hook::consts::signal::{
+    SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTTIN, SIGTTOU, SIGUSR1, SIGUSR2, SIGWINCH,
+};
 use signal_hook_mio::v1_0::Signals;
 use slab::Slab;
 
@@ -26,7 +28,9 @@ use super::alarm::Alarm;
 use super::announce::Announcer;
 use super::check::Checks;
 use super::commands::{Commands, Ending};
+use super::drive::Driving;
 use super::hands::Hands;
+use super::happenings::Happenings;
 use super::health::Health;
 use super::listener::{Listener, Origin, Phase};
 use super::memory::Memory;
@@ -54,6 +58,9 @@ use crate::sys::{self, ChildSetup, INHERIT_MAX};
 
 /// Queued connections that one worker may have under `ip`, where a window would make clients move.
 const IP_QUEUE_MAX: u32 = 256;
+/// What means something; `commands` says what.
+const SIGNALS: [i32; 10] =
+    [SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTTIN, SIGTTOU, SIGUSR1, SIGUSR2, SIGWINCH];
 /// With `--max-queue-wait`: clients that wait in the primary's hands.
 const WAITING_MAX: u16 = 1024;
 
@@ -215,6 +222,8 @@ fn assemble(
         announcer: Announcer::new(now),
         replacing: Replacing::default(),
         hands: Hands::new(config.workers.count),
+        driving: Driving::default(),
+        happenings: Happenings::default(),
         service: Service::of_this_process(now),
         health: Health::new(now, config.care.report),
         _pid_file: None,
@@ -243,8 +252,7 @@ fn assemble(
 }
 
 fn take_signals(registry: &mio::Registry) -> Result<Signals, StartError> {
-    let mut signals = Signals::new([SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2])
-        .map_err(cannot("take signals"))?;
+    let mut signals = Signals::new(SIGNALS).map_err(cannot("take signals"))?;
     registry
         .register(&mut signals, Source::Signals.token(), mio::Interest::READABLE)
         .map_err(cannot("watch signals"))?;
