@@ -226,7 +226,10 @@ pub(crate) fn lead(cell: &Cell<'_>) -> Option<Measure> {
 impl Summary {
     pub(crate) fn of(view: &View<'_>) -> Self {
         let mut summary = Self::default();
-        for worker in [WorkerKind::Rust, WorkerKind::Node, WorkerKind::Own] {
+        let workers = [WorkerKind::Rust, WorkerKind::Node, WorkerKind::Own];
+        // A conclusion of three lines is about one worker program.
+        let first = workers.into_iter().find(|worker| view.croupier(*worker).is_some());
+        for worker in workers {
             for workload in &view.results.workloads {
                 let Some(own) = view.subject(workload, worker) else { continue };
                 let Some(cell) = view.cell(&own.id, &workload.id) else { continue };
@@ -243,7 +246,9 @@ impl Summary {
                     let base = base.filter(|rival| rival.engine.id == view.baseline(worker));
                     for standing in [Standing::Ahead, Standing::Behind] {
                         let found = sentence(cell, base.clone(), (measure, leading), standing);
-                        summary.beside_baseline.extend(found.filter(|_| leading));
+                        summary
+                            .beside_baseline
+                            .extend(found.filter(|_| leading && first == Some(worker)));
                     }
                 }
             }
