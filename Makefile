@@ -1,7 +1,7 @@
 # One purpose a target; `make` alone lists them. What a target does beyond one command is a script.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo build deps test unit sim system soak bench bench-quick bench-full bench-deps bench-build \
+.PHONY: help demo build deps test unit sim system soak bench bench-quick bench-full bench-publish bench-deps bench-build \
 	lint fmt check-fmt install clean
 
 PREFIX ?= /usr/local
@@ -52,6 +52,9 @@ bench-quick: bench-build ## the same with fewer engines, workloads and rounds: a
 bench-full: bench-build ## every engine under every workload
 	$(TARGET)/release/croupier-bench run --full --out $(TARGET)/bench-full
 
+bench-publish: ## the last `make bench` into bench/README.md, bench/chart.svg and README.md
+	cargo run --release -q -p croupier-bench --bin croupier-bench -- report $(TARGET)/bench --publish bench --readme README.md
+
 bench-deps: ## what is compared with: wrk, haproxy, nginx, Node, by Debian's packages (as root)
 	scripts/bench-deps
 
@@ -76,6 +79,7 @@ install: ## into PREFIX (default /usr/local)
 		$(DESTDIR)$(PREFIX)/lib/croupier/libcroupier_preload.so
 	install -D -m 755 $(TARGET)/release/libcroupier_worker.so $(DESTDIR)$(PREFIX)/lib/libcroupier_worker.so
 	install -D -m 644 worker-shim/include/croupier.h $(DESTDIR)$(PREFIX)/include/croupier.h
+	scripts/install-docs $(TARGET)/release/croupier $(DESTDIR)$(PREFIX)/share
 
 clean: ## remove what was built and what `make deps` put into tests/.deps
 	cargo clean

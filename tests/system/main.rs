@@ -10,6 +10,7 @@ mod blocked;
 mod capacity;
 mod care;
 mod cli;
+mod config;
 mod crash;
 mod drain;
 mod faults;
