@@ -148,7 +148,8 @@ mod tests {
 
     #[test]
     fn a_client_may_ask_for_a_close() {
-        let close = |line: &str| !parsed(&format!("GET / HTTP/1.1\r\n{line}\r\n\r\n")).unwrap().keep_alive;
+        let close =
+            |line: &str| !parsed(&format!("GET / HTTP/1.1\r\n{line}\r\n\r\n")).unwrap().keep_alive;
         assert!(close("Connection: close") && close("connection: Close"));
         assert!(!close("Connection: keep-alive"));
     }
