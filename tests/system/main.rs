@@ -6,6 +6,7 @@
 
 mod attacks;
 mod bench;
+mod bench_program;
 mod blocked;
 mod capacity;
 mod care;
