@@ -288,18 +288,27 @@ impl Summary {
     /// Three lines for a README: where the default is furthest ahead of the baseline, where furthest
     /// behind, and what it costs.
     pub(crate) fn conclusion(&self) -> [String; 3] {
-        let furthest = |standing: Standing| {
-            let of = self.beside_baseline.iter().filter(|one| one.standing == standing);
-            let texts: Vec<String> = of.take(2).map(Sentence::whole).collect();
-            if texts.is_empty() {
-                return "Nowhere that these rounds can tell.".to_owned();
-            }
-            texts.join(" ")
+        let of = |standing: Standing| {
+            self.beside_baseline.iter().filter(move |one| one.standing == standing).take(2)
         };
+        let joined = |texts: Vec<String>| {
+            if texts.is_empty() {
+                "Nowhere that these rounds can tell.".to_owned()
+            } else {
+                texts.join(" ")
+            }
+        };
+        let ahead = joined(of(Standing::Ahead).map(Sentence::whole).collect());
+        let mut worst: Vec<&Sentence> = of(Standing::Behind).collect();
+        if worst.is_empty() {
+            // Losses in other figures, to others, or to another policy are losses all the same.
+            worst.extend(self.behind.iter().take(1).chain(self.policies.iter().take(1)));
+        }
+        let behind = joined(worst.into_iter().map(Sentence::whole).collect());
         let cost = self.costs.first().map_or("Not measured in this run.", String::as_str);
         [
-            format!("**Ahead.** {}", furthest(Standing::Ahead)),
-            format!("**Behind.** {}", furthest(Standing::Behind)),
+            format!("**Ahead.** {ahead}"),
+            format!("**Behind.** {behind}"),
             format!("**Cost.** {cost}"),
         ]
     }
@@ -570,5 +579,16 @@ mod tests {
         let of_rust = |one: &&Sentence| one.text.contains("croupier least (");
         assert_eq!(summary.ahead.iter().filter(of_rust).count(), 0);
         assert!(summary.behind.iter().any(|one| one.text.contains("which answered")));
+    }
+
+    #[test]
+    fn a_conclusion_does_not_hide_a_smaller_loss() {
+        let mut results = super::super::synthetic::whole(1, 5);
+        // Only what it wins from the baseline is left, and another policy is better still.
+        results.workloads.retain(|workload| workload.id == "tail-70");
+        let summary = Summary::of(&View::new(&results));
+        assert!(summary.behind.iter().all(|one| !one.leading), "{:?}", summary.behind);
+        let [_, behind, _] = summary.conclusion();
+        assert!(behind.contains("croupier shared ("), "{behind}");
     }
 }
