@@ -3,6 +3,7 @@
 //! Owns: the top of the parser, exit codes, wrong-usage hints. Promises: every error names what, on
 //! what, and what to do. Never does: print (that is `main`'s), or read flags elsewhere.
 
+mod doctor;
 mod logs;
 mod ls;
 mod reload;
@@ -97,6 +98,7 @@ struct Cli {
 enum Command {
     Run(Box<run::RunArgs>),
     Ls(ls::LsArgs),
+    Doctor(doctor::DoctorArgs),
     Logs(logs::LogsArgs),
     Status(status::StatusArgs),
     Reload(reload::ReloadArgs),
@@ -152,6 +154,7 @@ pub fn execute(
             Err(error) => Exit::error(code::USAGE, error),
         },
         Command::Ls(args) => ls::execute(&args),
+        Command::Doctor(args) => doctor::execute(&args),
         Command::Logs(args) => logs::execute(&args, say),
         Command::Status(args) => status::execute(&args),
         Command::Reload(args) => reload::execute(&args, say),

@@ -15,7 +15,7 @@ use std::fmt;
 
 pub use address::{ListenAddress, ListenSpec, ProgramAddress, parse_listen, program_port};
 pub use ids::Ids;
-pub use run::{MaxRss, RunConfig, Workers};
+pub use run::{Machine, MaxRss, RunConfig, Workers};
 pub use surroundings::Surroundings;
 pub use template::expand;
 pub use values::{

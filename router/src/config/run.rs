@@ -67,6 +67,17 @@ pub struct RunConfig {
     pub env: Vec<(OsString, OsString)>,
     /// `--max-rss`.
     pub max_rss: Option<MaxRss>,
+    /// What the machine has, for advice.
+    pub machine: Machine,
+}
+
+/// What a run can be compared with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Machine {
+    /// CPUs that this process may use.
+    pub cpus: u16,
+    /// The kernel's largest backlog (`net.core.somaxconn`).
+    pub somaxconn: u32,
 }
 
 /// How much memory a worker may have.
@@ -140,6 +151,7 @@ impl RunConfig {
             preload_path: args.preload_path,
             env,
             max_rss,
+            machine: Machine { cpus: around.cpus, somaxconn: around.somaxconn },
         })
     }
 }

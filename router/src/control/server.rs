@@ -471,6 +471,7 @@ mod tests {
             uptime_s: 1,
             listeners: Vec::new(),
             workers: Vec::new(),
+            advice: Vec::new(),
             totals: Totals::default(),
         }))
     }

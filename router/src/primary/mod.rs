@@ -9,9 +9,11 @@
 //!             check.rs      asks a new worker (`--ready-probe`)
 //!             posts.rs      messages to and from workers' processes
 //!             replace.rs    what a reload says
+//!             features.rs   what the kernel must be able to do
 //!             hands.rs      slots that the operator starts and stops
 //!             memory.rs     who was killed for lack of memory
 //!             limits.rs     what hung workers, recycling and admission say
+//!             advice.rs     what the operator could do better
 //!             commands.rs   status, stop, reload, wait from the command line
 //!             rescue.rs     takes connections back   ┐ what a worker could make block,
 //!             disposal.rs   closes what is done with ┘ on threads of their own
@@ -23,13 +25,16 @@
 
 mod accept;
 mod address;
+mod advice;
 mod alarm;
 mod announce;
 mod answers;
 mod channel;
 mod check;
 mod commands;
+mod crowd;
 mod disposal;
+pub mod features;
 mod hands;
 mod hunt;
 mod limits;
@@ -52,4 +57,5 @@ mod supervise;
 mod tokens;
 mod worker;
 
+pub use advice::open_files_needed;
 pub use start::run;

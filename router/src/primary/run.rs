@@ -17,6 +17,7 @@ use mio::{Events, Interest, Poll};
 use signal_hook_mio::v1_0::Signals;
 use slab::Slab;
 
+use super::advice::Adviser;
 use super::alarm::Alarm;
 use super::announce::Announcer;
 use super::check::Checks;
@@ -86,6 +87,7 @@ pub(super) struct Primary {
     pub(super) hands: Hands,
     pub(super) memory: Memory,
     pub(super) meters: Meters,
+    pub(super) adviser: Adviser,
     /// `--max-rss`.
     pub(super) sampler: Option<Sampler>,
     pub(super) outcome: Option<Outcome>,
@@ -133,6 +135,7 @@ impl Primary {
             self.accept_all();
             self.look_at_hands();
             self.announce();
+            self.advise_if_due();
             self.meters.turn_ended(self.now);
         }
     }

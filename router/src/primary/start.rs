@@ -21,10 +21,12 @@ use signal_hook::consts::signal::{SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIG
 use signal_hook_mio::v1_0::Signals;
 use slab::Slab;
 
+use super::advice::Adviser;
 use super::alarm::Alarm;
 use super::announce::Announcer;
 use super::check::Checks;
 use super::commands::{Commands, Ending};
+use super::features::{self, Feature};
 use super::hands::Hands;
 use super::listener::{Listener, Origin, Phase};
 use super::memory::Memory;
@@ -210,6 +212,7 @@ fn assemble(
         hands: Hands::new(config.workers.count),
         memory: Memory::of_this_process(now),
         meters: Meters::new(now),
+        adviser: Adviser::new(now, nofile.rlim_max),
         sampler,
         outcome: None,
         bells_set: false,
@@ -241,20 +244,15 @@ fn waiting_max(descriptors: u64) -> u16 {
 fn check_kernel() -> Result<(), StartError> {
     let [a, b, c, d, ..] = random_token().map_err(cannot("get random bytes"))?;
     channel::name_after([a, b, c, d]);
-    let missing = |what: &'static str| {
-        move |source: io::Error| match source.raw_os_error() {
+    for Feature { what, try_it } in features::AT_START {
+        try_it().map_err(|source| match source.raw_os_error() {
             // Not the kernel's age: this machine has nothing left to give now.
             Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM | libc::ENOBUFS) => {
                 StartError::System { what, source }
             }
             _ => StartError::Kernel { what, source },
-        }
-    };
-    channel::calibrate()
-        .map_err(missing("count descriptors queued on a Unix socket (SIOCOUTQ)"))?;
-    super::page::SharedPage::new(WorkerId(0))
-        .map_err(missing("seal shared memory (memfd_create)"))?;
-    super::worker::doorbell().map_err(missing("make an eventfd"))?;
+        })?;
+    }
     Ok(())
 }
 
