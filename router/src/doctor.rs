@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use nix::sys::resource::{Resource, getrlimit};
-use nix::unistd::{AccessFlags, access, geteuid};
+use nix::unistd::{AccessFlags, access};
 use procfs::process::Process;
 use serde::Serialize;
 
@@ -405,4 +405,120 @@ pub fn examine(listen: &[ListenSpec], preload_path: Option<&Path>) -> Vec<Findin
     all.extend(Seen::now().findings());
     all.extend(listen.iter().map(address));
     all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A machine on which all is well.
+    fn well() -> Seen {
+        Seen {
+            open_files: (1024, 524_288),
+            wmem_max: Some(212_992),
+            may_force_buffers: Right::No,
+            may_bind_low: Right::No,
+            first_free_port: 1024,
+            around: Surroundings {
+                cpus: 4,
+                cpus_online: 4,
+                somaxconn: 4096,
+                memory: Some(8 << 30),
+                ..Surroundings::of_this_process()
+            },
+            cpu_quota: None,
+            seccomp: Right::No,
+            container: None,
+            pid: 4711,
+        }
+    }
+
+    /// What is not good, by name.
+    fn troubles(seen: &Seen) -> Vec<String> {
+        let findings = seen.findings();
+        for finding in &findings {
+            assert_eq!(finding.level == Level::Ok, finding.advice.is_none(), "{finding:?}");
+        }
+        findings.into_iter().filter(|f| f.level != Level::Ok).map(|f| f.check).collect()
+    }
+
+    #[test]
+    fn each_trouble_is_found_and_alone() {
+        assert_eq!(troubles(&well()), [""; 0]);
+        let few = Seen { open_files: (256, 256), ..well() };
+        assert_eq!(troubles(&few), ["open files"]);
+        let small = Seen { wmem_max: Some(65_536), ..well() };
+        assert_eq!(troubles(&small), ["socket buffers"]);
+        assert_eq!(troubles(&Seen { may_force_buffers: Right::Yes, ..small }), [""; 0]);
+        assert_eq!(troubles(&Seen { wmem_max: None, ..well() }), [""; 0]);
+        let around = |change: fn(&mut Surroundings)| {
+            let mut seen = well();
+            change(&mut seen.around);
+            troubles(&seen)
+        };
+        assert_eq!(around(|around| around.somaxconn = 128), ["backlog"]);
+        assert_eq!(around(|around| around.memory = Some(128 << 20)), ["memory"]);
+        assert_eq!(around(|around| around.memory = None), [""; 0]);
+        assert_eq!(troubles(&Seen { cpu_quota: Some(0.5), ..well() }), ["CPUs"]);
+        assert_eq!(troubles(&Seen { cpu_quota: Some(2.0), ..well() }), [""; 0]);
+    }
+
+    #[test]
+    fn what_is_only_to_be_known_is_said() {
+        let found = |seen: &Seen, check: &str| {
+            seen.findings().into_iter().find(|f| f.check == check).unwrap().found
+        };
+        assert!(found(&well(), "ports").contains("from 1024 on"));
+        let root = Seen { may_bind_low: Right::Yes, ..well() };
+        assert_eq!(found(&root, "ports"), "all may be bound");
+        let all_free = Seen { first_free_port: 0, ..well() };
+        assert_eq!(found(&all_free, "ports"), "all may be bound");
+        assert_eq!(found(&well(), "confinement"), "no seccomp filter, no container");
+        let inside =
+            Seen { seccomp: Right::Yes, container: Some("docker".into()), pid: 1, ..well() };
+        let text = found(&inside, "confinement");
+        assert!(text.contains("filter is on") && text.contains("(docker)"), "{text}");
+        assert!(text.contains("process 1"), "{text}");
+        let quota = Seen { cpu_quota: Some(1.5), ..well() };
+        assert!(found(&quota, "CPUs").contains("quota 1.50"), "{}", found(&quota, "CPUs"));
+    }
+
+    #[test]
+    fn addresses_are_tried_and_left_as_they_were() {
+        let spec = |text: &str| crate::config::parse_listen(text).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.sock");
+        let text = path.to_str().unwrap();
+        assert_eq!(address(&spec(text)).level, Level::Ok);
+        assert!(!path.exists(), "it is only tried");
+        let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        assert_eq!(address(&spec(text)).level, Level::Fail);
+        drop(listener);
+        // A child that another test is just starting may still have a copy, until it executes.
+        assert!((0..10_000).any(|_| address(&spec(text)).level == Level::Ok), "nobody's");
+        assert!(path.exists());
+        let missing = address(&spec(folder.path().join("no/a.sock").to_str().unwrap()));
+        assert!(missing.found.contains("No such file"), "{missing:?}");
+        let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = taken.local_addr().unwrap().port();
+        let held = address(&spec(&format!("127.0.0.1:{port}")));
+        assert!(held.level == Level::Fail && held.found.contains("in use by"), "{held:?}");
+    }
+
+    #[test]
+    fn the_library_must_be_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(preload::FILE);
+        let missing = preload(Some(&path));
+        assert!(missing.level == Level::Fail && missing.found.contains("missing"), "{missing:?}");
+        fs::write(&path, "no library").unwrap();
+        let damaged = preload(Some(&path));
+        assert!(damaged.level == Level::Fail, "{damaged:?}");
+        assert!(damaged.found.contains("does not load: ERROR: ld.so"), "{damaged:?}");
+    }
+
+    #[test]
+    fn this_kernel_has_it_all() {
+        assert_eq!(kernel().level, Level::Ok, "{:?}", kernel());
+    }
 }

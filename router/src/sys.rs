@@ -5,6 +5,7 @@
 //! buffer on every call.)
 //! Promises: every descriptor that the kernel returns is owned before anything else happens.
 
+use std::ffi::CString;
 use std::io;
 use std::mem::{MaybeUninit, size_of};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
@@ -15,6 +16,7 @@ use std::ptr::{NonNull, null_mut};
 use croupier_wire::message::{PEER_MAX, RawAddress};
 use croupier_wire::page::{PAGE_LEN, Page};
 use libc::c_int;
+use nix::sys::signal::SigSet;
 use nix::unistd::{Gid, Uid, getegid, geteuid, getgroups, setfsgid, setfsuid};
 
 /// accept4(2) with `SOCK_CLOEXEC` and `flags` (0 or `SOCK_NONBLOCK`), and the peer's address in the
@@ -268,6 +270,10 @@ pub struct ChildSetup {
     pub death_signal: Option<c_int>,
     /// Descriptors to hand to the program, as 3, 4, …
     pub inherit: Vec<c_int>,
+    /// `umask` of the program; `None`: the primary's.
+    pub umask: Option<libc::mode_t>,
+    /// Where the program starts, looked up with its own rights; `None`: where the primary is.
+    pub folder: Option<CString>,
 }
 
 /// Does `work` with another user's rights to files: its file-system ids (setfsuid(2), setfsgid(2)) and
@@ -312,7 +318,44 @@ fn set_file_ids(uid: Uid, gid: Gid) -> io::Result<()> {
     if is == (uid, gid) { Ok(()) } else { Err(io::Error::from_raw_os_error(libc::EPERM)) }
 }
 
-/// Adds `setup` to `command`: own process group, limits, identity, inherited descriptors.
+/// Makes this process what it would be had it been started by init: no signal is blocked (a mask is
+/// inherited, and a blocked TERM would never be heard), and whatever its parent left open is closed at
+/// the next exec, so that no worker gets it.
+///
+/// # Errors
+/// /proc cannot be read, or a descriptor not be changed.
+pub fn forget_the_parent() -> io::Result<()> {
+    SigSet::empty().thread_set_mask()?;
+    let numbers = std::fs::read_dir("/proc/self/fd")?
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .filter(|number| *number > libc::STDERR_FILENO);
+    // Collected: the descriptor that reads the folder is gone then.
+    for number in numbers.collect::<Vec<c_int>>() {
+        // SAFETY: no memory is involved; a number that is no descriptor is refused with EBADF.
+        let flags = unsafe { libc::fcntl(number, libc::F_GETFD) };
+        if flags >= 0 && flags & libc::FD_CLOEXEC == 0 {
+            // SAFETY: as above.
+            let set = unsafe { libc::fcntl(number, libc::F_SETFD, flags | libc::FD_CLOEXEC) };
+            if set < 0 {
+                return Err(io::Error::last_os_error());
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A second descriptor, CLOEXEC, for what this process was started with under `number` (sd_listen_fds(3)).
+///
+/// # Errors
+/// `EBADF`: there is none of this number. EMFILE and the like.
+pub fn duplicate_inherited(number: c_int) -> io::Result<OwnedFd> {
+    // SAFETY: no memory is involved; a number that is no descriptor is refused with EBADF.
+    let copy = unsafe { libc::fcntl(number, libc::F_DUPFD_CLOEXEC, libc::STDERR_FILENO + 1) };
+    if copy < 0 { Err(io::Error::last_os_error()) } else { Ok(own(copy)) }
+}
+
+/// Adds `setup` to `command`: own process group, limits, identity, inherited descriptors, and no
+/// signal blocked, ignored or handled otherwise than by default.
 pub fn prepare_child(command: &mut Command, setup: ChildSetup) {
     command.process_group(0);
     let primary = std::process::id();
@@ -323,8 +366,13 @@ pub fn prepare_child(command: &mut Command, setup: ChildSetup) {
 
 fn child(setup: &ChildSetup, primary: u32) -> io::Result<()> {
     let check = |result: c_int| if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) };
+    reset_signals();
     // SAFETY: the pointer is to a valid rlimit.
     check(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const setup.nofile) })?;
+    if let Some(mask) = setup.umask {
+        // SAFETY: no memory is involved.
+        unsafe { libc::umask(mask) };
+    }
     if let Some((uid, gid, groups)) = &setup.ids {
         // SAFETY: pointer and length are those of `groups`.
         check(unsafe { libc::setgroups(groups.len(), groups.as_ptr()) })?;
@@ -332,6 +380,10 @@ fn child(setup: &ChildSetup, primary: u32) -> io::Result<()> {
         check(unsafe { libc::setgid(*gid) })?;
         // SAFETY: no memory is involved.
         check(unsafe { libc::setuid(*uid) })?;
+    }
+    if let Some(folder) = &setup.folder {
+        // SAFETY: the pointer is to a string that ends in NUL.
+        check(unsafe { libc::chdir(folder.as_ptr()) })?;
     }
     if let Some(signal) = setup.death_signal {
         // SAFETY: no memory is involved. Set after the change of identity, which would clear it.
@@ -358,6 +410,16 @@ fn child(setup: &ChildSetup, primary: u32) -> io::Result<()> {
     Ok(())
 }
 
+/// Ignored signals stay ignored over exec(2) (signal(7)), and whoever started the primary may have
+/// ignored any: under nohup(1) HUP, from some supervisors CHLD, from Rust and Python PIPE. std resets
+/// the mask and PIPE only.
+fn reset_signals() {
+    for signal in 1..=libc::SIGRTMAX() {
+        // SAFETY: no memory is involved. KILL, STOP and those of libc itself are refused, which is right.
+        unsafe { libc::signal(signal, libc::SIG_DFL) };
+    }
+}
+
 /// Descriptors that a worker may inherit.
 pub const INHERIT_MAX: usize = 16;
 
@@ -382,7 +444,7 @@ pub fn duplicate(fd: impl AsFd) -> io::Result<OwnedFd> {
 /// Owns a descriptor number that a safe wrapper returned bare.
 #[must_use]
 pub fn own(number: c_int) -> OwnedFd {
-    // SAFETY: the callers pass what accept4(2) has just returned; nobody else knows it.
+    // SAFETY: the callers pass what a system call has just returned; nobody else knows it.
     unsafe { OwnedFd::from_raw_fd(number) }
 }
 

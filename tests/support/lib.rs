@@ -31,8 +31,8 @@ pub use http::{Client, Failure, Outcome, Pending, Reply, hammer};
 pub use lines::Lines;
 pub use primary::{Advice, Croupier, Finished, ListenerStatus, Status, Totals, WorkerStatus};
 pub use process::{
-    Process, cpu_time, descriptors, field_of_status, marked, parent_of, state_of, stop_process,
-    wake_ups,
+    Process, children_of, cpu_time, descriptors, field_of_status, line_of_status, marked,
+    parent_of, state_of, stop_process, wake_ups,
 };
 pub use skip::{deps, find_program, record_skip};
 pub use wait::{PATIENCE, now, observe, wait_until};

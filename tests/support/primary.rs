@@ -26,6 +26,7 @@ pub struct Status {
     pub version: String,
     pub policy: String,
     pub uptime_s: f64,
+    pub stopping: bool,
     pub listeners: Vec<ListenerStatus>,
     pub workers: Vec<WorkerStatus>,
     pub advice: Vec<Advice>,

@@ -54,6 +54,20 @@ pub fn state_of(pid: i32) -> Option<char> {
     stat(pid)?.first()?.chars().next()
 }
 
+/// The direct children of a process.
+#[must_use]
+pub fn children_of(pid: i32) -> Vec<i32> {
+    pids().filter(|child| parent_of(*child) == Some(pid)).collect()
+}
+
+/// One line of /proc/PID/status, without its name and blanks.
+#[must_use]
+pub fn line_of_status(pid: i32, name: &str) -> Option<String> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
+    Some(line.trim().to_owned())
+}
+
 /// One field of /proc/PID/status, such as `VmRSS` or `voluntary_ctxt_switches`: its first number.
 #[must_use]
 pub fn field_of_status(pid: i32, name: &str) -> Option<u64> {

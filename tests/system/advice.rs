@@ -3,10 +3,10 @@
 use std::net::Ipv4Addr;
 
 use croupier_tests::{Client, Croupier, Guard, PATIENCE, now, skip, stop_process, wait_until, wrk};
-use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use crate::crash::under;
 use crate::programs::one_at_a_time;
 
 fn run<'guard>(guard: &'guard Guard, flags: &[&str], port: u16) -> Croupier<'guard> {
@@ -115,13 +115,8 @@ fn a_low_limit_of_open_files() {
     let mut args: Vec<std::ffi::OsString> = ["-w", "1", "--"].map(Into::into).into();
     args.extend(one_at_a_time(port));
     let croupier = guard.run_with(args, |command| {
-        use std::os::unix::process::CommandExt;
-        let low = || setrlimit(Resource::RLIMIT_NOFILE, 150, 150).map_err(std::io::Error::from);
-        // SAFETY: setrlimit(2) only, between fork and exec.
-        #[expect(unsafe_code, reason = "the limit is the child's alone")]
-        unsafe {
-            command.pre_exec(low)
-        };
+        let limited = ["sh", "-c", "ulimit -n 150; exec \"$@\"", "sh"].map(str::to_owned);
+        under(&guard, command, &limited);
     });
     let croupier = croupier.ready();
     let text = wait_for(&croupier, "open-files");
@@ -145,7 +140,7 @@ fn a_queue_limit_that_is_too_low() {
     let port = guard.port();
     let croupier = run(&guard, &["-w", "1", "--queue-limit", "1"], port);
     let text = wait_until(PATIENCE, "advice about the queue limit", || {
-        let Some(_) = wrk(&guard, port, "/", 32, &["-d", "500ms"]) else { return Ok(None) };
+        let Some(_) = wrk(&guard, port, "/", 32, &["-d", "1s"]) else { return Ok(None) };
         let advice = croupier.status().advice;
         let found = advice.iter().find(|one| one.about == "queue-limit");
         found.map(|one| Some(one.text.clone())).ok_or(advice)

@@ -366,10 +366,11 @@ mod tests {
         assert_eq!(turns(&mut pace, &mut now, 80, 1, 20 * US, End::Full), 2);
         assert!(pace.capped() >= 8, "{}", pace.capped());
         // Seldom, or full of what slow workers leave: a larger limit would not help.
-        let before = pace.capped();
-        turns(&mut pace, &mut now, 80, 1, MS, End::Full);
-        turns(&mut pace, &mut now, 80, 1, 20 * US, End::Open);
-        assert_eq!(pace.capped(), before);
+        for (each, end) in [(MS, End::Full), (20 * US, End::Open), (20 * US, End::Empty)] {
+            let mut pace = Pace::new(1, Now(now));
+            turns(&mut pace, &mut now, 200, 1, each, end);
+            assert_eq!(pace.capped(), 0, "{end:?}");
+        }
     }
 
     #[test]

@@ -9,6 +9,7 @@ pub mod program;
 
 use std::ffi::{OsStr, OsString};
 use std::fmt;
+use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
 use croupier_wire::message::{CONTROL_VAR, GENERATION_VAR, SLOT_VAR, WORKER_VAR};
@@ -117,7 +118,12 @@ impl ResolveError {
 pub fn resolve(config: &RunConfig) -> Result<Resolved, ResolveError> {
     let word = config.command.first().map(OsString::as_os_str).unwrap_or_default();
     let search = given(config, "PATH").or_else(|| std::env::var_os("PATH")).unwrap_or_default();
-    let found = program::find(word, &search)?;
+    // A path that is not absolute is meant from where the workers start.
+    let path = match &config.care.folder {
+        Some(folder) if word.as_bytes().contains(&b'/') => folder.join(word).into_os_string(),
+        Some(_) | None => word.to_owned(),
+    };
+    let found = program::find(&path, &search)?;
     let binary = program::binary_of(&found, &search)?;
     let mut notes = Vec::new();
     let (adapter, preload) = match config.adapter {
@@ -193,6 +199,9 @@ fn spawn_env_over(
     if !config.raw_output {
         put(LINE_BUFFERED_VAR.as_ref(), "1".into());
     }
+    for (name, value) in &config.care.variables {
+        put(name, value.clone());
+    }
     for (name, value) in &config.env {
         put(name, expand(value, place.slot, place.worker));
     }
@@ -223,10 +232,11 @@ fn defaults(config: &RunConfig, place: &Place) -> Vec<(&'static str, OsString)> 
     defaults
 }
 
-/// The last `--env NAME=`.
+/// The last `--env NAME=`, else what the last `--env-file` has.
 fn given(config: &RunConfig, name: &str) -> Option<OsString> {
     let named = |pair: &&(OsString, OsString)| pair.0 == OsStr::new(name);
-    config.env.iter().rev().find(named).map(|(_, value)| value.clone())
+    let all = config.env.iter().rev().chain(config.care.variables.iter().rev());
+    all.into_iter().find(named).map(|(_, value)| value.clone())
 }
 
 fn library(config: &RunConfig) -> Result<PathBuf, PreloadError> {
@@ -257,6 +267,7 @@ mod tests {
             node_sched_policy: None,
             memory: None,
             somaxconn: 128,
+            inherited: Ok(Vec::new()),
         };
         RunConfig::new(line.args, &around).unwrap()
     }

@@ -15,9 +15,9 @@ use nix::sys::signal::Signal;
 
 use crate::config::{
     AdapterChoice, LogFormat, MaxRssArg, QUEUE_LIMIT_MAX, ReadyProbe, Shed, Surge, WorkersArg,
-    parse_adapter, parse_bound, parse_duration, parse_exit_code, parse_log_format, parse_max_rss,
-    parse_name, parse_policy, parse_probe, parse_ready, parse_shed, parse_signal, parse_surge,
-    parse_workers,
+    parse_adapter, parse_bound, parse_bytes, parse_duration, parse_exit_code, parse_log_format,
+    parse_max_rss, parse_name, parse_policy, parse_probe, parse_ready, parse_shed, parse_signal,
+    parse_surge, parse_umask, parse_workers,
 };
 
 const AFTER_HELP: &str = "\
@@ -94,6 +94,12 @@ pub struct RunArgs {
     )]
     pub workers: Option<WorkersArg>,
 
+    /// Memory that a worker needs, as in 150M: auto starts no more than fit into 80% of the memory.
+    ///
+    /// Of the cgroup's limit, or the machine's. It also bounds -N and Nx; a plain -w N stays N.
+    #[arg(long, value_name = "BYTES", env = "CROUPIER_WORKER_MEMORY", value_parser = parse_bytes, help_heading = heading::WORKERS)]
+    pub worker_memory: Option<u64>,
+
     /// Who gets the next connection: least, rr, ip, shared or reuseport.
     ///
     /// least (default): the worker with the fewest connections, in turn among equals. rr: in turn.
@@ -145,6 +151,12 @@ pub struct RunArgs {
     )]
     pub control: Option<PathBuf>,
 
+    /// Write the primary's process number to this file; removed at the end.
+    ///
+    /// A file that a dead croupier left is taken over; one of a living croupier is an error.
+    #[arg(long, value_name = "PATH", env = "CROUPIER_PID_FILE", help_heading = heading::OPERATION)]
+    pub pid_file: Option<PathBuf>,
+
     /// Start workers as this user (name or number). The primary still binds low ports.
     #[arg(
         long,
@@ -172,6 +184,23 @@ pub struct RunArgs {
         help_heading = heading::WORKERS
     )]
     pub env: Vec<OsString>,
+
+    /// Read variables for the workers from a file, as dotenv does; --env wins over it. Repeatable.
+    ///
+    /// NAME=VALUE lines, # comments, quotes, `export`. ${NAME} is replaced outside single quotes; a
+    /// $ that is to stay goes into single quotes.
+    #[arg(long, value_name = "PATH", env = "CROUPIER_ENV_FILE", help_heading = heading::WORKERS)]
+    pub env_file: Vec<PathBuf>,
+
+    /// Start workers in this folder, looked up anew for each: it may be a link that deployments move.
+    ///
+    /// A COMMAND with a slash that is not absolute is meant from there. croupier itself stays.
+    #[arg(long, value_name = "DIR", env = "CROUPIER_CHDIR", help_heading = heading::WORKERS)]
+    pub chdir: Option<PathBuf>,
+
+    /// What files of the workers may be, as umask(1) has it: 027. Default: as croupier's own.
+    #[arg(long, value_name = "OCTAL", env = "CROUPIER_UMASK", value_parser = parse_umask, help_heading = heading::WORKERS)]
+    pub umask: Option<u32>,
 
     /// Smallest listen(2) backlog. Default: the kernel's limit, as many programs ask for 5.
     #[arg(
@@ -389,6 +418,18 @@ pub struct RunArgs {
     )]
     pub graceful_timeout: Duration,
 
+    /// How long to serve on after a stop was asked for, with `status --check` false already.
+    ///
+    /// For load balancers that must see it first; no preStop sleep is needed. A second TERM or INT,
+    /// or `croupier stop`, ends the wait.
+    #[arg(
+        long,
+        value_name = "T",
+        env = "CROUPIER_STOP_DELAY",
+        default_value = "0",
+        value_parser = parse_duration, help_heading = heading::STOPPING)]
+    pub stop_delay: Duration,
+
     /// How long after the stop signal KILL comes.
     #[arg(
         long,
@@ -486,6 +527,10 @@ pub struct RunArgs {
         help_heading = heading::OPERATION
     )]
     pub log_format: LogFormat,
+
+    /// Log a line about workers, load, memory and restarts this often. Default: never.
+    #[arg(long, value_name = "T", env = "CROUPIER_REPORT", value_parser = parse_duration, help_heading = heading::OPERATION)]
+    pub report: Option<Duration>,
 
     /// Write output and log to this file, instead of stdout and stderr; USR1 opens it again.
     ///

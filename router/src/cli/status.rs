@@ -32,7 +32,7 @@ pub(super) struct StatusArgs {
     #[arg(long)]
     json: bool,
 
-    /// Print one line; exit with 1 unless every wanted worker is ready.
+    /// Print one line; exit with 1 unless every wanted worker is ready and no stop was asked for.
     #[arg(long, conflicts_with = "json")]
     check: bool,
 }
@@ -66,16 +66,21 @@ pub(super) fn execute(args: &StatusArgs) -> Exit {
 
 fn check(status: &Status) -> Exit {
     let (ready, wanted) = count_ready(status);
-    let code = if wanted > 0 && ready == wanted { code::DONE } else { code::FAILED };
+    let good = wanted > 0 && ready == wanted && !status.stopping;
+    let code = if good { code::DONE } else { code::FAILED };
     Exit::with(code, format!("{}: {ready} of {wanted} ready{}\n", status.name, stopped(status)))
 }
 
-/// `, 2 stopped`: slots that are not missed.
+/// `, 2 stopped`: slots that are not missed. `, stopping`: all of it.
 fn stopped(status: &Status) -> String {
-    match count_down(status) {
+    let mut text = match count_down(status) {
         0 => String::new(),
         count => format!(", {count} stopped"),
+    };
+    if status.stopping {
+        text.push_str(", stopping");
     }
+    text
 }
 
 fn render(status: &Status) -> String {
@@ -249,6 +254,7 @@ mod tests {
             version: "0.1.0".into(),
             policy: "least".into(),
             uptime_s: 11_520,
+            stopping: false,
             listeners: vec![ListenerStatus {
                 address: "[::]:8080".into(),
                 policy: "least".into(),
@@ -286,6 +292,16 @@ accept to hand-off: p50 -, p99 -
 advice: do this
 ";
         assert_eq!(render(&status), wanted, "\n{}", render(&status));
+    }
+
+    #[test]
+    fn a_check_fails_from_the_moment_a_stop_was_asked_for() {
+        let all = vec![worker(0, WorkerState::Ready), worker(1, WorkerState::Ready)];
+        let exit = check(&Status { stopping: true, ..status(all) });
+        assert_eq!(
+            (exit.code, exit.stdout.as_str()),
+            (code::FAILED, "web: 2 of 2 ready, stopping\n")
+        );
     }
 
     #[test]

@@ -14,6 +14,8 @@ pub struct ListenSpec {
     pub public: ListenAddress,
     /// Whose listen() is dealt these clients, when that is another address.
     pub program: Option<ProgramAddress>,
+    /// The descriptor that the service manager opened for it.
+    pub inherited: Option<i32>,
 }
 
 /// An address that the primary listens on.
@@ -68,7 +70,7 @@ pub fn parse_listen(text: &str) -> Result<ListenSpec, String> {
         Some(Parsed::Tcp(address)) => Some(ProgramAddress::Tcp(address)),
         Some(Parsed::Unix(path)) => Some(ProgramAddress::Unix(path)),
     };
-    Ok(ListenSpec { public, program })
+    Ok(ListenSpec { public, program, inherited: None })
 }
 
 const fn any_address(port: u16) -> ListenAddress {

@@ -5,7 +5,9 @@
 //! flag, the value and what would be right. Never does: print, or change anything of the process.
 
 mod address;
+mod care;
 mod ids;
+mod inherited;
 mod run;
 mod surroundings;
 mod template;
@@ -14,15 +16,17 @@ mod values;
 use std::fmt;
 
 pub use address::{ListenAddress, ListenSpec, ProgramAddress, parse_listen, program_port};
+pub use care::{Care, parse_umask};
 pub use ids::Ids;
+pub use inherited::Inherited;
 pub use run::{Machine, MaxRss, RunConfig, Workers};
 pub use surroundings::Surroundings;
 pub use template::expand;
 pub use values::{
     AdapterChoice, LogFormat, MaxRssArg, ReadyProbe, Shed, Surge, WorkersArg, bytes_text,
-    parse_adapter, parse_bound, parse_duration, parse_exit_code, parse_log_format, parse_max_rss,
-    parse_name, parse_policy, parse_probe, parse_ready, parse_shed, parse_signal, parse_slot,
-    parse_surge, parse_workers, policy_name,
+    parse_adapter, parse_bound, parse_bytes, parse_duration, parse_exit_code, parse_log_format,
+    parse_max_rss, parse_name, parse_policy, parse_probe, parse_ready, parse_shed, parse_signal,
+    parse_slot, parse_surge, parse_workers, policy_name,
 };
 
 /// Most slots that one primary has.

@@ -16,12 +16,13 @@ use croupier_core::config::{
 use nix::sys::signal::Signal;
 
 use super::ids::resolve_ids;
+use super::inherited;
 use super::template::parse_env;
 use super::values::workers_text;
 use super::{
-    AdapterChoice, ConfigError, Ids, ListenAddress, ListenSpec, LogFormat, MaxRssArg, ReadyProbe,
-    Shed, Surroundings, WORKERS_MAX, WorkersArg, bytes_text, parse_listen, parse_workers,
-    policy_name,
+    AdapterChoice, Care, ConfigError, Ids, ListenAddress, ListenSpec, LogFormat, MaxRssArg,
+    ReadyProbe, Shed, Surroundings, WORKERS_MAX, WorkersArg, bytes_text, parse_listen,
+    parse_workers, policy_name,
 };
 use crate::cli::run::RunArgs;
 use crate::name;
@@ -67,6 +68,8 @@ pub struct RunConfig {
     pub env: Vec<(OsString, OsString)>,
     /// `--max-rss`.
     pub max_rss: Option<MaxRss>,
+    /// Processes, and what is done by the clock.
+    pub care: Care,
     /// What the machine has, for advice.
     pub machine: Machine,
 }
@@ -114,14 +117,16 @@ impl RunConfig {
             }
             listen.push(parsed);
         }
+        inherited::assign(&mut listen, &around.inherited)?;
         let name = match &args.name {
             Some(name) => name.clone(),
             None => name::derive(&args.command),
         };
         let policy = choose_policy(&args, around, &listen)?;
-        let workers = choose_workers(args.workers, around)?;
+        let workers = choose_workers(args.workers, args.worker_memory, around)?;
         let core = core_config(&args, policy, &workers, &name)?;
         let max_rss = choose_max_rss(args.max_rss, &workers, around)?;
+        let care = Care::new(&args)?;
         if args.raw_output && args.log_file.is_some() {
             return Err(ConfigError::Conflict(
                 "--log-file takes the lines that workers write through croupier, and with \
@@ -151,6 +156,7 @@ impl RunConfig {
             preload_path: args.preload_path,
             env,
             max_rss,
+            care,
             machine: Machine { cpus: around.cpus, somaxconn: around.somaxconn },
         })
     }
@@ -356,11 +362,51 @@ fn choose_policy(
                 .into(),
         ));
     }
+    if policy == Policy::Reuseport && listen.iter().any(|spec| spec.inherited.is_some()) {
+        return Err(ConfigError::Conflict(
+            "-p reuseport makes a socket for each slot, and LISTEN_FDS brings one for all; use -p shared, \
+             or let croupier open the address itself"
+                .into(),
+        ));
+    }
     Ok(policy)
+}
+
+/// The share of the memory that workers of `--worker-memory` may fill, in percent.
+const WORKER_MEMORY_SHARE: u64 = 80;
+
+/// How many workers the CPUs allow, or the memory if that is less, and which it was.
+fn room(each: Option<u64>, around: &Surroundings) -> Result<(u16, String), ConfigError> {
+    let cpus = around.cpus;
+    let plural = if cpus == 1 { "" } else { "s" };
+    let of = if cpus < around.cpus_online {
+        format!("{cpus} of {} CPUs, by affinity or CPU quota", around.cpus_online)
+    } else {
+        format!("{cpus} CPU{plural}")
+    };
+    let Some(each) = each else { return Ok((cpus, of)) };
+    let Some(memory) = around.memory else {
+        return Err(ConfigError::value(
+            "--worker-memory",
+            bytes_text(each),
+            "how much there is cannot be read; say how many workers with -w",
+        ));
+    };
+    let fit = u16::try_from(memory / 100 * WORKER_MEMORY_SHARE / each).unwrap_or(u16::MAX);
+    if fit >= cpus {
+        return Ok((cpus, of));
+    }
+    let why = format!(
+        "room for {fit} of {} in {WORKER_MEMORY_SHARE}% of {}",
+        bytes_text(each),
+        bytes_text(memory)
+    );
+    Ok((fit.max(1), why))
 }
 
 fn choose_workers(
     given: Option<WorkersArg>,
+    each: Option<u64>,
     around: &Surroundings,
 ) -> Result<Workers, ConfigError> {
     let platform = [("WORKERS", &around.workers), ("WEB_CONCURRENCY", &around.web_concurrency)]
@@ -373,13 +419,7 @@ fn choose_workers(
         }
         (None, None) => (WorkersArg::Auto, None),
     };
-    let cpus = around.cpus;
-    let plural = if cpus == 1 { "" } else { "s" };
-    let of = if cpus < around.cpus_online {
-        format!("{cpus} of {} CPUs, by affinity or CPU quota", around.cpus_online)
-    } else {
-        format!("{cpus} CPU{plural}")
-    };
+    let (cpus, of) = room(each, around)?;
     let (count, why) = match arg {
         WorkersArg::Auto => (cpus, format!("auto: {of}")),
         WorkersArg::Count(count) => (count, String::new()),

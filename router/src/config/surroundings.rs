@@ -2,6 +2,8 @@
 //!
 //! Promises: one look, at the start; tests bring their own. Never does: judge what it sees.
 
+use super::Inherited;
+
 /// What the configuration takes from the world, so that tests can bring their own.
 #[derive(Debug, Clone)]
 pub struct Surroundings {
@@ -19,6 +21,8 @@ pub struct Surroundings {
     pub somaxconn: u32,
     /// Bytes of memory, by control group and machine.
     pub memory: Option<u64>,
+    /// Listening sockets that a service manager opened, or a sentence on why they cannot be used.
+    pub inherited: Result<Vec<Inherited>, String>,
 }
 
 impl Surroundings {
@@ -45,6 +49,7 @@ impl Surroundings {
                 .and_then(|text| text.trim().parse().ok())
                 .unwrap_or(4096),
             memory: crate::memory::available(),
+            inherited: super::inherited::of_this_process(),
         }
     }
 }

@@ -30,6 +30,7 @@ fn around() -> Surroundings {
         node_sched_policy: None,
         somaxconn: 4096,
         memory: Some(8 << 30),
+        inherited: Ok(Vec::new()),
     }
 }
 
@@ -243,6 +244,70 @@ fn memory_of_a_worker() {
     for (bytes, text) in [(512, "512 bytes"), (1536, "1.5K"), (5 << 30, "5.0G")] {
         assert_eq!(bytes_text(bytes), text);
     }
+}
+
+#[test]
+fn as_many_workers_as_the_memory_has_room_for() {
+    let small = Surroundings { memory: Some(512 << 20), ..around() };
+    let workers = |around: &Surroundings, words: &[&str]| {
+        let words = [&["--worker-memory", "150M"], words, &["x"]].concat();
+        let workers = config_in(around, &words).unwrap().workers;
+        (workers.count, workers.why)
+    };
+    let why = "auto: room for 2 of 150.0M in 80% of 512.0M";
+    assert_eq!(workers(&small, &[]), (2, why.to_owned()));
+    assert_eq!(workers(&small, &["-w", "2x"]).0, 4);
+    assert_eq!(workers(&small, &["-w", "-1"]).0, 1);
+    assert_eq!(workers(&small, &["-w", "4"]), (4, String::new()), "a plain number stays");
+    assert_eq!(workers(&around(), &[]), (4, "auto: 4 CPUs".to_owned()), "more room than CPUs");
+    // There is always one.
+    let tiny = Surroundings { memory: Some(64 << 20), ..around() };
+    assert_eq!(workers(&tiny, &[]).0, 1);
+    let blind = Surroundings { memory: None, ..around() };
+    let why = config_in(&blind, &["--worker-memory", "1G", "x"]).unwrap_err();
+    assert!(why.contains("say how many workers with -w"), "{why}");
+    assert!(refusal(&["--worker-memory", "auto", "x"]).contains("as in 512M"));
+}
+
+#[test]
+fn care_for_processes() {
+    let care = |words: &[&str]| config(&[words, &["x"]].concat()).care;
+    let plain = care(&[]);
+    assert_eq!((plain.folder, plain.umask, plain.report), (None, None, None));
+    assert_eq!((plain.stop_delay, plain.pid_file), (Duration::ZERO, None));
+    let here = std::env::current_dir().unwrap();
+    assert_eq!(care(&["--chdir", "src"]).folder, Some(here.join("src")));
+    assert_eq!(care(&["--umask", "027"]).umask, Some(0o27));
+    assert_eq!(care(&["--report", "0"]).report, None);
+    assert_eq!(care(&["--report", "1m"]).report, Some(Duration::from_secs(60)));
+    for (words, part) in [
+        (["--report", "10ms"], "--report 10ms: at least 1s"),
+        (["--chdir", "/no/such"], "--chdir /no/such: No such file"),
+        (["--chdir", "/dev/null"], "--chdir /dev/null: it is no folder"),
+        (["--env-file", "/no/such"], "--env-file /no/such: No such file"),
+        (["--umask", "u=rw"], "a mask is an octal number"),
+    ] {
+        let why = refusal(&[words.as_slice(), &["x"]].concat());
+        assert!(why.contains(part), "{why}");
+    }
+}
+
+#[test]
+fn sockets_that_were_brought_along() {
+    let socket = |address: &str| Inherited {
+        number: 3,
+        name: "web.socket".into(),
+        address: parse_listen(address).unwrap().public,
+    };
+    let with = |address: &str| Surroundings { inherited: Ok(vec![socket(address)]), ..around() };
+    let spec = &config_in(&with(":80"), &["x"]).unwrap().listen[0];
+    assert_eq!((spec.inherited, spec.public.to_string()), (Some(3), ":80".into()));
+    // They are addresses like any other to what needs one.
+    config_in(&with(":80"), &["--adapter", "listen-fds", "x"]).unwrap();
+    let why = config_in(&with(":80"), &["-p", "reuseport", "x"]).unwrap_err();
+    assert!(why.contains("LISTEN_FDS brings one for all"), "{why}");
+    let why = config_in(&with(":80"), &["-l", ":81", "x"]).unwrap_err();
+    assert!(why.contains("web.socket (:80), which no -l names"), "{why}");
 }
 
 #[test]

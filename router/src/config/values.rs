@@ -295,6 +295,14 @@ pub fn parse_max_rss(text: &str) -> Result<MaxRssArg, String> {
     if text == "auto" {
         return Ok(MaxRssArg::Auto);
     }
+    parse_bytes(text).map(MaxRssArg::Bytes).map_err(|why| why + ", or auto")
+}
+
+/// Parses a size: `512M`, `2G`, or a number of bytes.
+///
+/// # Errors
+/// What the value should have been.
+pub fn parse_bytes(text: &str) -> Result<u64, String> {
     let units = [("K", 10), ("M", 20), ("G", 30), ("T", 40)];
     let upper = text.to_ascii_uppercase();
     let plain = upper.strip_suffix("IB").or_else(|| upper.strip_suffix('B')).unwrap_or(&upper);
@@ -305,8 +313,7 @@ pub fn parse_max_rss(text: &str) -> Result<MaxRssArg, String> {
     let number = digits.parse::<u64>().ok().filter(|number| *number > 0);
     number
         .and_then(|number| number.checked_mul(1 << shift))
-        .map(MaxRssArg::Bytes)
-        .ok_or_else(|| "say how much memory, as in 512M or 2G, or auto".to_owned())
+        .ok_or_else(|| "say how much memory, as in 512M or 2G".to_owned())
 }
 
 /// A number of bytes as people write it: `1.5G`.

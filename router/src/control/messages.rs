@@ -137,6 +137,9 @@ pub struct Status {
     pub policy: String,
     /// Seconds since it started.
     pub uptime_s: u64,
+    /// It was asked to stop; with `--stop-delay` it still serves all that comes.
+    #[serde(default)]
+    pub stopping: bool,
     /// Every listener.
     pub listeners: Vec<ListenerStatus>,
     /// Every worker, and for each slot without one a line of its own; by slot, then by id.

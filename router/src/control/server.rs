@@ -469,6 +469,7 @@ mod tests {
             version: "0".into(),
             policy: "least".into(),
             uptime_s: 1,
+            stopping: false,
             listeners: Vec::new(),
             workers: Vec::new(),
             advice: Vec::new(),

@@ -231,11 +231,14 @@ impl Primary {
         let probe = self.config.ready_probe.as_ref();
         let probe = probe.map_or_else(String::new, |probe| format!(" and an answer to {probe}"));
         let (ready, all) = (self.core.ready_count(), self.core.wanted_count());
-        self.say(&format!("{ready} of {all} ready; waiting for {waiting}{probe}"));
+        let text = format!("{ready} of {all} ready; waiting for {waiting}{probe}");
+        self.say(&text);
+        self.service.starting(&text);
     }
 
     /// A line of log for what the core reports.
     pub(super) fn report(&mut self, report: Report) {
+        self.tell_service(report);
         match report {
             Report::AllReady => self.announce_ready(),
             Report::Ready { worker, .. } if self.is_successor(worker) => {
@@ -359,7 +362,8 @@ impl Primary {
     }
 
     /// The last line, when it did not end as asked.
-    pub(super) fn announce_end(&self, outcome: Outcome) -> Option<String> {
+    pub(super) fn announce_end(&mut self, outcome: Outcome) -> Option<String> {
+        self.service.stopping("the end");
         let last = self.announcer.last_exit.map(|(worker, status)| {
             format!("; the last one, worker {}, {}", worker.0, how(status))
         });

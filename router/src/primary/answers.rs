@@ -289,6 +289,23 @@ impl Primary {
         Ok(key)
     }
 
+    /// As [`Self::make_listener`], of a socket that this process was started with.
+    ///
+    /// # Errors
+    /// EMFILE and the like.
+    pub(super) fn take_listener(
+        &mut self,
+        address: ListenAddress,
+        number: i32,
+    ) -> io::Result<usize> {
+        let socket = sys::duplicate_inherited(number)?;
+        let entry = self.listeners.vacant_entry();
+        let key = entry.key();
+        let id = ListenerId(u16::try_from(key).unwrap_or(u16::MAX));
+        entry.insert(Listener::inherited(id, address, socket)?);
+        Ok(key)
+    }
+
     fn rights_of_workers(&self) -> Rights {
         self.config.ids.clone().map_or(Rights::Own, |ids| Rights::Workers(Arc::new(ids)))
     }

@@ -214,7 +214,7 @@ impl Primary {
             match signal {
                 SIGCHLD => self.take_ended(),
                 SIGINT => self.interrupt(),
-                SIGTERM | SIGQUIT => self.stop("asked by a signal"),
+                SIGTERM | SIGQUIT => self.stop("asked by a signal", "again"),
                 SIGHUP => self.hang_up(),
                 SIGUSR1 => self.reopen_log(),
                 SIGUSR2 => self.reload("USR2"),
@@ -223,24 +223,38 @@ impl Primary {
         }
     }
 
-    fn stop(&mut self, why: &str) {
+    /// A graceful stop: after `--stop-delay`, or at once when it is asked for in that time.
+    fn stop(&mut self, why: &str, again: &str) {
+        if self.delay_stop(why, again) {
+            return;
+        }
         log::info!("stopping ({why}): {} connections to finish", self.connections_held());
+        self.begin_to_stop();
+    }
+
+    pub(super) fn begin_to_stop(&mut self) {
+        self.health.end_delay();
         self.commands.ending = Ending::Asked;
+        let stands = self.stands();
+        self.service.stopping(&stands);
         self.tell(Event::StopAsked { now: false });
     }
 
-    /// Ctrl-C: the first one drains, the second one kills.
+    /// Ctrl-C: the first one drains (after a delay, if there is one to be: then the second), the next
+    /// one kills.
     fn interrupt(&mut self) {
-        self.commands.interrupts += 1;
-        if self.commands.interrupts == 1 {
+        if self.commands.interrupts == 0 {
+            if self.delay_stop("Ctrl-C", "Ctrl-C again to drain now") {
+                return;
+            }
             let held = self.connections_held();
             let plural = if held == 1 { "connection" } else { "connections" };
             self.say(&format!("draining {held} {plural}, Ctrl-C again to stop at once"));
-            self.commands.ending = Ending::Asked;
-            self.tell(Event::StopAsked { now: false });
+            self.begin_to_stop();
         } else {
             self.tell(Event::StopAsked { now: true });
         }
+        self.commands.interrupts += 1;
     }
 
     fn reload(&mut self, asked_by: &str) {
@@ -276,13 +290,13 @@ impl Primary {
     /// what it means to all daemons.
     fn hang_up(&mut self) {
         if self.commands.terminal.is_gone() {
-            self.stop("the terminal is gone");
+            self.stop("the terminal is gone", "again");
         } else {
             self.reload("HUP");
         }
     }
 
-    fn connections_held(&self) -> u64 {
+    pub(super) fn connections_held(&self) -> u64 {
         let queued: u64 = self.workers.iter().filter_map(|w| w.queued_exact()).map(u64::from).sum();
         let active: u64 =
             self.workers.iter().filter_map(|w| w.page.load().active).map(u64::from).sum();
@@ -350,10 +364,15 @@ impl Primary {
                 self.commands.curious.push_back(client);
                 None
             }
-            Request::Stop { now } => {
-                self.commands.ending = if now { Ending::Killed } else { Ending::Asked };
-                log::info!("stopping (asked by croupier stop)");
-                self.tell(Event::StopAsked { now });
+            Request::Stop { now: true } => {
+                self.commands.ending = Ending::Killed;
+                log::info!("stopping at once (asked by croupier stop)");
+                self.service.stopping("stopping at once");
+                self.tell(Event::StopAsked { now: true });
+                Some(Reply::Done)
+            }
+            Request::Stop { now: false } => {
+                self.stop("asked by croupier stop", "croupier stop again");
                 Some(Reply::Done)
             }
             Request::Reload { rolling, wait } => {

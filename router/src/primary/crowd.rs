@@ -1,26 +1,26 @@
 //! Whether most clients come from one address, as they do behind a proxy.
 //!
-//! Counts with Misra and Gries: [`ADDRESSES_MAX`] counters find whoever makes over half of
+//! Counts with Misra and Gries: [`COUNTED_ADDRESSES_MAX`] counters find whoever makes over half of
 //! [`LOOKED_AT`] connections, and a counter is never too high, so nobody is named who does not. Promises:
 //! a few comparisons a connection, and no memory but this. Used under `ip` only.
 
 use croupier_core::event::Client;
 
 /// Addresses that are counted at a time.
-const ADDRESSES_MAX: usize = 8;
+const COUNTED_ADDRESSES_MAX: usize = 8;
 /// Connections of one look.
 pub(super) const LOOKED_AT: u32 = 1024;
 
 #[derive(Debug)]
 pub(super) struct Crowd {
-    counters: [(Client, u32); ADDRESSES_MAX],
+    counters: [(Client, u32); COUNTED_ADDRESSES_MAX],
     seen: u32,
     found: Option<Client>,
 }
 
 impl Crowd {
     pub(super) const fn new() -> Self {
-        Self { counters: [(Client::Local, 0); ADDRESSES_MAX], seen: 0, found: None }
+        Self { counters: [(Client::Local, 0); COUNTED_ADDRESSES_MAX], seen: 0, found: None }
     }
 
     /// One connection. Clients of Unix sockets have no address.

@@ -260,6 +260,9 @@ impl Primary {
 
     /// What `wait ready` is to hear, if it is known.
     pub(super) fn is_ready(&self) -> Option<Reply> {
+        if self.is_ending() {
+            return Some(Reply::Failed { why: "it is stopping".into() });
+        }
         if self.core.all_up() {
             return Some(Reply::Done);
         }

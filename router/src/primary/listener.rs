@@ -58,6 +58,15 @@ pub(crate) enum Origin {
     Asked,
 }
 
+/// Who opened the socket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Opened {
+    /// The primary: it ends with it.
+    Here,
+    /// The service manager, which keeps it: clients that wait there are the next one's.
+    ByManager,
+}
+
 /// Whether the loop's poll knows it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Watch {
@@ -89,6 +98,7 @@ pub(crate) struct Listener {
     socket: OwnedFd,
     /// A Unix listener's names.
     file: Option<SocketFile>,
+    opened: Opened,
     /// `reuseport`: the socket of each slot.
     slots: Vec<(SlotId, OwnedFd)>,
     options: Vec<SocketOption>,
@@ -106,7 +116,34 @@ impl Listener {
         rights: Rights,
     ) -> io::Result<Self> {
         let (socket, file) = bound_socket(&address, reuseport, rights)?;
-        Ok(Self {
+        Ok(Self::of(id, address, socket, file, Opened::Here))
+    }
+
+    /// Takes a socket that the service manager opened, and that it keeps: others may have it too.
+    ///
+    /// # Errors
+    /// The errno of fcntl(2).
+    pub(crate) fn inherited(
+        id: ListenerId,
+        address: ListenAddress,
+        socket: OwnedFd,
+    ) -> io::Result<Self> {
+        sys::set_nonblocking(socket.as_fd())?;
+        let file = match &address {
+            ListenAddress::Unix(path) => SocketFile::lent(path),
+            ListenAddress::Tcp { .. } => None,
+        };
+        Ok(Self::of(id, address, socket, file, Opened::ByManager))
+    }
+
+    fn of(
+        id: ListenerId,
+        address: ListenAddress,
+        socket: OwnedFd,
+        file: Option<SocketFile>,
+        opened: Opened,
+    ) -> Self {
+        Self {
             id,
             address,
             origin: Origin::Asked,
@@ -120,9 +157,10 @@ impl Listener {
             reserved: Vec::new(),
             socket,
             file,
+            opened,
             slots: Vec::new(),
             options: Vec::new(),
-        })
+        }
     }
 
     /// listen(2), or a larger backlog on a socket that listens already.
@@ -236,15 +274,20 @@ impl Listener {
 
     /// Takes one connection out of the backlog of `socket` (the listener's own or a slot's).
     pub(crate) fn accept(&self) -> Accepted {
+        if self.opened == Opened::ByManager && self.phase == Phase::Quiet {
+            return Accepted::Empty;
+        }
         accept(self.socket.as_fd(), self.accept_flags)
     }
 
     /// Step 1 of stopping without a reset (dealing.md 7): new clients are dropped, so they retry,
-    /// and the backlog can be accepted to its end.
+    /// and the backlog can be accepted to its end. A socket that outlives this process gets no filter,
+    /// which would outlive it too, and its backlog is left to whoever is started for it next.
     pub(crate) fn quiet(&mut self) {
         self.phase = Phase::Quiet;
         self.pending = true;
-        if matches!(self.address, ListenAddress::Tcp { .. })
+        if self.opened == Opened::Here
+            && matches!(self.address, ListenAddress::Tcp { .. })
             && let Err(error) = sys::attach_drop_filter(self.socket.as_fd())
         {
             log::warn!(

@@ -15,6 +15,9 @@
 //!             limits.rs     what hung workers, recycling and admission say
 //!             advice.rs     what the operator could do better
 //!             commands.rs   status, stop, reload, wait from the command line
+//!             service.rs    tells the service manager (sd_notify)
+//!             health.rs     `--report`, and the delay before a stop
+//!             pid_file.rs   `--pid-file`
 //!             rescue.rs     takes connections back   ┐ what a worker could make block,
 //!             disposal.rs   closes what is done with ┘ on threads of their own
 //!             rss.rs        looks at memory, on a thread of its own, if asked to
@@ -36,12 +39,14 @@ mod crowd;
 mod disposal;
 pub mod features;
 mod hands;
+mod health;
 mod hunt;
 mod limits;
 mod listener;
 mod memory;
 mod page;
 mod perform;
+mod pid_file;
 mod posts;
 mod probe;
 mod process;
@@ -50,6 +55,7 @@ mod replace;
 mod rescue;
 mod rss;
 mod run;
+mod service;
 mod socket_file;
 mod start;
 mod status;

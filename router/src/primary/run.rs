@@ -23,13 +23,16 @@ use super::announce::Announcer;
 use super::check::Checks;
 use super::commands::Commands;
 use super::hands::Hands;
+use super::health::Health;
 use super::listener::{Listener, Watch};
 use super::memory::Memory;
+use super::pid_file::PidFile;
 use super::posts::Posts;
 use super::questions::Questions;
 use super::replace::Replacing;
 use super::rescue::Rescue;
 use super::rss::Sampler;
+use super::service::Service;
 use super::start::Launcher;
 use super::status::Meters;
 use super::tokens::Source;
@@ -85,6 +88,10 @@ pub(super) struct Primary {
     pub(super) announcer: Announcer,
     pub(super) replacing: Replacing,
     pub(super) hands: Hands,
+    pub(super) service: Service,
+    pub(super) health: Health,
+    /// `--pid-file`: it goes when the primary does.
+    pub(super) _pid_file: Option<PidFile>,
     pub(super) memory: Memory,
     pub(super) meters: Meters,
     pub(super) adviser: Adviser,
@@ -190,7 +197,8 @@ impl Primary {
         let sampler = self.sampler.as_ref().and_then(Sampler::deadline);
         let rescue = self.rescue.deadline();
         let own = [self.again_at, self.ends_at, rescue, self.announcer.deadline(), sampler];
-        let all = [core, retries, bell, burial].into_iter().chain(own);
+        let asked_for = [self.service.deadline(), self.health.deadline()];
+        let all = [core, retries, bell, burial].into_iter().chain(own).chain(asked_for);
         let earliest = all.flatten().min()?;
         if self.alarm.ring_by(earliest) {
             return None;
@@ -232,6 +240,8 @@ impl Primary {
             }
         }
         self.sample_if_due();
+        self.service.live(now);
+        self.look_at_health();
         if self.clients_wait() {
             self.bell_wait = (self.bell_wait * 2).min(BELL_WAIT_MAX);
         }

@@ -53,6 +53,8 @@ pub(super) struct SocketFile {
     path: PathBuf,
     private: PathBuf,
     identity: Identity,
+    /// The path is a service manager's, and stays when the listener ends.
+    lent: bool,
 }
 
 impl SocketFile {
@@ -76,9 +78,22 @@ impl SocketFile {
         let identity = identity_of(path).ok_or(io::ErrorKind::NotFound)?;
         let mut private = OsString::from(path);
         private.push(format!(".croupier-{}", std::process::id()));
-        let file = Self { rights, path: path.into(), private: private.into(), identity };
+        let (path, private) = (path.into(), private.into());
+        let file = Self { rights, path, private, identity, lent: false };
         file.keep();
         Ok(file)
+    }
+
+    /// The file of a socket that a service manager bound: its workers may remove it as any other. `None`
+    /// if it is gone already.
+    pub(super) fn lent(path: &Path) -> Option<Self> {
+        let identity = identity_of(path)?;
+        let mut private = OsString::from(path);
+        private.push(format!(".croupier-{}", std::process::id()));
+        let (path, private) = (path.into(), private.into());
+        let file = Self { rights: Rights::Own, path, private, identity, lent: true };
+        file.keep();
+        Some(file)
     }
 
     /// Makes the path reach the listener again, if it does not.
@@ -122,7 +137,11 @@ impl SocketFile {
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        for name in [&self.path, &self.private] {
+        if self.lent {
+            self.restore();
+        }
+        let path = (!self.lent).then_some(&self.path);
+        for name in path.into_iter().chain([&self.private]) {
             // Gone already, or somebody else's by now: not ours to remove.
             if identity_of(name) == Some(self.identity)
                 && let Err(error) = self.rights.with(|| remove_file(name))

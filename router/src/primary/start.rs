@@ -3,11 +3,12 @@
 //! Owns how a worker is started ([`Launcher`]). Every failure before the first worker starts is
 //! fatal and said in one line.
 
-use std::ffi::OsString;
+use std::ffi::{CString, OsString};
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::path::PathBuf;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use croupier_core::Core;
@@ -28,8 +29,10 @@ use super::check::Checks;
 use super::commands::{Commands, Ending};
 use super::features::{self, Feature};
 use super::hands::Hands;
+use super::health::Health;
 use super::listener::{Listener, Origin, Phase};
 use super::memory::Memory;
+use super::pid_file::{PidFile, PidFileError};
 use super::posts::Posts;
 use super::process::{self, Started, hex};
 use super::questions::Questions;
@@ -37,6 +40,7 @@ use super::replace::Replacing;
 use super::rescue::Rescue;
 use super::rss::Sampler;
 use super::run::{BELL_WAIT, Primary};
+use super::service::Service;
 use super::socket_file::Rights;
 use super::status::Meters;
 use super::tokens::{CONTROL_BASE, Source};
@@ -64,6 +68,9 @@ pub enum StartError {
     /// An `-l` cannot be bound.
     #[error(transparent)]
     Bind(#[from] diagnose::BindError),
+    /// `--pid-file` cannot be had.
+    #[error(transparent)]
+    PidFile(#[from] PidFileError),
     /// The kernel lacks something.
     #[error("this kernel cannot {what}: {source}; croupier needs Linux 5.10 or later")]
     Kernel {
@@ -109,6 +116,7 @@ impl StartError {
         match self {
             Self::Program(error) => error.exit_code(),
             Self::Bind(_)
+            | Self::PidFile(_)
             | Self::LogFile { .. }
             | Self::Ended { .. }
             | Self::Kernel { .. }
@@ -126,10 +134,12 @@ fn cannot(what: &'static str) -> impl Fn(io::Error) -> StartError {
 /// # Errors
 /// [`StartError`]: it did not start.
 pub fn run(config: RunConfig) -> Result<u8, StartError> {
+    sys::forget_the_parent().map_err(cannot("close what the parent left open"))?;
     let resolved = adapter::resolve(&config)?;
     check_kernel()?;
     let nofile = raise_nofile().map_err(cannot("read the limit of open files"))?;
     let mut primary = assemble(config, resolved, nofile)?;
+    primary._pid_file = primary.config.care.pid_file.as_deref().map(PidFile::write).transpose()?;
     primary.declare()?;
     primary.announce_start();
     let outcome = primary.run().map_err(cannot("wait for events"))?;
@@ -171,11 +181,7 @@ fn assemble(
     let registry = poll.registry();
     let waker = Waker::new(registry, Source::Rescue.token()).map_err(cannot("make a waker"))?;
     let waker = Arc::new(waker);
-    let mut signals = Signals::new([SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2])
-        .map_err(cannot("take signals"))?;
-    registry
-        .register(&mut signals, Source::Signals.token(), mio::Interest::READABLE)
-        .map_err(cannot("watch signals"))?;
+    let signals = take_signals(registry)?;
     let output = open_output(&config)?;
     let secret = random_token().map_err(cannot("get random bytes"))?;
     let questions =
@@ -210,6 +216,9 @@ fn assemble(
         announcer: Announcer::new(now),
         replacing: Replacing::default(),
         hands: Hands::new(config.workers.count),
+        service: Service::of_this_process(now),
+        health: Health::new(now, config.care.report),
+        _pid_file: None,
         memory: Memory::of_this_process(now),
         meters: Meters::new(now),
         adviser: Adviser::new(now, nofile.rlim_max),
@@ -233,6 +242,15 @@ fn assemble(
         .watch(&primary.questions.socket().as_raw_fd(), Source::Questions)
         .map_err(cannot("watch the workers' control socket"))?;
     Ok(primary)
+}
+
+fn take_signals(registry: &mio::Registry) -> Result<Signals, StartError> {
+    let mut signals = Signals::new([SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2])
+        .map_err(cannot("take signals"))?;
+    registry
+        .register(&mut signals, Source::Signals.token(), mio::Interest::READABLE)
+        .map_err(cannot("watch signals"))?;
+    Ok(signals)
 }
 
 /// Clients that may wait in hand: each is a descriptor, and most of those are for others.
@@ -283,7 +301,11 @@ impl Primary {
         for spec in self.config.listen.clone() {
             let address = spec.public;
             let failed = |error: io::Error| diagnose::bind_error(&address, error);
-            let key = self.make_listener(address.clone(), Rights::Own).map_err(&failed)?;
+            let key = match spec.inherited {
+                Some(number) => self.take_listener(address.clone(), number),
+                None => self.make_listener(address.clone(), Rights::Own),
+            };
+            let key = key.map_err(&failed)?;
             let policy = self.config.core.policy;
             let Some(listener) = self.listeners.get_mut(key) else { continue };
             listener.origin = Origin::Declared;
@@ -468,18 +490,35 @@ impl Launcher {
             }
         }
         let handed = matches!(self.policy, Policy::Shared | Policy::Reuseport);
+        let silent = self.ready == ReadyRule::Start
+            && self.config.listen.is_empty()
+            && matches!(self.resolved.adapter, Adapter::Preload | Adapter::Shim);
         let setup = ChildSetup {
             nofile: self.nofile,
             ids: self.config.ids.as_ref().map(|ids| {
                 let groups = ids.groups.iter().map(|group| group.as_raw()).collect();
                 (ids.uid.as_raw(), ids.gid.as_raw(), groups)
             }),
-            // Without a channel nothing else tells the worker that the primary is gone.
-            death_signal: handed.then_some(self.config.stop_signal as i32),
+            // Without a channel nothing else tells the worker that the primary is gone: under these policies,
+            // and where it was said that the program never listens.
+            death_signal: (handed || silent).then_some(self.config.stop_signal as i32),
             inherit: inherit.iter().map(AsRawFd::as_raw_fd).collect(),
+            umask: self.config.care.umask,
+            folder: self.config.care.folder.as_deref().map(c_path).transpose()?,
         };
-        process::start(&program, &arguments, &environment, setup, self.raw_output)
+        let started = process::start(&program, &arguments, &environment, setup, self.raw_output);
+        started.map_err(|error| match &self.config.care.folder {
+            // Which of the two it was that the child could not find.
+            Some(folder) if !folder.is_dir() => {
+                io::Error::new(error.kind(), format!("--chdir {}: {error}", folder.display()))
+            }
+            Some(_) | None => error,
+        })
     }
+}
+
+fn c_path(path: &Path) -> io::Result<CString> {
+    CString::new(path.as_os_str().as_bytes()).map_err(|_| io::ErrorKind::InvalidInput.into())
 }
 
 /// Where a worker of `--adapter fd` finds its channel.

@@ -179,6 +179,7 @@ impl Primary {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             policy: self.policy().to_owned(),
             uptime_s: (self.now - self.meters.started) / SECOND,
+            stopping: self.is_ending(),
             listeners: self.listener_statuses(),
             workers: self.worker_statuses(),
             advice: self.adviser.given(),
