@@ -1,7 +1,8 @@
 # One purpose a target; `make` alone lists them. What a target does beyond one command is a script.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo build deps test unit sim system soak lint fmt check-fmt install clean
+.PHONY: help demo build deps test unit sim system soak bench bench-quick bench-full bench-deps bench-build \
+	lint fmt check-fmt install clean
 
 PREFIX ?= /usr/local
 # cargo's own variable, so that `make` finds what cargo builds.
@@ -42,6 +43,21 @@ soak: deps ## the same tests with full counts, and one table of what was measure
 	cargo build --release -p croupier -p croupier-preload
 	scripts/soak $(FIGURES)
 
+bench: bench-build ## croupier beside SO_REUSEPORT, a shared socket, the floor and proxies: about 20 minutes
+	$(TARGET)/release/croupier-bench run --out $(TARGET)/bench
+
+bench-quick: bench-build ## the same with fewer engines, workloads and rounds: about 2 minutes
+	$(TARGET)/release/croupier-bench run --quick --out $(TARGET)/bench-quick
+
+bench-full: bench-build ## every engine under every workload
+	$(TARGET)/release/croupier-bench run --full --out $(TARGET)/bench-full
+
+bench-deps: ## what is compared with: wrk, haproxy, nginx, Node, by Debian's packages (as root)
+	scripts/bench-deps
+
+bench-build: bench-deps
+	cargo build --release -p croupier -p croupier-preload -p croupier-bench
+
 lint: ## clippy with warnings as errors, and the size of the shim
 	cargo clippy --workspace --all-targets --all-features -- -D warnings
 	@if [ -x scripts/shim-size ]; then scripts/shim-size; fi
@@ -60,6 +76,7 @@ install: ## into PREFIX (default /usr/local)
 		$(DESTDIR)$(PREFIX)/lib/croupier/libcroupier_preload.so
 	install -D -m 755 $(TARGET)/release/libcroupier_worker.so $(DESTDIR)$(PREFIX)/lib/libcroupier_worker.so
 	install -D -m 644 worker-shim/include/croupier.h $(DESTDIR)$(PREFIX)/include/croupier.h
+	scripts/install-docs $(TARGET)/release/croupier $(DESTDIR)$(PREFIX)/share
 
 clean: ## remove what was built and what `make deps` put into tests/.deps
 	cargo clean

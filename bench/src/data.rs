@@ -393,10 +393,15 @@ pub struct Latencies {
     pub total: Histogram,
     /// Actual start to completion: what a generator that forgets its schedule would have said.
     pub naive: Histogram,
-    /// Actual start to connected. Empty for requests in connections that were open already.
+    /// Actual start to connected.
     pub connect: Histogram,
-    /// Intended start to the first byte of the answer.
+    /// Intended start to the first byte of the answer. Of long-lived connections: of the answer that
+    /// opens them, and `connect` likewise.
     pub first_byte: Histogram,
+    /// [`Latencies::total`] of the first, cheapest kind of request alone, where a load has more than one: what
+    /// waited because of others, without those that take long by themselves.
+    #[serde(default)]
+    pub first_kind: Option<Histogram>,
 }
 
 /// A recorded distribution: an HDR histogram (V2, deflated) in base64, as HdrHistogram's own tools

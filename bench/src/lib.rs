@@ -4,6 +4,18 @@
 //! engines are compared within a round on one machine; every raw figure is kept; what spoils a
 //! figure stands with it. Never does: become part of croupier itself.
 
+pub mod adopt;
+pub mod calibrate;
+pub mod counts;
 pub mod data;
+pub mod engine;
+pub mod environment;
+pub mod judge;
+pub mod load;
+pub mod measure;
+pub mod mock;
+pub mod process;
+pub mod run;
 pub mod stats;
 pub mod warn;
+pub mod workload;

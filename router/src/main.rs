@@ -5,7 +5,7 @@
 use std::io::Write;
 use std::process::ExitCode;
 
-use croupier::config::RunConfig;
+use croupier::config::Loaded;
 use croupier::{cli, primary};
 
 fn main() -> ExitCode {
@@ -24,6 +24,6 @@ fn say(line: &str) {
     drop(stdout.flush());
 }
 
-fn run(config: RunConfig) -> Result<u8, (u8, String)> {
-    primary::run(config).map_err(|error| (error.exit_code(), error.to_string()))
+fn run(loaded: Loaded) -> Result<u8, (u8, String)> {
+    primary::run(loaded).map_err(|error| (error.exit_code(), error.to_string()))
 }

@@ -47,7 +47,7 @@ fn wrong_usage_is_2_and_says_what_is_right() {
         (&["run", "--ready-timeout", "60", "x"], "60s or 60ms"),
         (&["run", "--user", "no-such-user-here", "x"], "no such user"),
         (&["run", "-n", "a/b", "x"], "a name has 1 to 40 letters"),
-        (&["run"], "<COMMAND>"),
+        (&["run"], "COMMAND is missing: say what to run"),
         (&["run", "--nonsense", "x"], "--nonsense"),
         (&["wait"], "<ready|stopped>"),
         (&["wait", "ready", "--timeout", "5"], "5s or 5ms"),

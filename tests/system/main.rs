@@ -11,6 +11,7 @@ mod capacity;
 mod care;
 mod cells;
 mod cli;
+mod config;
 mod crash;
 mod doctor;
 mod drain;

@@ -188,7 +188,7 @@ fn spawn_env_over(
             put("LOGNAME".as_ref(), name.into());
         }
     }
-    if config.workers.from_platform {
+    if config.workers.from_platform.is_some() {
         put("WEB_CONCURRENCY".as_ref(), "1".into());
     }
     for (name, value) in defaults(config, place) {

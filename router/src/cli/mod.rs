@@ -3,9 +3,12 @@
 //! Owns: the top of the parser, exit codes, wrong-usage hints. Promises: every error names what, on
 //! what, and what to do. Never does: print (that is `main`'s), or read flags elsewhere.
 
+mod check;
+mod completions;
 mod doctor;
 mod logs;
 mod ls;
+mod man;
 mod reload;
 pub mod run;
 mod start;
@@ -21,7 +24,7 @@ use clap::error::{ContextKind, ErrorKind};
 use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use crate::adapter::program;
-use crate::config::{RunConfig, Surroundings, parse_name};
+use crate::config::{LoadError, Loaded, Surroundings, load, parse_name};
 use crate::control::client::{AskError, FindError, Found, Selector};
 
 /// Exit codes (README, "Exit codes").
@@ -71,6 +74,7 @@ const AFTER_HELP: &str = "\
 Examples:
   croupier run -w 4 -- python3 -m http.server 8000
   croupier run -l :80=3000 --user nobody node app.js
+  croupier check -w 4 -- node server.js
   croupier ls
   croupier status -n app
   croupier reload -n app
@@ -97,6 +101,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Run(Box<run::RunArgs>),
+    Check(Box<check::CheckArgs>),
     Ls(ls::LsArgs),
     Doctor(doctor::DoctorArgs),
     Logs(logs::LogsArgs),
@@ -105,6 +110,8 @@ enum Command {
     Start(start::StartArgs),
     Stop(stop::StopArgs),
     Wait(wait::WaitArgs),
+    Completions(completions::CompletionsArgs),
+    Man(man::ManArgs),
 }
 
 /// Which primary.
@@ -137,7 +144,7 @@ fn parse_selector(text: &str) -> Result<String, String> {
 /// is an exit code and a sentence. `say` is handed what is to be printed before the end, line by line.
 pub fn execute(
     arguments: impl IntoIterator<Item = OsString>,
-    run: impl FnOnce(RunConfig) -> Result<u8, (u8, String)>,
+    run: impl FnOnce(Loaded) -> Result<u8, (u8, String)>,
     say: impl FnMut(&str),
 ) -> Exit {
     let arguments: Vec<OsString> = arguments.into_iter().collect();
@@ -145,14 +152,21 @@ pub fn execute(
         Ok(cli) => cli,
         Err(error) => return refused(&arguments, &error),
     };
+    // The subcommand and what follows it: there are no flags before it.
+    let words = arguments.iter().skip(1).cloned().collect();
     match cli.command {
-        Command::Run(args) => match RunConfig::new(*args, &Surroundings::of_this_process()) {
-            Ok(config) => match run(config) {
-                Ok(code) => Exit::code(code),
-                Err((code, why)) => Exit::error(code, why),
-            },
-            Err(error) => Exit::error(code::USAGE, error),
-        },
+        Command::Run(_) => {
+            match load(|| subcommand("run"), words, &Surroundings::of_this_process()) {
+                Ok(loaded) => match run(loaded) {
+                    Ok(code) => Exit::code(code),
+                    Err((code, why)) => Exit::error(code, why),
+                },
+                Err(error) => not_loaded(&arguments, &error),
+            }
+        }
+        Command::Check(args) => {
+            check::execute(&args, words).unwrap_or_else(|error| not_loaded(&arguments, &error))
+        }
         Command::Ls(args) => ls::execute(&args),
         Command::Doctor(args) => doctor::execute(&args),
         Command::Logs(args) => logs::execute(&args, say),
@@ -161,6 +175,8 @@ pub fn execute(
         Command::Start(args) => start::execute(args, say),
         Command::Stop(args) => stop::execute(args, say),
         Command::Wait(args) => wait::execute(&args),
+        Command::Completions(args) => completions::execute(&args),
+        Command::Man(args) => man::execute(&args),
     }
 }
 
@@ -168,6 +184,20 @@ pub fn execute(
 #[must_use]
 pub fn command() -> clap::Command {
     Cli::command()
+}
+
+/// The definition of one subcommand, to be parsed by itself.
+fn subcommand(name: &str) -> clap::Command {
+    let command = command();
+    let found = command.find_subcommand(name).cloned().unwrap_or_default();
+    found.bin_name(format!("croupier {name}"))
+}
+
+fn not_loaded(arguments: &[OsString], error: &LoadError) -> Exit {
+    match error {
+        LoadError::Usage(error) => refused(arguments, error),
+        LoadError::Config(error) => Exit::error(code::USAGE, error),
+    }
 }
 
 fn refused(arguments: &[OsString], error: &clap::Error) -> Exit {

@@ -263,7 +263,6 @@ pub struct RunArgs {
         long,
         value_name = "HOW",
         env = "CROUPIER_SHED",
-        requires = "max_queue_wait",
         value_parser = parse_shed,
         help_heading = heading::LIMITS
     )]
@@ -586,7 +585,42 @@ pub struct RunArgs {
     )]
     pub preload_path: Option<PathBuf>,
 
+    /// Read settings from this file. Default: croupier.toml, where it is in the working directory.
+    ///
+    /// Its keys are these flags' names. A flag, or its variable, wins over the file. A reload reads
+    /// it again. /dev/null: no file.
+    #[arg(
+        short,
+        long,
+        value_name = "PATH",
+        env = "CROUPIER_CONFIG",
+        help_heading = heading::OPERATION
+    )]
+    pub config: Option<PathBuf>,
+
+    /// Take the settings of [profile.NAME] of the file over its others.
+    #[arg(
+        long,
+        value_name = "NAME",
+        env = "CROUPIER_PROFILE",
+        help_heading = heading::OPERATION
+    )]
+    pub profile: Option<String>,
+
     /// The program to run and its arguments; {slot} and {id} are replaced in them.
-    #[arg(required = true, trailing_var_arg = true, value_name = "COMMAND")]
+    #[arg(trailing_var_arg = true, value_name = "COMMAND")]
     pub command: Vec<OsString>,
+
+    /// What only a file can say.
+    #[arg(skip)]
+    pub from_file: FromFile,
+}
+
+/// What a file says that its flag does not show.
+#[derive(Debug, Clone, Default)]
+pub struct FromFile {
+    /// `[env]`, before what the flags say.
+    pub env: Vec<(OsString, OsString)>,
+    /// `workers` stands in the file: a platform's variable wins over it.
+    pub workers: bool,
 }

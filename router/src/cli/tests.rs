@@ -15,10 +15,15 @@ fn root() -> PathBuf {
 /// `(run, --workers)` and so on, with the parser's definition.
 fn flags() -> BTreeMap<(String, String), Arg> {
     let command = super::command();
+    let run = command.find_subcommand("run").unwrap();
+    // `check` takes what `run` takes, by the same definition.
+    let again = |one: &str, arg: &Arg| {
+        one == "check" && run.get_arguments().any(|own| own.get_long() == arg.get_long())
+    };
     command
         .get_subcommands()
         .flat_map(|one| one.get_arguments().map(|arg| (one.get_name().to_owned(), arg.clone())))
-        .filter(|(_, arg)| !arg.is_positional())
+        .filter(|(one, arg)| !arg.is_positional() && !again(one, arg))
         .filter_map(|(one, arg)| Some(((one, format!("--{}", arg.get_long()?)), arg)))
         .collect()
 }

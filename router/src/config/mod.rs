@@ -6,8 +6,10 @@
 
 mod address;
 mod care;
+mod file;
 mod ids;
 mod inherited;
+mod load;
 mod run;
 mod surroundings;
 mod template;
@@ -17,8 +19,10 @@ use std::fmt;
 
 pub use address::{ListenAddress, ListenSpec, ProgramAddress, parse_listen, program_port};
 pub use care::{Care, parse_umask};
+pub use file::{DEFAULT_FILE, Place};
 pub use ids::Ids;
 pub use inherited::Inherited;
+pub use load::{LoadError, Loaded, Origin, Setting, Source, load};
 pub use run::{Machine, MaxRss, RunConfig, Workers};
 pub use surroundings::Surroundings;
 pub use template::expand;
@@ -45,6 +49,14 @@ pub enum ConfigError {
         flag: &'static str,
         /// What was given.
         value: String,
+        /// What is wrong and what would be right.
+        why: String,
+    },
+    /// A line of a file.
+    #[error("{place}: {why}")]
+    File {
+        /// File and line.
+        place: String,
         /// What is wrong and what would be right.
         why: String,
     },

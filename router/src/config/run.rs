@@ -68,6 +68,8 @@ pub struct RunConfig {
     pub env: Vec<(OsString, OsString)>,
     /// `--max-rss`.
     pub max_rss: Option<MaxRss>,
+    /// The file, and its profile, that had a say; empty without one.
+    pub file: String,
     /// Processes, and what is done by the clock.
     pub care: Care,
     /// What the machine has, for advice.
@@ -100,7 +102,7 @@ pub struct Workers {
     /// For the first line of output: `auto: 4 CPUs`, `WEB_CONCURRENCY`, or empty for a plain `-w`.
     pub why: String,
     /// The number came from `WORKERS` or `WEB_CONCURRENCY`: workers must not multiply by it again.
-    pub from_platform: bool,
+    pub from_platform: Option<&'static str>,
 }
 
 impl RunConfig {
@@ -109,6 +111,13 @@ impl RunConfig {
     /// # Errors
     /// [`ConfigError`]: a usage error, to be printed as it is.
     pub fn new(args: RunArgs, around: &Surroundings) -> Result<Self, ConfigError> {
+        if args.command.is_empty() {
+            return Err(ConfigError::Conflict(
+                "COMMAND is missing: say what to run, as in croupier run -w 4 -- node server.js, or \
+                 command = [\"node\", \"server.js\"] in croupier.toml"
+                    .into(),
+            ));
+        }
         let mut listen = Vec::new();
         for one in args.listen.iter().flat_map(|value| value.split(',')) {
             let parsed = parse_listen(one).map_err(|why| ConfigError::value("-l", one, why))?;
@@ -123,7 +132,8 @@ impl RunConfig {
             None => name::derive(&args.command),
         };
         let policy = choose_policy(&args, around, &listen)?;
-        let workers = choose_workers(args.workers, args.worker_memory, around)?;
+        let in_file = args.from_file.workers;
+        let workers = choose_workers(args.workers, in_file, args.worker_memory, around)?;
         let core = core_config(&args, policy, &workers, &name)?;
         let max_rss = choose_max_rss(args.max_rss, &workers, around)?;
         let care = Care::new(&args)?;
@@ -134,7 +144,7 @@ impl RunConfig {
                     .into(),
             ));
         }
-        let mut env = Vec::new();
+        let mut env = args.from_file.env.clone();
         for pair in args.env.iter().flat_map(|value| value.as_bytes().split(|b| *b == b'\n')) {
             env.push(parse_env(pair)?);
         }
@@ -156,9 +166,35 @@ impl RunConfig {
             preload_path: args.preload_path,
             env,
             max_rss,
+            file: String::new(),
             care,
             machine: Machine { cpus: around.cpus, somaxconn: around.somaxconn },
         })
+    }
+}
+
+impl RunConfig {
+    /// What a setting that was not given has come to, by its flag's name; `None`: nothing.
+    #[must_use]
+    pub fn chosen(&self, name: &str) -> Option<String> {
+        let ready = |rule| match rule {
+            ReadyRule::Listen => "listen",
+            ReadyRule::Accept => "accept",
+            ReadyRule::Notify => "notify",
+            ReadyRule::Start => "start",
+        };
+        match name {
+            "workers" if self.workers.why.is_empty() => Some(self.workers.count.to_string()),
+            "workers" => Some(format!("{} ({})", self.workers.count, self.workers.why)),
+            "policy" => Some(policy_name(self.core.policy).into()),
+            "name" => Some(self.name.clone()),
+            "backlog" => Some(self.backlog.to_string()),
+            "ready" => Some(ready(self.core.ready).into()),
+            "drain-timeout" => Some(format!("{:?}", self.core.drain_timeout)),
+            "max-draining" => Some(self.core.max_draining.to_string()),
+            "max-rss" => self.max_rss.as_ref().map(|max| bytes_text(max.bytes)),
+            _ => None,
+        }
     }
 }
 
@@ -268,8 +304,14 @@ fn choose_limits(args: &RunArgs, policy: Policy) -> Result<Limits, ConfigError> 
     if args.max_queue_wait.is_some_and(|time| time.is_zero()) {
         return zero("--max-queue-wait", "everybody would be reset; leave it away to let all wait");
     }
-    match args.shed {
-        Some(Shed::Reset) | None => {}
+    match (args.shed, args.max_queue_wait) {
+        (Some(Shed::Reset), None) => {
+            return Err(ConfigError::Conflict(
+                "--shed says how clients are turned away at --max-queue-wait; add that, or leave it out"
+                    .into(),
+            ));
+        }
+        (Some(Shed::Reset), Some(_)) | (None, _) => {}
     }
     Ok(Limits {
         hung_timeout: args.hung_timeout,
@@ -406,6 +448,7 @@ fn room(each: Option<u64>, around: &Surroundings) -> Result<(u16, String), Confi
 
 fn choose_workers(
     given: Option<WorkersArg>,
+    in_file: bool,
     each: Option<u64>,
     around: &Surroundings,
 ) -> Result<Workers, ConfigError> {
@@ -413,11 +456,11 @@ fn choose_workers(
         .into_iter()
         .find_map(|(name, value)| value.as_ref().map(|value| (name, value)));
     let (arg, variable) = match (given, platform) {
-        (Some(arg), _) => (arg, None),
-        (None, Some((name, value))) => {
+        // The environment goes before a file.
+        (given, Some((name, value))) if given.is_none() || in_file => {
             (parse_workers(value).map_err(|why| ConfigError::value(name, value, why))?, Some(name))
         }
-        (None, None) => (WorkersArg::Auto, None),
+        (given, _) => (given.unwrap_or(WorkersArg::Auto), None),
     };
     let (cpus, of) = room(each, around)?;
     let (count, why) = match arg {
@@ -435,7 +478,7 @@ fn choose_workers(
         let why = format!("{count} workers are more than croupier's limit of {WORKERS_MAX}");
         return Err(ConfigError::value(variable.unwrap_or("-w"), workers_text(arg), why));
     }
-    Ok(Workers { count, why, from_platform: variable.is_some() })
+    Ok(Workers { count, why, from_platform: variable })
 }
 
 /// 128-bit FNV-1a of the seed. The key must be the same on every machine and in every release,

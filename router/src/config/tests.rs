@@ -21,7 +21,7 @@ struct Line {
     args: RunArgs,
 }
 
-fn around() -> Surroundings {
+pub(super) fn around() -> Surroundings {
     Surroundings {
         cpus: 4,
         cpus_online: 4,
@@ -184,10 +184,10 @@ fn platform_variables_set_the_number_of_workers() {
     let both =
         Surroundings { workers: Some("3".into()), web_concurrency: Some("7".into()), ..around() };
     let workers = config_in(&both, &["x"]).unwrap().workers;
-    assert_eq!((workers.count, workers.from_platform), (3, true));
+    assert_eq!((workers.count, workers.from_platform), (3, Some("WORKERS")));
     assert_eq!(workers.why, "WORKERS=3");
     let flag = config_in(&both, &["-w", "2", "x"]).unwrap().workers;
-    assert_eq!((flag.count, flag.from_platform), (2, false));
+    assert_eq!((flag.count, flag.from_platform), (2, None));
     let bad = Surroundings { web_concurrency: Some("two".into()), ..around() };
     let why = config_in(&bad, &["x"]).unwrap_err();
     assert!(why.starts_with("WEB_CONCURRENCY two: "), "{why}");

@@ -192,8 +192,10 @@ impl Primary {
         let why =
             if workers.why.is_empty() { String::new() } else { format!(" ({})", workers.why) };
         let plural = if workers.count == 1 { "worker" } else { "workers" };
+        let file = &self.config.file;
+        let by = if file.is_empty() { String::new() } else { format!(", by {file}") };
         self.say(&format!(
-            "croupier {} (pid {}): starting {} {plural} of {}{why}",
+            "croupier {} (pid {}): starting {} {plural} of {}{why}{by}",
             env!("CARGO_PKG_VERSION"),
             std::process::id(),
             workers.count,

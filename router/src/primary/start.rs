@@ -47,7 +47,7 @@ use super::tokens::{CONTROL_BASE, Source};
 use super::worker::{Worker, Workers};
 use super::{accept, address, channel};
 use crate::adapter::{self, Adapter, Resolved};
-use crate::config::{ListenAddress, RunConfig, expand};
+use crate::config::{ListenAddress, Loaded, RunConfig, expand};
 use crate::control::place::Place;
 use crate::control::server::ControlServer;
 use crate::diagnose;
@@ -133,7 +133,8 @@ fn cannot(what: &'static str) -> impl Fn(io::Error) -> StartError {
 ///
 /// # Errors
 /// [`StartError`]: it did not start.
-pub fn run(config: RunConfig) -> Result<u8, StartError> {
+pub fn run(loaded: Loaded) -> Result<u8, StartError> {
+    let Loaded { config, .. } = loaded;
     sys::forget_the_parent().map_err(cannot("close what the parent left open"))?;
     let resolved = adapter::resolve(&config)?;
     check_kernel()?;

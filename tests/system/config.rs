@@ -1,0 +1,150 @@
+//! `croupier.toml`: found, obeyed, checked; and what is made from the one definition of the flags.
+
+use std::os::unix::fs::PermissionsExt;
+
+use croupier_tests::{Client, Guard};
+use serde_json::Value;
+
+use crate::programs::one_at_a_time;
+
+/// `command = […]` of the usual server.
+fn command(port: u16) -> String {
+    let words: Vec<String> =
+        one_at_a_time(port).into_iter().map(|word| format!("{word:?}")).collect();
+    format!("command = [{}]\n", words.join(", "))
+}
+
+#[test]
+fn a_file_alone_is_enough_and_the_first_line_names_it() {
+    let guard = Guard::new("config-file");
+    let port = guard.port();
+    let text = format!(
+        "{}workers = 1\npolicy = \"rr\"\n[env]\nMODE = \"file\"\n[profile.two]\nworkers = 2\n",
+        command(port)
+    );
+    guard.write("croupier.toml", &text);
+    let croupier = guard.run::<&str>([]).ready();
+    assert!(croupier.wait_for_line("starting 1 worker").ends_with(", by croupier.toml"));
+    assert_eq!(croupier.status().policy, "rr");
+    assert_eq!(Client::port(port).get("/").unwrap().status, 200);
+    croupier.stop_well();
+    let other = guard.path("other.toml");
+    std::fs::rename(guard.path("croupier.toml"), &other).unwrap();
+    let other = other.to_str().unwrap();
+    let croupier = guard.run(["--config", other, "--profile", "two", "-p", "least"]).ready();
+    let line = croupier.wait_for_line("starting 2 workers");
+    assert!(line.ends_with("other.toml, profile two"), "{line}");
+    assert_eq!(croupier.status().policy, "least");
+    croupier.stop_well();
+    guard.croupier(["run"]).expect_code(2).expect_error(&["COMMAND is missing", "croupier.toml"]);
+    guard
+        .croupier(["run", "--profile", "two", "true"])
+        .expect_code(2)
+        .expect_error(&["there is no croupier.toml here; say --config"]);
+}
+
+#[test]
+fn a_mistake_is_exit_2_with_its_line_and_the_nearest_name() {
+    let guard = Guard::new("config-mistake");
+    guard.write("croupier.toml", "command = [\"true\"]\n\npolcy = \"rr\"\n");
+    for verb in ["run", "check"] {
+        guard
+            .croupier([verb])
+            .expect_code(2)
+            .expect_error(&["croupier.toml:3: polcy is no setting; did you mean policy?"]);
+    }
+    guard.croupier(["run", "--config", "none.toml"]).expect_code(2).expect_error(&["none.toml"]);
+    // What anybody could have written is not obeyed unasked.
+    let path = guard.write("croupier.toml", "command = [\"true\"]\n");
+    std::fs::set_permissions(&path, PermissionsExt::from_mode(0o666)).unwrap();
+    guard
+        .croupier(["check"])
+        .expect_code(2)
+        .expect_error(&["could have been written by somebody else", "--config croupier.toml"]);
+    guard.croupier(["check", "--config", "croupier.toml"]).expect_code(0);
+}
+
+#[test]
+fn check_says_what_would_run_and_who_says_so() {
+    let guard = Guard::new("config-check");
+    let text = "command = [\"tail\", \"-f\", \"/dev/null\"]\nworkers = 3\nsoak = \"2s\"\n\
+                [env]\nTOKEN = \"secret\"\n[profile.dev]\nsoak = \"0\"\n";
+    guard.write("croupier.toml", text);
+    let mut command = guard.command(croupier_tests::croupier());
+    command.args(["check", "--profile", "dev", "-p", "rr"]).env("CROUPIER_MAX_RSS", "1G");
+    let checked = guard.finish(command);
+    checked.expect_code(0);
+    let lines: Vec<Vec<&str>> =
+        checked.stdout.lines().map(|line| line.split_whitespace().collect()).collect();
+    for wanted in [
+        ["policy", "rr", "flag"].as_slice(),
+        &["workers", "3", "croupier.toml:2"],
+        &["soak", "0", "croupier.toml:7,", "profile", "dev"],
+        &["max-rss", "1G", "CROUPIER_MAX_RSS"],
+        &["kill-after", "2s", "default"],
+        &["env.TOKEN", "(not", "shown)", "croupier.toml:5"],
+    ] {
+        assert!(lines.iter().any(|line| line == wanted), "{wanted:?} in {}", checked.stdout);
+    }
+    assert!(
+        checked.stdout.starts_with("good, by croupier.toml, profile dev: 3 workers of tail -f")
+    );
+    assert!(!checked.stdout.contains("secret"), "{}", checked.stdout);
+
+    let json = guard.croupier(["check", "--json"]);
+    let report: Value = serde_json::from_str(&json.expect_code(0).stdout).unwrap();
+    assert_eq!((&report["workers"], &report["adapter"]), (&3.into(), &"preload".into()));
+    let settings = report["settings"].as_array().unwrap();
+    let of = |name: &str| settings.iter().find(|one| one["name"] == name).unwrap();
+    let soak = of("soak");
+    assert_eq!((&soak["value"], &soak["from"]), (&"2s".into(), &"file".into()));
+    assert_eq!(soak["at"], "croupier.toml:3");
+    assert_eq!(of("env.TOKEN")["value"], Value::Null);
+    assert_eq!(of("policy")["from"], "default");
+
+    // What `run` would refuse, check refuses.
+    guard.croupier(["check", "--", "no-such-program-here"]).expect_code(2);
+    guard.croupier(["check", "--shed", "reset"]).expect_code(2).expect_error(&["--max-queue-wait"]);
+}
+
+#[test]
+fn every_command_has_a_man_page_and_a_completion() {
+    let guard = Guard::new("config-made");
+    std::fs::create_dir(guard.path("man")).unwrap();
+    guard.croupier(["man", "man"]).expect_code(0);
+    let help = guard.croupier(["--help"]).stdout;
+    let commands = help.lines().skip_while(|line| !line.starts_with("Commands:")).skip(1);
+    let commands: Vec<&str> = commands
+        .take_while(|line| line.starts_with("  "))
+        .filter_map(|line| line.split_whitespace().next())
+        .filter(|name| *name != "help")
+        .collect();
+    assert!(commands.contains(&"run") && commands.contains(&"check"), "{help}");
+    for name in &commands {
+        let page = std::fs::read_to_string(guard.path(format!("man/croupier-{name}.1"))).unwrap();
+        assert!(
+            page.contains(".SH NAME") && page.contains(&format!("croupier\\-{name}")),
+            "{page}"
+        );
+    }
+    let run = std::fs::read_to_string(guard.path("man/croupier-run.1")).unwrap();
+    assert!(run.contains("\\-\\-graceful\\-timeout") && run.contains(".SH DEALING"), "{run}");
+    guard.croupier(["man", "no/such"]).expect_code(1).expect_error(&["cannot write no/such"]);
+    for shell in ["bash", "zsh", "fish"] {
+        let script = guard.croupier(["completions", shell]);
+        let text = &script.expect_code(0).stdout;
+        assert!(text.contains("graceful-timeout"), "{shell}");
+        commands.iter().for_each(|name| assert!(text.contains(name), "{shell}: {name}"));
+    }
+    // The shell itself is asked what it would complete.
+    let script = guard.write("complete.bash", &guard.croupier(["completions", "bash"]).stdout);
+    let ask = format!(
+        "source {}; COMP_WORDS=(croupier run --grace); COMP_CWORD=2; _croupier croupier --grace run; \
+         echo \"${{COMPREPLY[*]}}\"",
+        script.display()
+    );
+    let mut bash = guard.command("bash");
+    bash.args(["-c", &ask]);
+    let answer = guard.finish(bash);
+    assert_eq!(answer.expect_code(0).stdout.trim(), "--graceful-timeout", "{answer:?}");
+}
