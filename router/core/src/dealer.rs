@@ -8,6 +8,7 @@
 use alloc::vec::Vec;
 use core::time::Duration;
 
+use crate::by_id::find_by_id;
 use crate::config::{Config, Policy};
 use crate::event::{ListenerId, Loads, WorkerId};
 use crate::seat::{ACTIVE_UNKNOWN, Seat, Standing};
@@ -163,7 +164,7 @@ impl Dealer {
     }
 
     pub(crate) fn find(&self, id: WorkerId) -> Option<usize> {
-        self.seats.binary_search_by_key(&id, |seat| seat.id).ok()
+        find_by_id(&self.seats, id, |seat| seat.id)
     }
 
     pub(crate) fn both(&mut self, i: usize) -> Option<(&mut Seat, &mut Worker)> {
@@ -314,7 +315,10 @@ impl Dealer {
 
     /// Where a round begins: behind the worker that had the last one.
     pub(crate) fn behind(&self, last: WorkerId) -> usize {
-        self.seats.partition_point(|seat| seat.id <= last)
+        match self.find(last) {
+            Some(i) => i + 1,
+            None => self.seats.partition_point(|seat| seat.id <= last),
+        }
     }
 
     /// Workers that may be dealt to at all on this listener.

@@ -49,6 +49,7 @@ pub mod time;
 
 mod admission;
 mod bells;
+mod by_id;
 mod check;
 mod dealer;
 mod hung;
@@ -71,6 +72,7 @@ mod wants;
 mod window;
 mod worker;
 
+pub use by_id::find_by_id;
 pub use ledger::HELD_MAX;
 pub use primary::Core;
 pub use seat::LISTENERS_MAX;
