@@ -254,8 +254,8 @@ impl Seen {
             Right::No => "no seccomp filter",
         };
         let container = self.container.as_deref();
-        let place =
-            container.map_or("no container".to_owned(), |name| format!("in a container ({name})"));
+        let place = container
+            .map_or_else(|| "no container".to_owned(), |name| format!("in a container ({name})"));
         let first =
             if self.pid == 1 { "; this is process 1, and reaps what others leave" } else { "" };
         Finding::ok("confinement", format!("{filter}, {place}{first}"))

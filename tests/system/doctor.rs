@@ -8,9 +8,8 @@ use crate::cells::CpuCell;
 
 /// One line of the table: its level, and all that is said.
 fn finding(ended: &Finished, check: &str) -> (String, String) {
-    let line =
-        ended.stdout.lines().find(|line| line.get(6..).is_some_and(|rest| rest.starts_with(check)));
-    let line = line.unwrap_or_else(|| panic!("{check}: {ended:#?}"));
+    let about = |line: &&str| line.get(6..).is_some_and(|rest| rest.starts_with(check));
+    let line = ended.stdout.lines().find(about).unwrap();
     (line.get(..4).unwrap().trim().to_owned(), line.to_owned())
 }
 
