@@ -325,7 +325,7 @@ mod tests {
                     }
                     text.starts_with(&format!("[w0] {number} "))
                 }
-                Reply::Done | Reply::Status(_) | Reply::Failed { .. } => false,
+                Reply::Done | Reply::Event(_) | Reply::Status(_) | Reply::Failed { .. } => false,
             })
         });
         let padding = "x".repeat(90);

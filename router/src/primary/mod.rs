@@ -11,6 +11,8 @@
 //!             replace.rs    what a reload says
 //!             features.rs   what the kernel must be able to do
 //!             hands.rs      slots that the operator starts and stops
+//!             drive.rs      scale, pause, resume, restart, kill
+//!             happenings.rs `croupier events`
 //!             memory.rs     who was killed for lack of memory
 //!             limits.rs     what hung workers, recycling and admission say
 //!             advice.rs     what the operator could do better
@@ -37,8 +39,10 @@ mod check;
 mod commands;
 mod crowd;
 mod disposal;
+mod drive;
 pub mod features;
 mod hands;
+mod happenings;
 mod health;
 mod hunt;
 mod limits;
