@@ -19,6 +19,9 @@ pub struct Feature {
     pub try_it: fn() -> io::Result<()>,
 }
 
+/// What [`subreaper`] is for.
+pub(super) const ADOPT: &str = "adopt orphans (PR_SET_CHILD_SUBREAPER)";
+
 /// What a start tries before it begins.
 pub(super) const AT_START: &[Feature] = &[
     Feature {
@@ -32,7 +35,7 @@ pub(super) const AT_START: &[Feature] = &[
 /// What a start needs as well and finds out as it goes.
 const ON_THE_WAY: &[Feature] = &[
     Feature { what: "watch a process (pidfd_open)", try_it: pidfd },
-    Feature { what: "adopt orphans (PR_SET_CHILD_SUBREAPER)", try_it: subreaper },
+    Feature { what: ADOPT, try_it: subreaper },
     Feature { what: "make a timer (timerfd_create)", try_it: || alarm::Alarm::new().map(drop) },
     Feature { what: "make an epoll", try_it: || mio::Poll::new().map(drop) },
 ];
@@ -51,6 +54,7 @@ fn pidfd() -> io::Result<()> {
     Ok(pidfd_open(own, PidfdFlags::empty()).map(drop)?)
 }
 
-fn subreaper() -> io::Result<()> {
+/// Makes this process the one that inherits the orphans of its descendants.
+pub(super) fn subreaper() -> io::Result<()> {
     Ok(nix::sys::prctl::set_child_subreaper(true)?)
 }

@@ -181,10 +181,7 @@ fn assemble(
     resolved: Resolved,
     nofile: libc::rlimit,
 ) -> Result<Primary, StartError> {
-    nix::sys::prctl::set_child_subreaper(true).map_err(|error| StartError::Kernel {
-        what: "adopt orphans (PR_SET_CHILD_SUBREAPER)",
-        source: error.into(),
-    })?;
+    features::subreaper().map_err(|source| StartError::Kernel { what: features::ADOPT, source })?;
     let poll = Poll::new().map_err(cannot("make an epoll"))?;
     let registry = poll.registry();
     let waker = Waker::new(registry, Source::Rescue.token()).map_err(cannot("make a waker"))?;
