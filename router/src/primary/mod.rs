@@ -65,6 +65,7 @@ mod start;
 mod status;
 mod supervise;
 mod tokens;
+mod turns;
 mod worker;
 
 pub use advice::open_files_needed;
