@@ -22,6 +22,8 @@ use crate::load::raise_descriptor_limit;
 use crate::measure::{Bench, SampleError};
 use crate::workload::{self, Load, Workload};
 
+/// Longest warm-up, in seconds; half of a load that is shorter than twice as long.
+const WARMUP: f64 = 0.5;
 /// Rounds in which an engine may fail under a workload before it is left out there.
 const FAILURES_MAX: usize = 2;
 const SEED: u64 = 20_210_000;
@@ -170,7 +172,7 @@ impl Request {
             workloads: chosen.workloads.iter().map(|w| w.info.id.clone()).collect(),
             rounds: self.rounds.unwrap_or(rounds),
             seconds: self.seconds.unwrap_or(seconds),
-            warmup_seconds: 0.5,
+            warmup_seconds: self.seconds.unwrap_or(seconds).min(2.0 * WARMUP) / 2.0,
             baseline: BASELINE.to_owned(),
             node_baseline: NODE_BASELINE.to_owned(),
             command: self.command.clone(),
@@ -225,15 +227,24 @@ impl Request {
     }
 }
 
-/// True after INT or TERM; a second one ends the program as if nobody listened.
+/// True after INT or TERM.
 fn interrupts() -> std::io::Result<Arc<AtomicBool>> {
     let stop = Arc::new(AtomicBool::new(false));
+    stop_on_signals(&stop)?;
+    Ok(stop)
+}
+
+/// Sets `stop` at INT or TERM; a second one ends the program as if nobody listened.
+///
+/// # Errors
+/// If the system refuses.
+pub fn stop_on_signals(stop: &Arc<AtomicBool>) -> std::io::Result<()> {
     for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
         // In this order: the first signal finds the flag unset.
-        signal_hook::flag::register_conditional_default(signal, Arc::clone(&stop))?;
-        signal_hook::flag::register(signal, Arc::clone(&stop))?;
+        signal_hook::flag::register_conditional_default(signal, Arc::clone(stop))?;
+        signal_hook::flag::register(signal, Arc::clone(stop))?;
     }
-    Ok(stop)
+    Ok(())
 }
 
 fn calibrate(bench: &Bench, results: &mut Results) -> Result<(), RunError> {

@@ -6,6 +6,8 @@
 
 mod advice;
 mod attacks;
+mod bench;
+mod bench_program;
 mod blocked;
 mod capacity;
 mod care;

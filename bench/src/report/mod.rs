@@ -4,6 +4,7 @@
 //! computed from the file alone, also when cells are missing, have one round or failed throughout.
 //! Never does: measure, or change `results.json`.
 
+mod advice;
 mod chart;
 mod export;
 mod goals;
@@ -16,12 +17,17 @@ mod units;
 mod view;
 mod words;
 
+#[cfg(test)]
+#[path = "../../tests/synthetic/mod.rs"]
+mod synthetic;
+
 use std::path::{Path, PathBuf};
 
 use crate::data::{Results, ResultsError};
 use markdown::Part;
 use view::View;
 
+pub use advice::advice;
 pub use chart::ChartError;
 
 /// A report that cannot be made.
