@@ -346,7 +346,13 @@ impl Game {
                 }
             }
             Move::Close => self.close(),
-            Move::Reload(rolling) => self.table.reload(rolling),
+            Move::Reload(rolling) => {
+                if self.dice.permille(300) {
+                    let new = self.another_config();
+                    self.table.core.reconfigure_at_reload(new);
+                }
+                self.table.reload(rolling);
+            }
             Move::StopSlot => {
                 let slot = self.any_slot();
                 self.table.stop_slot(slot);
@@ -381,6 +387,27 @@ impl Game {
             95..=96 => Move::Reload(self.dice.permille(300)),
             97 => Move::StopSlot,
             _ => Move::StartSlot,
+        }
+    }
+
+    /// What a file may say at a reload.
+    fn another_config(&mut self) -> Config {
+        let other = any_config(&mut self.dice);
+        let now = self.table.config;
+        Config {
+            limits: Limits {
+                hung_timeout: other.limits.hung_timeout,
+                max_connections: other.limits.max_connections,
+                ..now.limits
+            },
+            slow_start: other.slow_start,
+            graceful_timeout: Duration::from_secs(self.dice.between(1, 4)),
+            kill_after: Duration::from_millis(self.dice.between(200, 1000)),
+            stop_signal_first: other.stop_signal_first,
+            max_surge: other.max_surge,
+            soak: other.soak,
+            max_draining: other.max_draining,
+            ..now
         }
     }
 

@@ -56,6 +56,7 @@ mod start;
 mod status;
 mod supervise;
 mod tokens;
+mod versions;
 mod worker;
 
 pub use start::run;

@@ -63,7 +63,8 @@ impl Primary {
                 self.step(&format!("watching {workers} for {wait:?}"));
             }
             Report::ReloadDone { generation } => {
-                self.step(&format!("every slot has a worker of generation {}", generation.0))
+                self.version_holds(generation);
+                self.step(&format!("every slot has a worker of generation {}", generation.0));
             }
             Report::Drains { worker, slot } => self.leaves(worker, slot),
             Report::Drained { worker } => self.step(&format!("worker {} has ended", worker.0)),
@@ -95,7 +96,7 @@ impl Primary {
         }
     }
 
-    fn step(&mut self, text: &str) {
+    pub(super) fn step(&mut self, text: &str) {
         log::info!("reload: {text}");
         self.commands.reload_says(text, self.poll.registry());
     }
@@ -122,6 +123,7 @@ impl Primary {
     }
 
     fn reload_over(&mut self, generation: Generation) {
+        self.version_is_over();
         // Whoever is not forgotten yet is dead: its numbers are final.
         while let Some(leaver) = self.replacing.leavers.first().copied() {
             self.note_end_of_leaver(leaver.worker);
@@ -162,6 +164,7 @@ impl Primary {
         self.commands.reload_began(generation);
         let rolling = if rolling { ", rolling" } else { "" };
         self.step(&format!("generation {} begins{rolling}", generation.0));
+        self.version_begins(generation);
     }
 
     fn refuse_reloads(&mut self) {
@@ -202,6 +205,7 @@ impl Primary {
             }
         }
         self.commands.reload_failed(generation, &text);
+        self.version_fails(generation, kept);
     }
 
     fn reason(&mut self, worker: WorkerId, slot: SlotId, was_ready: bool, fault: Fault) -> String {
@@ -265,7 +269,7 @@ impl Primary {
             .collect()
     }
 
-    fn generation_of(&self, worker: WorkerId) -> Option<Generation> {
+    pub(super) fn generation_of(&self, worker: WorkerId) -> Option<Generation> {
         self.core.workers().find(|view| view.worker == worker).map(|view| view.generation)
     }
 

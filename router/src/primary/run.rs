@@ -35,6 +35,7 @@ use super::service::Service;
 use super::start::Launcher;
 use super::status::Meters;
 use super::tokens::Source;
+use super::versions::Versions;
 use super::worker::Workers;
 use crate::config::RunConfig;
 use crate::output::Output;
@@ -86,6 +87,7 @@ pub(super) struct Primary {
     pub(super) output: Option<Output>,
     pub(super) announcer: Announcer,
     pub(super) replacing: Replacing,
+    pub(super) versions: Versions,
     pub(super) hands: Hands,
     pub(super) service: Service,
     pub(super) health: Health,

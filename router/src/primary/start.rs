@@ -3,6 +3,7 @@
 //! Owns how a worker is started ([`Launcher`]). Every failure before the first worker starts is
 //! fatal and said in one line.
 
+use std::collections::BTreeMap;
 use std::ffi::{CString, OsString};
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -42,6 +43,7 @@ use super::service::Service;
 use super::socket_file::Rights;
 use super::status::Meters;
 use super::tokens::{CONTROL_BASE, Source};
+use super::versions::Versions;
 use super::worker::{Worker, Workers};
 use super::{accept, address, channel};
 use crate::adapter::{self, Adapter, Resolved};
@@ -132,12 +134,11 @@ fn cannot(what: &'static str) -> impl Fn(io::Error) -> StartError {
 /// # Errors
 /// [`StartError`]: it did not start.
 pub fn run(loaded: Loaded) -> Result<u8, StartError> {
-    let Loaded { config, .. } = loaded;
     sys::forget_the_parent().map_err(cannot("close what the parent left open"))?;
-    let resolved = adapter::resolve(&config)?;
+    let resolved = adapter::resolve(&loaded.config)?;
     check_kernel()?;
     let nofile = raise_nofile().map_err(cannot("read the limit of open files"))?;
-    let mut primary = assemble(config, resolved, nofile)?;
+    let mut primary = assemble(loaded, resolved, nofile)?;
     primary._pid_file = primary.config.care.pid_file.as_deref().map(PidFile::write).transpose()?;
     primary.declare()?;
     primary.announce_start();
@@ -168,10 +169,11 @@ fn open_output(config: &RunConfig) -> Result<Output, StartError> {
 }
 
 fn assemble(
-    config: RunConfig,
+    loaded: Loaded,
     resolved: Resolved,
     nofile: libc::rlimit,
 ) -> Result<Primary, StartError> {
+    let Loaded { config, settings, origin } = loaded;
     nix::sys::prctl::set_child_subreaper(true).map_err(|error| StartError::Kernel {
         what: "adopt orphans (PR_SET_CHILD_SUBREAPER)",
         source: error.into(),
@@ -214,6 +216,7 @@ fn assemble(
         output: Some(output),
         announcer: Announcer::new(now),
         replacing: Replacing::default(),
+        versions: Versions::new(origin, settings),
         hands: Hands::new(config.workers.count),
         service: Service::of_this_process(now),
         health: Health::new(now, config.care.report),
@@ -345,14 +348,22 @@ impl Primary {
 /// How workers are started.
 #[derive(Debug)]
 pub(super) struct Launcher {
-    resolved: Resolved,
+    first: Launch,
+    /// By the generation that began with it, where a reload read another.
+    later: BTreeMap<u32, Launch>,
     nofile: libc::rlimit,
     policy: Policy,
     ready: ReadyRule,
     uids: [u32; 3],
     queue_depth: u32,
     raw_output: bool,
-    config: Box<RunConfig>,
+}
+
+/// What the workers of a generation are.
+#[derive(Debug, Clone)]
+pub(super) struct Launch {
+    pub(super) resolved: Resolved,
+    pub(super) config: Box<RunConfig>,
 }
 
 impl Launcher {
@@ -361,7 +372,8 @@ impl Launcher {
         let worker = config.ids.as_ref().map_or(own, |ids| ids.uid.as_raw());
         let depth = u32::from(config.core.queue_limit);
         Self {
-            resolved,
+            first: Launch { resolved, config: Box::new(config.clone()) },
+            later: BTreeMap::new(),
             nofile,
             policy: config.core.policy,
             ready: config.core.ready,
@@ -372,30 +384,58 @@ impl Launcher {
                 depth
             },
             raw_output: config.raw_output,
-            config: Box::new(config.clone()),
+        }
+    }
+
+    /// What a worker of this generation is: also one that crashes while a later one is being tried.
+    pub(super) fn of(&self, generation: Generation) -> &Launch {
+        self.later.range(..=generation.0).next_back().map_or(&self.first, |(_, launch)| launch)
+    }
+
+    fn latest(&self) -> &Launch {
+        self.later.values().next_back().unwrap_or(&self.first)
+    }
+
+    /// From this generation on. What the primary listens on is what it is.
+    pub(super) fn begin(&mut self, generation: Generation, mut launch: Launch) {
+        launch.config.listen.clone_from(&self.first.config.listen);
+        self.later.insert(generation.0, launch);
+    }
+
+    /// This generation did not hold, and nobody of it is left.
+    pub(super) fn forget(&mut self, generation: Generation) {
+        self.later.remove(&generation.0);
+    }
+
+    /// Nobody is of an earlier generation than this any more.
+    pub(super) fn forget_before(&mut self, generation: Generation) {
+        let kept = self.later.split_off(&generation.0.saturating_add(1));
+        if let Some((_, last)) = std::mem::replace(&mut self.later, kept).pop_last() {
+            self.first = last;
         }
     }
 
     /// The addresses that `-l` came to.
     fn know_addresses(&mut self, bound: Vec<ListenAddress>) {
-        for (spec, address) in self.config.listen.iter_mut().zip(bound) {
+        for (spec, address) in self.first.config.listen.iter_mut().zip(bound) {
             spec.public = address;
         }
     }
 
     /// What is run, for people.
     pub(super) fn title(&self) -> String {
-        let words: Vec<_> = self.config.command.iter().map(|word| word.to_string_lossy()).collect();
+        let command = &self.latest().config.command;
+        let words: Vec<_> = command.iter().map(|word| word.to_string_lossy()).collect();
         words.join(" ")
     }
 
     /// What a person may want to know of how the program was understood.
     pub(super) fn notes(&self) -> &[String] {
-        &self.resolved.notes
+        &self.latest().resolved.notes
     }
 
     pub(super) fn adapter(&self) -> Adapter {
-        self.resolved.adapter
+        self.first.resolved.adapter
     }
 
     /// Whether a process of this user may speak for a worker.
@@ -431,11 +471,11 @@ impl Launcher {
         worker: &mut Worker,
         listeners: &mut Slab<Listener>,
     ) -> io::Result<Vec<OwnedFd>> {
-        let backlog = i32::try_from(self.config.backlog).unwrap_or(i32::MAX);
+        let backlog = i32::try_from(self.first.config.backlog).unwrap_or(i32::MAX);
         let mut inherit = Vec::new();
         let declared = listeners.iter_mut().filter(|(_, l)| l.origin == Origin::Declared);
         for (_, listener) in declared.take(INHERIT_MAX) {
-            match self.resolved.adapter {
+            match self.adapter() {
                 Adapter::Preload | Adapter::Shim => {}
                 Adapter::Fd => {
                     let address = address::raw(&listener.bound());
@@ -470,6 +510,7 @@ impl Launcher {
         ask: &str,
         inherit: Vec<OwnedFd>,
     ) -> io::Result<Started> {
+        let Launch { resolved, config } = self.of(generation);
         let (slot, token, id) = (worker.slot, &worker.token, worker.id);
         let place = adapter::Place {
             slot: slot.0,
@@ -477,14 +518,14 @@ impl Launcher {
             generation: generation.0,
             control: format!("{}@{ask}", hex(token)),
         };
-        let mut environment = adapter::spawn_env(&self.config, &self.resolved, &place);
+        let mut environment = adapter::spawn_env(config, resolved, &place);
         if let Some((_, name)) = &worker.notify {
             environment.push(("NOTIFY_SOCKET".into(), format!("@{name}").into()));
         }
         let mut arguments: Vec<OsString> =
-            self.resolved.argv.iter().map(|word| expand(word, slot.0, id.0)).collect();
-        let mut program = self.resolved.program.clone();
-        match self.resolved.adapter {
+            resolved.argv.iter().map(|word| expand(word, slot.0, id.0)).collect();
+        let mut program = resolved.program.clone();
+        match resolved.adapter {
             Adapter::Preload | Adapter::Shim => {}
             Adapter::Fd => environment.push((CHANNEL_VAR.into(), FIRST_INHERITED.into())),
             Adapter::ListenFds => {
@@ -494,23 +535,23 @@ impl Launcher {
         }
         let handed = matches!(self.policy, Policy::Shared | Policy::Reuseport);
         let silent = self.ready == ReadyRule::Start
-            && self.config.listen.is_empty()
-            && matches!(self.resolved.adapter, Adapter::Preload | Adapter::Shim);
+            && config.listen.is_empty()
+            && matches!(resolved.adapter, Adapter::Preload | Adapter::Shim);
         let setup = ChildSetup {
             nofile: self.nofile,
-            ids: self.config.ids.as_ref().map(|ids| {
+            ids: config.ids.as_ref().map(|ids| {
                 let groups = ids.groups.iter().map(|group| group.as_raw()).collect();
                 (ids.uid.as_raw(), ids.gid.as_raw(), groups)
             }),
             // Without a channel nothing else tells the worker that the primary is gone: under these policies,
             // and where it was said that the program never listens.
-            death_signal: (handed || silent).then_some(self.config.stop_signal as i32),
+            death_signal: (handed || silent).then_some(config.stop_signal as i32),
             inherit: inherit.iter().map(AsRawFd::as_raw_fd).collect(),
-            umask: self.config.care.umask,
-            folder: self.config.care.folder.as_deref().map(c_path).transpose()?,
+            umask: config.care.umask,
+            folder: config.care.folder.as_deref().map(c_path).transpose()?,
         };
         let started = process::start(&program, &arguments, &environment, setup, self.raw_output);
-        started.map_err(|error| match &self.config.care.folder {
+        started.map_err(|error| match &config.care.folder {
             // Which of the two it was that the child could not find.
             Some(folder) if !folder.is_dir() => {
                 io::Error::new(error.kind(), format!("--chdir {}: {error}", folder.display()))
