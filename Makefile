@@ -1,7 +1,7 @@
 # One purpose a target; `make` alone lists them. What a target does beyond one command is a script.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo build deps test unit sim system soak bench bench-quick bench-full bench-deps bench-build \
+.PHONY: help demo build deps test unit sim system soak bench bench-quick bench-full bench-publish bench-deps bench-build \
 	lint fmt check-fmt install clean
 
 PREFIX ?= /usr/local
@@ -51,6 +51,9 @@ bench-quick: bench-build ## the same with fewer engines, workloads and rounds: a
 
 bench-full: bench-build ## every engine under every workload
 	$(TARGET)/release/croupier-bench run --full --out $(TARGET)/bench-full
+
+bench-publish: ## the last `make bench` into bench/README.md, bench/chart.svg and README.md
+	cargo run --release -q -p croupier-bench --bin croupier-bench -- report $(TARGET)/bench --publish bench --readme README.md
 
 bench-deps: ## what is compared with: wrk, haproxy, nginx, Node, by Debian's packages (as root)
 	scripts/bench-deps

@@ -7,11 +7,11 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
-use croupier_bench::data::Results;
 use croupier_bench::engine::{FloorArgs, Programs, run_floor};
 use croupier_bench::run::{Preset, Request};
 
 mod load_command;
+mod report_command;
 
 /// Measures croupier beside SO_REUSEPORT, a shared socket, proxies and Node's cluster.
 #[derive(Debug, Parser)]
@@ -27,11 +27,8 @@ enum Command {
     Run(RunArgs),
     /// The load generator by itself.
     Load(load_command::LoadArgs),
-    /// Says what results.json of a folder holds.
-    Report {
-        /// The folder that `run --out` wrote.
-        folder: PathBuf,
-    },
+    /// Makes report.html, CSV and HDR logs of results.json.
+    Report(report_command::ReportArgs),
     /// The loop of the engine `floor`.
     #[command(hide = true)]
     Floor(FloorArgs),
@@ -79,7 +76,7 @@ fn main() -> ExitCode {
     let done = match Arguments::parse().command {
         Command::Run(arguments) => run(arguments),
         Command::Load(arguments) => load_command::run(&arguments),
-        Command::Report { folder } => report(&folder),
+        Command::Report(arguments) => report_command::run(&arguments),
         Command::Floor(arguments) => run_floor(&arguments),
     };
     match done {
@@ -114,21 +111,7 @@ fn run(arguments: RunArgs) -> Result<(), Failure> {
     if measured == 0 {
         return Err("nothing could be measured; results.json says why".into());
     }
-    Ok(())
-}
-
-#[expect(clippy::print_stdout, reason = "the answer of the command")]
-fn report(folder: &std::path::Path) -> Result<(), Failure> {
-    let results = Results::read(folder)?;
-    for sample in &results.samples {
-        println!(
-            "{} {} round {}: {:.0} connections/s, errors: {}",
-            sample.workload,
-            sample.engine,
-            sample.round + 1,
-            sample.connection_rate(),
-            sample.errors
-        );
-    }
+    let written = croupier_bench::report::write(&request.out)?;
+    println!("\n{}\n\n{}", written.conclusion, written.page.display());
     Ok(())
 }

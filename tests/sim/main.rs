@@ -25,10 +25,11 @@ use std::panic::AssertUnwindSafe;
 use std::time::Duration;
 
 use croupier_core::config::{
-    Config, ExitCodes, Limits, Policy, ProbeRule, ReadyRule, RestartPolicy,
+    Config, ExitCodes, Limits, Policy, ProbeRule, ReadyRule, RestartPolicy, Surge,
 };
 use croupier_core::event::{
-    Client, ConnId, Event, ExitStatus, ListenerId, Outcome, Report, SendFailure, WorkerId,
+    Client, ConnId, Event, ExitStatus, ListenerId, Outcome, RecycleReason, Report, Scale,
+    SendFailure, WorkerId,
 };
 
 use croupier_tests::{Figure, figure, soak_or};
@@ -92,6 +93,12 @@ struct Sum {
     probes: u64,
     /// Reloads that replaced everybody, and that did not.
     reloads: [u64; 2],
+    /// Scales that happened, and that were refused.
+    scales: [u64; 2],
+    /// Pauses of all or of a slot, and ends of them.
+    pauses: [u64; 2],
+    /// Restarts by hand that began.
+    restarts: u64,
     /// Slots that were stopped by hand, and that went down because their worker meant to end.
     down: [u64; 2],
     /// Games that were over because everybody had ended for good.
@@ -133,6 +140,13 @@ impl Sum {
         self.shed += totals.shed;
         assert_eq!(began, ends[0] + ends[1], "each reload has one end");
         self.reloads = [self.reloads[0] + ends[0], self.reloads[1] + ends[1]];
+        self.scales[0] += reported(|report| matches!(report, Report::Scaled { .. }));
+        self.scales[1] += reported(|report| matches!(report, Report::ScaleRefused { .. }));
+        self.pauses[0] += reported(|report| matches!(report, Report::Paused { .. }));
+        self.pauses[1] += reported(|report| matches!(report, Report::Resumed { .. }));
+        self.restarts += reported(|report| {
+            matches!(report, Report::RecycleBegan { why: RecycleReason::Asked, .. })
+        });
         self.down[0] += reported(|report| matches!(report, Report::SlotStopped { .. }));
         self.down[1] += reported(|report| matches!(report, Report::SlotDone { .. }));
         self.all_done += reported(|report| *report == Report::AllDone);
@@ -144,7 +158,8 @@ impl Sum {
             for count in [self.served, self.salvaged, self.waits, self.kills] {
                 assert!(count > least, "too quiet a game: {self:?}");
             }
-            let few = self.reloads.into_iter().chain(self.down).min().unwrap();
+            let driven = self.scales.into_iter().chain(self.pauses).chain([self.restarts]);
+            let few = self.reloads.into_iter().chain(self.down).chain(driven).min().unwrap();
             assert!(self.stolen > 10 && self.probes > 10 && self.lost > 10, "{self:?}");
             assert!(few > 10 && self.checks > 10 && self.kept > 10, "{self:?}");
             let [recycled, not] = self.recycled;
@@ -170,6 +185,10 @@ enum Move {
     Reload(bool),
     StopSlot,
     StartSlot,
+    Scale(Scale),
+    Pause,
+    Resume,
+    RestartSlot,
     Recover,
     Stop,
 }
@@ -210,9 +229,13 @@ fn any_config(dice: &mut Dice) -> Config {
         graceful_timeout: Duration::from_secs(4),
         kill_after: Duration::from_secs(1),
         stop_signal_first: dice.permille(200),
-        max_surge: u16::try_from(dice.between(1, 4)).unwrap(),
+        max_surge: if dice.permille(300) {
+            Surge::Percent(u8::try_from(dice.between(1, 100)).unwrap())
+        } else {
+            Surge::Count(u16::try_from(dice.between(1, 4)).unwrap())
+        },
         soak: Duration::from_millis(dice.below(3) * 400),
-        max_draining: u16::try_from(dice.between(1, 12)).unwrap(),
+        max_draining: dice.permille(700).then(|| u16::try_from(dice.between(1, 12)).unwrap()),
         sticky_bound: dice.permille(300).then_some(1250),
         // Hopeless cases have tests of their own; here everybody gets another chance.
         restart: RestartPolicy { budget: u32::MAX, first_tries: u32::MAX, ..base.restart },
@@ -361,6 +384,7 @@ impl Game {
                 let slot = self.any_slot();
                 self.table.start_slot(slot);
             }
+            Move::Scale(_) | Move::Pause | Move::Resume | Move::RestartSlot => self.drive(),
         }
         let pause = match self.dice.below(4) {
             0 => self.dice.below(100 * US),
@@ -371,8 +395,23 @@ impl Game {
         self.table.run_for(pause);
     }
 
+    /// A move of the operator's.
+    fn drive(&mut self) {
+        let slot = self.any_slot();
+        let many = self.dice.permille(500);
+        if let Move::Scale(scale) = self.doing {
+            self.table.scale(scale);
+        } else if let Move::Pause = self.doing {
+            self.table.pause((!many).then_some(slot));
+        } else if let Move::Resume = self.doing {
+            self.table.resume((!many).then_some(slot));
+        } else {
+            self.table.restart(slot);
+        }
+    }
+
     fn any_move(&mut self) -> Move {
-        match self.dice.below(100) {
+        match self.dice.below(106) {
             0..=54 => Move::Clients(self.dice.between(1, 3)),
             55..=62 => Move::Clients(self.dice.between(10, 100)),
             63..=68 => Move::Kill,
@@ -386,7 +425,15 @@ impl Game {
             94 => Move::Close,
             95..=96 => Move::Reload(self.dice.permille(300)),
             97 => Move::StopSlot,
-            _ => Move::StartSlot,
+            98..=99 => Move::StartSlot,
+            100 => Move::Scale(match self.dice.below(3) {
+                0 => Scale::Up(1),
+                1 => Scale::Down(1),
+                _ => Scale::To(u16::try_from(self.dice.below(7)).unwrap()),
+            }),
+            101 => Move::Pause,
+            102..=104 => Move::Resume,
+            _ => Move::RestartSlot,
         }
     }
 
@@ -495,6 +542,7 @@ impl Game {
     /// Faults stop: everything must become ready, served and silent.
     fn recover(&mut self) {
         self.doing = Move::Recover;
+        self.table.resume(None);
         self.table.full_permille = 0;
         // What is stopped stays stopped, but somebody must be there.
         let down: Vec<u16> = self.table.down.iter().copied().collect();

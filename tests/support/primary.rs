@@ -19,6 +19,7 @@ const SHOWN_MAX: usize = 80;
 /// `croupier status --json`; null is `None`.
 #[derive(Debug, Clone, Deserialize)]
 #[expect(missing_docs, reason = "the README's table of the status says what each means")]
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact by itself")]
 pub struct Status {
     pub schema: u32,
     pub pid: i32,
@@ -26,6 +27,8 @@ pub struct Status {
     pub version: String,
     pub policy: String,
     pub uptime_s: f64,
+    pub slots: usize,
+    pub paused: bool,
     pub stopping: bool,
     pub listeners: Vec<ListenerStatus>,
     pub workers: Vec<WorkerStatus>,
@@ -58,6 +61,7 @@ pub struct WorkerStatus {
     pub queued: Option<u64>,
     pub active: Option<u64>,
     pub window: Option<u64>,
+    pub paused: bool,
     pub late: Option<bool>,
     pub recycle: Option<String>,
     pub restarts: Option<u64>,

@@ -212,6 +212,23 @@ fn another_user_brings_its_groups_and_none_of_roots() {
 }
 
 #[test]
+fn a_program_that_the_user_may_not_execute_says_what_is_in_the_way() {
+    let guard = Guard::new("care-closed");
+    if !nix::unistd::geteuid().is_root() {
+        skip!("care-closed", "only root may become somebody else");
+    }
+    let script = guard.write("closed/server", "#!/bin/sh\nexec sleep infinity\n");
+    let mode =
+        |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    mode(&guard.path(""), 0o755);
+    mode(&script, 0o755);
+    mode(&guard.path("closed"), 0o700);
+    let flags = ["--user", "nobody", "--ready", "start", script.to_str().unwrap()];
+    let closed = format!("user nobody may not pass {}", guard.path("closed").display());
+    guard.run(flags).finished(PATIENCE).expect_code(1).expect_error(&[&closed]);
+}
+
+#[test]
 fn a_pid_file_says_who_runs_and_goes_with_it() {
     let guard = Guard::new("care-pidfile");
     let path = guard.path("c.pid");

@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::{UnixDatagram, UnixListener};
 use std::time::Duration;
 
-use croupier_tests::{Client, Croupier, Guard, PATIENCE, wait_until};
+use croupier_tests::{Client, Croupier, Guard, PATIENCE, find_program, skip, wait_until};
 use nix::sys::signal::Signal;
 
 use crate::care::under;
@@ -213,4 +213,36 @@ fn sockets_go_to_the_flag_that_names_them() {
     let datagrams = UnixDatagram::unbound().unwrap();
     let refused = activated(&guard, &[("log.socket", &datagrams)], args()).finished(PATIENCE);
     refused.expect_code(2).expect_error(&["descriptor 3 (log.socket) is a socket for messages"]);
+}
+
+/// systemd itself judges it, and says nothing.
+#[test]
+fn a_unit_is_one_that_systemd_takes() {
+    let guard = Guard::new("service-unit");
+    let Some(analyze) = find_program("systemd-analyze") else {
+        skip!("service-unit", "systemd-analyze is not installed");
+    };
+    let program = guard.write("my app/50% of $it", "#!/bin/sh\nexec sleep infinity\n");
+    let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(&program, open).unwrap();
+    let program = program.to_str().unwrap();
+    let flags = ["unit", "-n", "web", "-w", "2", "-l", ":80=3000", "--env", "A=b \"c\" %d $e\\"];
+    let words =
+        [&flags[..], &["--stop-delay", "5s", "--", program, "a;b", ";", "it's {slot}"]].concat();
+    let printed = guard.croupier(&words);
+    printed.expect_code(0);
+    let unit = guard.write("units/web.service", &printed.stdout);
+    let mut verify = guard.command(analyze);
+    verify.arg("verify").arg("--man=no").arg(&unit);
+    let verdict = guard.finish(verify);
+    assert_eq!((verdict.code, verdict.stderr.as_str()), (Some(0), ""), "{}", printed.stdout);
+    // As root there is no other user to run as unless one is named.
+    if nix::unistd::geteuid().is_root() {
+        assert!(printed.stdout.contains("# It runs as root"), "{}", printed.stdout);
+        let named = guard.croupier(["unit", "-l", ":80", "--user", "nobody", "sleep", "9"]);
+        assert!(named.stdout.contains("\nUser=nobody\nAmbientCapabilities=CAP_NET_BIND_SERVICE\n"));
+        assert!(!named.stdout.contains("--user"), "{}", named.stdout);
+    }
+    guard.croupier(["unit", "--bogus", "true"]).expect_code(2);
+    guard.croupier(["unit", "no-such-program-here"]).expect_code(127);
 }

@@ -24,7 +24,7 @@
 //!
 //! Promises: clients of one listener are dealt in the order in which they came; whoever is reset came
 //! when another had waited for T, and no connection that was taken is reset later, unless nobody will
-//! ever serve it. A stop sheds nobody. Without the flags none of this costs more than a comparison.
+//! ever serve it. A stop sheds nobody, nor does a pause, which does not count as waiting. Without the flags none of this costs more than a comparison.
 
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
@@ -145,6 +145,18 @@ impl Admission {
         false
     }
 
+    /// A pause has ended: it was no wait for room.
+    pub(crate) fn begin_anew(&mut self, now: Now) {
+        for (_, since) in self.lines.iter_mut().flat_map(|line| &mut line.waiting) {
+            *since = now;
+        }
+    }
+
+    /// When something of this is to be looked at while nobody gets anything.
+    pub(crate) fn deadline_in_a_pause(&self) -> Option<Now> {
+        self.episode.map(|episode| episode.ends)
+    }
+
     /// When something of this is to be looked at.
     pub(crate) fn deadline(&self, wait: Option<Duration>, now: Now) -> Option<Now> {
         let wait = wait?;
@@ -177,7 +189,7 @@ impl Core {
     pub(crate) fn admits_beyond(&mut self, listener: ListenerId) -> bool {
         let Some(wait) = self.config.limits.max_queue_wait else { return false };
         // With new bells, the loads are looked at once more first.
-        if self.bells == Bells::Written || self.stop.is_under_way() {
+        if self.bells == Bells::Written || self.stop.is_under_way() || self.is_paused() {
             return false;
         }
         let now = self.dealer.now;
@@ -249,6 +261,11 @@ impl Core {
         {
             self.admission.episode = None;
             self.report(Report::ShedEnded { shed: episode.shed });
+        }
+        if self.is_paused() {
+            // Nobody is measured, and nobody is turned away.
+            self.admission.take_at = None;
+            return;
         }
         let due = self.admission.take_at.is_some_and(|at| at <= now);
         if due {

@@ -27,7 +27,7 @@ impl Dealer {
                 continue;
             }
             let wanted = match seat.standing {
-                Standing::Away | Standing::Paused => continue,
+                Standing::Away | Standing::Resting | Standing::Paused => continue,
                 Standing::Finishing if ask.origin == Origin::Backlog => continue,
                 Standing::Doubtful => at_next_claim(seat),
                 Standing::Late if seat.room(max_active) > 0 => at_next_claim(seat),
@@ -77,7 +77,11 @@ impl Dealer {
                 Standing::Away | Standing::Finishing | Standing::Doubtful => {
                     self.some_bell |= worker.bell.is_set();
                 }
-                Standing::Paused | Standing::Late | Standing::Fresh | Standing::Regular => {
+                Standing::Resting
+                | Standing::Paused
+                | Standing::Late
+                | Standing::Fresh
+                | Standing::Regular => {
                     if worker.bell.is_set() && !has_rung(seat, worker.bell) {
                         actions.push_back(Action::Ring {
                             worker: seat.id,
@@ -114,7 +118,11 @@ impl Dealer {
                 Standing::Regular | Standing::Fresh if enough => return true,
                 Standing::Regular | Standing::Fresh => well = true,
                 Standing::Late => late |= enough,
-                Standing::Away | Standing::Finishing | Standing::Paused | Standing::Doubtful => {}
+                Standing::Away
+                | Standing::Finishing
+                | Standing::Resting
+                | Standing::Paused
+                | Standing::Doubtful => {}
             }
         }
         late && !well

@@ -39,6 +39,31 @@ pub enum ProbeRule {
     Answer,
 }
 
+/// Slots that a primary may have.
+pub const SLOTS_MAX: u16 = 1024;
+
+/// How many new workers a reload starts at a time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Surge {
+    /// This many.
+    Count(u16),
+    /// This share of the slots, in percent.
+    Percent(u8),
+}
+
+impl Surge {
+    /// How many that is with so many slots: at least 1.
+    #[must_use]
+    pub fn of(self, slots: u16) -> u16 {
+        let share = |percent| (u32::from(slots) * u32::from(percent)).div_ceil(100);
+        let count = match self {
+            Self::Count(count) => count,
+            Self::Percent(percent) => u16::try_from(share(percent)).unwrap_or(u16::MAX),
+        };
+        count.max(1)
+    }
+}
+
 /// When and how often a slot's next worker starts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RestartPolicy {
@@ -113,7 +138,7 @@ impl Limits {
 /// Everything the core must know before its first event.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Config {
-    /// How many slots are wanted up. At least 1.
+    /// How many slots there are at the start. At least 1.
     pub slots: u16,
     /// How to deal.
     pub policy: Policy,
@@ -142,14 +167,14 @@ pub struct Config {
     pub kill_after: Duration,
     /// Send the stop-signal first: the program drains itself.
     pub stop_signal_first: bool,
-    /// A reload starts at most this many new workers at a time. At least 1.
-    pub max_surge: u16,
+    /// A reload starts at most this many new workers at a time.
+    pub max_surge: Surge,
     /// How long the first new workers of a reload, and at its end all of them, are watched before the
     /// reload goes on. Zero: not at all.
     pub soak: Duration,
     /// Replaced workers that may finish their connections at the same time; beyond it the oldest is
-    /// told to end. At least 1.
-    pub max_draining: u16,
+    /// told to end. `None`: twice as many as there are slots.
+    pub max_draining: Option<u16>,
     /// `ip`: a slot takes at most this many thousandths of the average load (1250 = 1.25 ×).
     pub sticky_bound: Option<u32>,
     /// `ip`: the key of the hash, the same over restarts of the primary.

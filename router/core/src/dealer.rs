@@ -8,8 +8,10 @@
 use alloc::vec::Vec;
 use core::time::Duration;
 
+use crate::by_id::find_by_id;
 use crate::config::{Config, Policy};
 use crate::event::{ListenerId, Loads, WorkerId};
+use crate::pause::Rest;
 use crate::seat::{ACTIVE_UNKNOWN, Seat, Standing};
 use crate::sticky;
 use crate::time::Now;
@@ -110,6 +112,8 @@ pub(crate) struct Dealer {
     /// The window of fast workers.
     pub(crate) pace: Pace,
     pub(crate) round: Round,
+    /// The operator wants nobody to get anything.
+    pub(crate) rest: Rest,
     /// Workers that are fresh.
     pub(crate) fresh: u32,
     /// Workers that must claim a probe before they get anything.
@@ -136,6 +140,7 @@ impl Dealer {
             epoch: 1,
             pace: Pace::new(rules.queue_limit, now),
             round: Round::Open,
+            rest: Rest::No,
             fresh: 0,
             doubtful: 0,
             notes: Vec::new(),
@@ -163,7 +168,7 @@ impl Dealer {
     }
 
     pub(crate) fn find(&self, id: WorkerId) -> Option<usize> {
-        self.seats.binary_search_by_key(&id, |seat| seat.id).ok()
+        find_by_id(&self.seats, id, |seat| seat.id)
     }
 
     pub(crate) fn both(&mut self, i: usize) -> Option<(&mut Seat, &mut Worker)> {
@@ -181,9 +186,13 @@ impl Dealer {
         self.floor = None;
         let last_round = self.round == Round::Last;
         let by_load = self.rules.by_load();
+        let rest = self.rest;
         let Some((seat, worker)) = self.both(i) else { return };
         let before = u32::from(seat.standing == Standing::Doubtful);
         seat.standing = match worker.state {
+            State::Ready { .. } if rest == Rest::ByHand || worker.rest == Rest::ByHand => {
+                Standing::Resting
+            }
             State::Ready { .. } if worker.paused.is_some() => Standing::Paused,
             State::Ready { .. } => match worker.lateness {
                 Lateness::Emptied | Lateness::Probed => Standing::Doubtful,
@@ -314,14 +323,21 @@ impl Dealer {
 
     /// Where a round begins: behind the worker that had the last one.
     pub(crate) fn behind(&self, last: WorkerId) -> usize {
-        self.seats.partition_point(|seat| seat.id <= last)
+        match self.find(last) {
+            Some(i) => i + 1,
+            None => self.seats.partition_point(|seat| seat.id <= last),
+        }
     }
 
     /// Workers that may be dealt to at all on this listener.
     pub(crate) fn eligible(&self, listener: ListenerId) -> u32 {
         let deals = |seat: &&Seat| match seat.standing {
             Standing::Late | Standing::Fresh | Standing::Regular => seat.listens.contains(listener),
-            Standing::Away | Standing::Finishing | Standing::Paused | Standing::Doubtful => false,
+            Standing::Away
+            | Standing::Finishing
+            | Standing::Resting
+            | Standing::Paused
+            | Standing::Doubtful => false,
         };
         u32::try_from(self.seats.iter().filter(deals).count()).unwrap_or(u32::MAX)
     }

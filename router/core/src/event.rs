@@ -47,6 +47,39 @@ pub struct Arrival {
     pub client: Client,
 }
 
+/// How many slots the operator wants.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scale {
+    /// So many.
+    To(u16),
+    /// So many more.
+    Up(u16),
+    /// So many fewer.
+    Down(u16),
+}
+
+/// Why a scale does not happen. Nothing has changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ScaleFault {
+    /// To no slot at all: that is a pause, or a stop.
+    Zero,
+    /// To more than [`crate::config::SLOTS_MAX`].
+    TooMany,
+    /// Everybody who serves would leave, and nobody of those who stay is ready.
+    NobodyLeft,
+    /// Everything stops.
+    Stopping,
+}
+
+/// Why nobody is paused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PauseFault {
+    /// Workers accept by themselves under this policy.
+    ByThemselves,
+    /// Everything stops.
+    Stopping,
+}
+
 /// How a process ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ExitStatus {
@@ -218,6 +251,23 @@ pub enum Event {
     },
     /// The operator wants nobody in this slot, until he says otherwise.
     StopSlotAsked {
+        /// Which.
+        slot: SlotId,
+    },
+    /// The operator wants another number of slots: the highest ones go, or new ones come.
+    ScaleAsked(Scale),
+    /// The operator wants this slot, or all, to get no connections until he says otherwise.
+    PauseAsked {
+        /// Which; `None`: all, and those that are still to come.
+        slot: Option<SlotId>,
+    },
+    /// The end of a pause.
+    ResumeAsked {
+        /// Of which slot; `None`: of all, however they were paused.
+        slot: Option<SlotId>,
+    },
+    /// The operator wants a new worker in this slot: it starts beside the old one, which then drains.
+    RestartAsked {
         /// Which.
         slot: SlotId,
     },
@@ -393,6 +443,86 @@ pub enum Outcome {
 /// What the log, the events and the status say. The shell adds names, addresses and words.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Report {
+    /// A worker has a process.
+    Forked {
+        /// Which.
+        worker: WorkerId,
+        /// Its slot.
+        slot: SlotId,
+        /// Its generation.
+        generation: Generation,
+    },
+    /// The program of a worker runs.
+    Online {
+        /// Which.
+        worker: WorkerId,
+        /// Its slot.
+        slot: SlotId,
+    },
+    /// A worker could not be started: there is no process.
+    NotForked {
+        /// Which.
+        worker: WorkerId,
+        /// Its slot.
+        slot: SlotId,
+        /// Its generation.
+        generation: Generation,
+    },
+    /// A worker listens on one more address.
+    Listens {
+        /// Which.
+        worker: WorkerId,
+        /// On what.
+        listener: ListenerId,
+    },
+    /// A worker gets no more connections, for good: it finishes what it has, and ends.
+    Disconnected {
+        /// Which.
+        worker: WorkerId,
+        /// Its slot.
+        slot: SlotId,
+    },
+    /// The main process of a worker ended, whoever wanted that. Once for each that was forked.
+    Exited {
+        /// Which.
+        worker: WorkerId,
+        /// Its slot.
+        slot: SlotId,
+        /// How.
+        status: ExitStatus,
+    },
+    /// There is another number of slots.
+    Scaled {
+        /// So many there were.
+        from: u16,
+        /// So many there are.
+        to: u16,
+    },
+    /// A scale that was asked for does not happen.
+    ScaleRefused {
+        /// Why.
+        why: ScaleFault,
+    },
+    /// A slot, or all, gets no connections.
+    Paused {
+        /// Which; `None`: all.
+        slot: Option<SlotId>,
+    },
+    /// A pause that was asked for does not happen.
+    PauseRefused {
+        /// Why.
+        why: PauseFault,
+    },
+    /// A slot, or all, gets connections again.
+    Resumed {
+        /// Which; `None`: all.
+        slot: Option<SlotId>,
+    },
+    /// Everything ends.
+    Stopping {
+        /// Without waiting.
+        now: bool,
+    },
     /// A worker became ready.
     Ready {
         /// Which.
@@ -518,8 +648,8 @@ pub enum Report {
         slot: SlotId,
         /// What happened to the new one.
         fault: Fault,
-        /// Not before this has passed.
-        wait: Duration,
+        /// Not before this has passed; `None`: not at all, as the operator may ask again.
+        wait: Option<Duration>,
     },
     /// Clients have waited for longer than `--max-queue-wait`: who comes now is reset.
     ShedBegan {
@@ -648,6 +778,8 @@ pub enum Fault {
 /// Why a worker is recycled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RecycleReason {
+    /// The operator asked for it.
+    Asked,
     /// `--max-connections`: it was given so many.
     Connections(u64),
     /// `--max-lifetime`: it has been ready for so long.

@@ -13,6 +13,7 @@
 
 use crate::config::Policy;
 use crate::event::Loads;
+use crate::pause::Rest;
 use crate::primary::Core;
 use crate::scheduler::Ask;
 use crate::sticky::Sticky;
@@ -66,7 +67,8 @@ impl Core {
 
     /// The leaving worker that a client goes on to, the youngest first.
     pub(crate) fn kept(&mut self, ask: Ask, client: Sticky, loads: &impl Loads) -> Option<usize> {
-        let mut left = self.keepers.len();
+        // While all pause nobody gets anything, whoever has him.
+        let mut left = if self.dealer.rest == Rest::ByHand { 0 } else { self.keepers.len() };
         while left > 0 {
             left -= 1;
             let id = *self.keepers.get(left)?;

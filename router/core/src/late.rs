@@ -175,6 +175,7 @@ impl Core {
             Standing::Fresh | Standing::Regular => {}
             Standing::Away
             | Standing::Finishing
+            | Standing::Resting
             | Standing::Paused
             | Standing::Doubtful
             | Standing::Late => return false,
@@ -196,7 +197,8 @@ impl Core {
         let all = self.dealer.seats.iter().zip(&self.dealer.workers).zip(taken).enumerate();
         for (i, ((seat, worker), taken)) in all {
             let free = worker.taking.is_none() && worker.take_after <= self.dealer.now;
-            if worker.lateness != Lateness::Late || seat.standing != Standing::Late || !free {
+            let waits = matches!(seat.standing, Standing::Late | Standing::Resting);
+            if worker.lateness != Lateness::Late || !waits || !free {
                 continue;
             }
             if u64::from(*taken) >= seat.queued()

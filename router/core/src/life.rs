@@ -11,6 +11,7 @@ use crate::event::{
     Action, ExitStatus, Fault, Generation, ListenerId, Loads, Outcome, Report, SignalKind, WorkerId,
 };
 use crate::hung::Watch;
+use crate::pause::Rest;
 use crate::primary::{Core, NamedBy, Start};
 use crate::recycle::Age;
 use crate::restart::Verdict;
@@ -67,6 +68,7 @@ impl Core {
         let room = self.dealer.rules.largest_window();
         let mut worker = Worker::new(id, slot, generation, deadline, room, now);
         worker.age = Age::new(&self.config.limits, &mut self.dice);
+        worker.rest = self.slots.get(at).map_or(Rest::No, |slot| slot.rest);
         self.dealer.seat(worker);
         self.actions.push_back(Action::Spawn { slot, worker: id, generation });
         Some(id)
@@ -143,6 +145,8 @@ impl Core {
             State::Finishing { .. } if matches!(before, State::Finishing { .. }) => {}
             State::Signalled { .. } if matches!(before, State::Signalled { .. }) => {}
             State::Finishing { .. } => {
+                let slot = worker.slot;
+                self.report(Report::Disconnected { worker: id, slot });
                 self.actions.push_back(Action::TellDraining { worker: id, draining: true });
             }
             State::Signalled { .. } => {
@@ -310,6 +314,11 @@ impl Core {
     }
 
     pub(crate) fn spawned(&mut self, worker: WorkerId) {
+        let known = self.dealer.find(worker).and_then(|i| self.dealer.workers.get(i));
+        if let Some((slot, generation)) = known.map(|worker| (worker.slot, worker.generation)) {
+            self.report(Report::Forked { worker, slot, generation });
+            self.report(Report::Online { worker, slot });
+        }
         if self.config.ready == ReadyRule::Start {
             self.said_ready(worker);
         }
@@ -317,14 +326,16 @@ impl Core {
 
     pub(crate) fn spawn_failed(&mut self, worker: WorkerId) {
         let Some(i) = self.dealer.find(worker) else { return };
-        let Some(before) = self.dealer.workers.get(i).map(|worker| worker.state) else { return };
+        let Some(found) = self.dealer.workers.get(i) else { return };
+        let (before, slot, generation) = (found.state, found.slot, found.generation);
         match before {
             State::Starting { .. } => {
+                self.report(Report::NotForked { worker, slot, generation });
                 self.blame(i, Fault::NotStarted);
                 self.leave_slot(i, before, Blame::ByAge);
             }
             // It was to be killed before it was started.
-            State::Killing { .. } => {}
+            State::Killing { .. } => self.report(Report::NotForked { worker, slot, generation }),
             State::Ready { .. }
             | State::Parked { .. }
             | State::Finishing { .. }
@@ -338,6 +349,10 @@ impl Core {
     pub(crate) fn listening(&mut self, worker: WorkerId, listener: ListenerId, listens: bool) {
         let Some(i) = self.dealer.find(worker) else { return };
         self.dealer.floor = None;
+        let more = self.dealer.seats.get(i).is_some_and(|seat| !seat.listens.contains(listener));
+        if listens && more {
+            self.report(Report::Listens { worker, listener });
+        }
         if let Some(seat) = self.dealer.seats.get_mut(i) {
             if listens {
                 seat.listens.insert(listener);
@@ -458,6 +473,10 @@ impl Core {
         let queued = u32::try_from(seat.queued()).unwrap_or(u32::MAX);
         let before = who.state;
         who.fault = Fault::Ended(status);
+        let (slot, told) = (who.slot, core::mem::replace(&mut who.ended, true));
+        if !told {
+            self.report(Report::Exited { worker, slot, status });
+        }
         let code = self.ends_for_good(i, status);
         match before {
             State::Starting { .. } | State::Ready { .. } | State::Parked { .. } => {

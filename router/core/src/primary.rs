@@ -2,7 +2,7 @@
 //!
 //! Owns everything that is known. The parts: [`Dealer`] (who has what, who is next), [`Ledger`]
 //! (connections in hand), slots (who shall be there), and beside this file `life` (workers come and
-//! go), `wants` (slots by hand), `reload`, `recycle`, `salvage` (queues of the dead and the leaving),
+//! go), `wants` (slots by hand), `scale`, `pause`, `reload`, `recycle`, `salvage` (queues of the dead and the leaving),
 //! `late` (steal, probe), `hung`, `admission`, `stop`.
 
 use alloc::collections::VecDeque;
@@ -16,6 +16,7 @@ use crate::event::{
     Action, Arrival, ConnId, Event, ListenerId, Loads, Report, SendFailure, SlotId, WorkerId,
 };
 use crate::ledger::{Flight, HELD_MAX, Ledger};
+use crate::pause::Rest;
 use crate::recycle::Recycle;
 use crate::reload::Reload;
 use crate::restart::Dice;
@@ -220,6 +221,10 @@ impl Core {
             | Event::Misbehaved { .. }
             | Event::StartAsked { .. }
             | Event::StopSlotAsked { .. }
+            | Event::ScaleAsked(_)
+            | Event::PauseAsked { .. }
+            | Event::ResumeAsked { .. }
+            | Event::RestartAsked { .. }
             | Event::Outgrew { .. }
             | Event::ReloadAsked { .. }
             | Event::StopAsked { .. } => {
@@ -320,7 +325,7 @@ impl Core {
     /// Under `ip` nobody is accepted before everybody is there: a client that came to the wrong
     /// slot would have to leave it again.
     fn accepts(&self) -> bool {
-        if !self.stop.deals() {
+        if !self.stop.deals() || self.dealer.rest == Rest::ByHand {
             return false;
         }
         self.gate_opens().is_none_or(|at| at <= self.dealer.now)
@@ -531,6 +536,10 @@ impl Core {
             Event::Misbehaved { worker } => self.condemn(worker),
             Event::StartAsked { slot } => self.start_asked(slot),
             Event::StopSlotAsked { slot } => self.stop_slot_asked(slot),
+            Event::ScaleAsked(scale) => self.scale_asked(scale),
+            Event::PauseAsked { slot } => self.pause_asked(slot),
+            Event::ResumeAsked { slot } => self.resume_asked(slot),
+            Event::RestartAsked { slot } => self.restart_asked(slot),
             Event::Outgrew { worker, bytes } => self.outgrew(worker, bytes),
             Event::ReloadAsked { rolling } => self.reload_asked(rolling),
             Event::StopAsked { now } => self.stop_asked(now),
@@ -667,7 +676,11 @@ impl Core {
             self.listeners.iter().flatten().filter_map(|listener| listener.closing.deadline());
         let gate = self.gate_opens().filter(|at| *at > self.dealer.now);
         let reload = self.reload.deadline();
-        let admission = self.admission.deadline(self.config.limits.max_queue_wait, self.dealer.now);
+        let admission = if self.is_paused() {
+            self.admission.deadline_in_a_pause()
+        } else {
+            self.admission.deadline(self.config.limits.max_queue_wait, self.dealer.now)
+        };
         let others = [
             self.recheck.at,
             self.look_again,

@@ -16,6 +16,7 @@
 //! | meanwhile | then |
 //! |---|---|
 //! | two are due | the older worker goes first, the other when that has ended |
+//! | the operator asks for it (`restart`) | it is due, before all others and whatever failed before |
 //! | a reload is under way, or its old workers still leave | it waits; whom the reload replaces is due no more |
 //! | a reload is asked for | it wins: a new worker that is not ready is killed; an old one drains on |
 //! | a stop, also of this slot alone | the same |
@@ -26,7 +27,7 @@
 use core::time::Duration;
 
 use crate::config::Limits;
-use crate::event::{RecycleReason, Report, WorkerId};
+use crate::event::{RecycleReason, Report, SlotId, WorkerId};
 use crate::primary::Core;
 use crate::restart::Dice;
 use crate::seat::Listens;
@@ -160,20 +161,56 @@ impl Core {
         {
             self.recycle.way = Way::Nothing;
         }
-        let free = self.recycle.way == Way::Nothing
-            && !self.reload.is_under_way()
-            && self.recycle.not_before <= now;
+        let free = self.recycle.way == Way::Nothing && !self.reload.is_under_way();
         if free
             && let Some(i) = self.next_due()
+            && (self.recycle.not_before <= now || self.is_asked_for(i))
             && self.leaving().next().is_none()
         {
             self.recycle(i);
         }
     }
 
-    /// The oldest worker that is due.
+    /// The operator wants a new worker in a slot.
+    pub(crate) fn restart_asked(&mut self, slot: SlotId) {
+        if self.stop.is_under_way() {
+            return;
+        }
+        let Some(found) = self.slots.get(usize::from(slot.0)) else { return };
+        match found.state {
+            SlotState::Up { worker } => {
+                if let Some(i) = self.dealer.find(worker)
+                    && let Some(worker) = self.dealer.workers.get_mut(i)
+                {
+                    worker.age.due = Some(RecycleReason::Asked);
+                }
+            }
+            // There is no old one: the next one starts at once.
+            SlotState::Backoff { .. } | SlotState::Failed => self.start_asked(slot),
+            // A new one is on its way; or nobody is wanted.
+            SlotState::Starting { .. } | SlotState::Down => {}
+        }
+    }
+
+    fn is_asked_for(&self, i: usize) -> bool {
+        self.dealer
+            .workers
+            .get(i)
+            .is_some_and(|worker| worker.age.due == Some(RecycleReason::Asked))
+    }
+
+    /// The oldest worker that is due; first those that the operator asked for.
     fn next_due(&self) -> Option<usize> {
-        self.dealer.workers.iter().position(|worker| {
+        let mut due = (0..self.dealer.workers.len()).filter(|i| self.may_be_recycled(*i));
+        let first = due.next()?;
+        if self.is_asked_for(first) {
+            return Some(first);
+        }
+        due.find(|i| self.is_asked_for(*i)).or(Some(first))
+    }
+
+    fn may_be_recycled(&self, i: usize) -> bool {
+        self.dealer.workers.get(i).is_some_and(|worker| {
             let slot = self.slots.get(usize::from(worker.slot.0));
             worker.age.due.is_some()
                 && matches!(worker.state, State::Ready { .. })
@@ -224,10 +261,11 @@ impl Core {
             && let Some(i) = self.dealer.find(old)
             && let Some(slot) = self.dealer.workers.get(i).map(|worker| worker.slot)
         {
+            let limits = !self.is_asked_for(i);
             // Room of its own matters to nobody now.
             self.dealer.silence(i, &mut self.actions);
             self.recycle.way = Way::Leaving { old };
-            self.ledger.totals.recycled += 1;
+            self.ledger.totals.recycled += u64::from(limits);
             self.report(Report::Recycled { worker: old, by, slot });
             self.drain(old);
         }
@@ -237,11 +275,20 @@ impl Core {
 
     /// A worker is over. If it is the new one of a recycling, the old one stays.
     pub(crate) fn recycle_loses(&mut self, i: usize) {
-        let Way::Starting { new, .. } = self.recycle.way else { return };
+        let Way::Starting { new, old } = self.recycle.way else { return };
         let Some(worker) = self.dealer.workers.get(i).filter(|worker| worker.id == new) else {
             return;
         };
         let (slot, fault) = (worker.slot, worker.fault);
+        if let Some(i) = self.dealer.find(old).filter(|i| self.is_asked_for(*i)) {
+            // The operator hears of it, and may ask again.
+            if let Some(worker) = self.dealer.workers.get_mut(i) {
+                worker.age.due = None;
+            }
+            self.recycle.way = Way::Nothing;
+            self.report(Report::RecycleFailed { by: new, slot, fault, wait: None });
+            return self.look_for_the_end();
+        }
         let doubled = 1_u32.checked_shl(self.recycle.failures).unwrap_or(u32::MAX);
         let wait = self.dice.spread(RETRY_FIRST.saturating_mul(doubled).min(RETRY_LONGEST));
         self.recycle = Recycle {
@@ -249,7 +296,7 @@ impl Core {
             failures: self.recycle.failures.saturating_add(1),
             not_before: self.dealer.now.after(wait),
         };
-        self.report(Report::RecycleFailed { by: new, slot, fault, wait });
+        self.report(Report::RecycleFailed { by: new, slot, fault, wait: Some(wait) });
         self.look_for_the_end();
     }
 

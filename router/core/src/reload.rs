@@ -25,8 +25,8 @@
 //! | a slot is in backoff or failed | its turn comes first, as it has nothing to lose; a new worker that gets ready is a fresh record |
 //! | all slots fail | the primary ends only when the reload has failed too |
 //! | another reload is asked for | it queues; two that queue are one |
-//! | a slot is stopped by hand, or its old worker ends for good | both its workers leave; the reload goes on without it |
-//! | a slot is started by hand | it starts under the old number, and has its turn |
+//! | a slot is stopped by hand, a scale takes it away, or its old worker ends for good | both its workers leave; the reload goes on without it |
+//! | a slot is started by hand, or a scale adds it | it starts under the old number, and has its turn |
 //! | a stop | it wins: the reload fails, new workers that are not ready are killed, everybody else drains |
 
 use crate::config::Config;
@@ -200,7 +200,7 @@ impl Core {
         };
         // A host without the memory for two generations: the last batch's old ones go first.
         let memory = !rolling || self.leaving().next().is_none();
-        if starting >= usize::from(self.config.max_surge.max(1)) || !memory {
+        if starting >= usize::from(self.max_surge()) || !memory {
             return false;
         }
         // One of this generation may have been killed a moment ago, because the slot was stopped.
@@ -267,7 +267,7 @@ impl Core {
             self.reload.before = None;
             self.report(Report::ReloadDone { generation });
         } else {
-            let left = if rolling { self.config.max_surge.max(1) } else { u16::MAX };
+            let left = if rolling { self.max_surge() } else { u16::MAX };
             self.reload.way = Way::Fill { generation, rolling, left };
         }
         if done || rolling {
@@ -498,7 +498,7 @@ impl Core {
         }
         let finishing = |worker: &&Worker| matches!(worker.state, State::Finishing { .. });
         let count = self.dealer.workers.iter().filter(finishing).count();
-        for _ in usize::from(self.config.max_draining.max(1))..count {
+        for _ in usize::from(self.max_draining())..count {
             // By id, so the first is the oldest.
             let oldest =
                 self.dealer.workers.iter().position(|w| matches!(w.state, State::Finishing { .. }));

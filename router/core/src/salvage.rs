@@ -140,6 +140,8 @@ impl Core {
             Standing::Late | Standing::Fresh | Standing::Regular | Standing::Paused => {
                 seat.listens.meets(listens)
             }
+            // What waits for the one that leaves would wait in hand for the end of the pause.
+            Standing::Resting => false,
             Standing::Away | Standing::Finishing | Standing::Doubtful => false,
         })
     }
@@ -271,6 +273,12 @@ impl Core {
         self.dealer.seats.iter().any(|seat| seat.standing != Standing::Away)
     }
 
+    /// Whether anybody may get something without a word of the operator's.
+    fn somebody_may_get(&self) -> bool {
+        let away = |standing| matches!(standing, Standing::Away | Standing::Resting);
+        self.dealer.seats.iter().any(|seat| !away(seat.standing))
+    }
+
     /// How many connections of a dead worker could be dealt now.
     fn room_for(&mut self, listens: &Listens, loads: &impl Loads) -> u64 {
         let mut most = 0;
@@ -383,7 +391,7 @@ impl Core {
 
     /// Whether something is under way that a lost doorbell would leave lying.
     pub(crate) fn needs_recheck(&self) -> bool {
-        let servers = self.others_may_finish();
+        let servers = self.somebody_may_get();
         let waits = self.dealer.workers.iter().any(|worker| match worker.state {
             State::Finishing { .. } => true,
             State::Starting { .. } => worker.probe == ReadyProbe::Queued,

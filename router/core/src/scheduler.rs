@@ -84,9 +84,11 @@ impl Dealer {
         self.look(i, loads);
         match self.seats.get(i).map_or(Standing::Away, |seat| seat.standing) {
             Standing::Finishing if ask.origin == Origin::Held => Standing::Regular,
-            Standing::Finishing | Standing::Doubtful | Standing::Paused | Standing::Away => {
-                Standing::Away
-            }
+            Standing::Finishing
+            | Standing::Doubtful
+            | Standing::Resting
+            | Standing::Paused
+            | Standing::Away => Standing::Away,
             standing @ (Standing::Late | Standing::Fresh | Standing::Regular) => standing,
         }
     }
@@ -166,7 +168,11 @@ impl Dealer {
                 }
                 false
             }
-            Standing::Away | Standing::Finishing | Standing::Paused | Standing::Doubtful => false,
+            Standing::Away
+            | Standing::Finishing
+            | Standing::Resting
+            | Standing::Paused
+            | Standing::Doubtful => false,
         }
     }
 
@@ -219,7 +225,11 @@ impl Dealer {
             match standing {
                 Standing::Regular | Standing::Fresh => well = Some(well.unwrap_or(0) + room),
                 Standing::Late => late += room,
-                Standing::Away | Standing::Finishing | Standing::Paused | Standing::Doubtful => {}
+                Standing::Away
+                | Standing::Finishing
+                | Standing::Resting
+                | Standing::Paused
+                | Standing::Doubtful => {}
             }
         }
         well.unwrap_or(late)
@@ -251,7 +261,7 @@ impl Dealer {
             let sits = match seat.standing {
                 Standing::Late | Standing::Fresh | Standing::Regular => true,
                 Standing::Finishing => ask.origin == Origin::Held,
-                Standing::Away | Standing::Paused | Standing::Doubtful => false,
+                Standing::Away | Standing::Resting | Standing::Paused | Standing::Doubtful => false,
             };
             if !sits || !seat.listens.contains(ask.listener) {
                 continue;

@@ -65,6 +65,8 @@ pub(crate) enum Standing {
     Away,
     /// It drains because everything stops: only what the primary already holds.
     Finishing,
+    /// Nothing, until the operator says otherwise.
+    Resting,
     /// Nothing for a moment: the kernel would not queue more for it.
     Paused,
     /// Nothing until it claims again: its queue was stolen, and holds no more than a probe.

@@ -20,6 +20,7 @@
 //! An input that names another worker than the one that sits here is stale and changes nothing.
 
 use crate::event::{Generation, SlotId, WorkerId};
+use crate::pause::Rest;
 use crate::restart::Streak;
 use crate::time::Now;
 
@@ -32,6 +33,9 @@ pub enum Want {
     DownByHand,
     /// Nobody: its worker exited with one of `--stop-exit-codes`.
     DownByExit,
+    /// Nobody, and it is none of the slots: a scale took it away. Its place is kept, as under
+    /// `reuseport` the primary goes on emptying its socket.
+    Gone,
 }
 
 /// What is true of a slot.
@@ -174,6 +178,7 @@ pub(crate) struct Slot {
     /// Workers started here, those of reloads not counted.
     pub(crate) starts: u32,
     pub(crate) sockets: Sockets,
+    pub(crate) rest: Rest,
 }
 
 impl Slot {
@@ -187,7 +192,13 @@ impl Slot {
             streak: Streak::default(),
             starts: 0,
             sockets: Sockets::Own,
+            rest: Rest::No,
         }
+    }
+
+    /// Whether it is one of the slots that there are.
+    pub(crate) fn exists(&self) -> bool {
+        self.want != Want::Gone
     }
 
     pub(crate) fn take(&mut self, input: SlotInput) {

@@ -15,7 +15,7 @@
 use core::time::Duration;
 
 use crate::dealer::Round;
-use crate::event::{Action, ListenerId, Outcome};
+use crate::event::{Action, ListenerId, Outcome, Report};
 use crate::primary::Core;
 use crate::slot::SlotInput;
 use crate::time::Now;
@@ -115,7 +115,10 @@ impl Core {
 
     pub(crate) fn begin_to_stop(&mut self) {
         let deadline = self.dealer.now.after(self.config.graceful_timeout);
+        self.report(Report::Stopping { now: false });
         self.stop = Stop::Closing { deadline };
+        // Whoever waits for the end of a pause is served before the end of everything.
+        self.end_pauses();
         self.end_reloads();
         self.debts = true;
         self.withdraw_slots();
@@ -146,6 +149,9 @@ impl Core {
     pub(crate) fn end(&mut self, outcome: Outcome) {
         if self.stop.kills() {
             return;
+        }
+        if self.stop == Stop::No {
+            self.report(Report::Stopping { now: true });
         }
         let until = self.dealer.now.after(LAST_WAIT);
         self.stop = Stop::Killing { outcome, until };

@@ -1,6 +1,7 @@
 //! What the status shows: read-only pictures of the core's state.
 
 use crate::event::{Generation, RecycleReason, SlotId, WorkerId};
+use crate::pause::Rest;
 use crate::primary::{Core, Start};
 use crate::slot::{SlotState, Want};
 use crate::time::Now;
@@ -8,6 +9,7 @@ use crate::worker::{Lateness, State};
 
 /// One worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "facts beside the state, each by itself")]
 pub struct WorkerView {
     /// Its slot.
     pub slot: SlotId,
@@ -23,6 +25,8 @@ pub struct WorkerView {
     pub taken_back: u64,
     /// How many queued connections it may have now.
     pub window: u16,
+    /// The operator wants it to get no connections, or nobody to.
+    pub paused: bool,
     /// Its oldest queued connection waits, or was stolen, because it does not claim.
     pub late: bool,
     /// Since when it is ready, if it is.
@@ -48,6 +52,8 @@ pub struct SlotView {
     pub want: Want,
     /// Crashes in a row.
     pub crashes: u32,
+    /// The operator wants it to get no connections.
+    pub paused: bool,
 }
 
 /// Counters since the start.
@@ -84,6 +90,7 @@ impl Core {
             handed_off: worker.handed_off,
             taken_back: worker.taken_back,
             window: seat.window,
+            paused: worker.rest == Rest::ByHand || self.dealer.rest == Rest::ByHand,
             late: worker.lateness != Lateness::No,
             ready_since: worker.state.ready_since(),
             recycle: worker.age.due,
@@ -92,7 +99,7 @@ impl Core {
 
     /// Every slot.
     pub fn slots(&self) -> impl Iterator<Item = SlotView> {
-        self.slots.iter().map(|slot| SlotView {
+        self.slots.iter().filter(|slot| slot.exists()).map(|slot| SlotView {
             slot: slot.id,
             state: slot.state.name(),
             worker: slot.state.worker(),
@@ -106,6 +113,7 @@ impl Core {
             },
             want: slot.want,
             crashes: slot.streak.crashes(),
+            paused: slot.rest == Rest::ByHand,
         })
     }
 
@@ -126,6 +134,22 @@ impl Core {
     #[must_use]
     pub fn all_were_ready(&self) -> bool {
         self.start == Start::Everybody
+    }
+
+    /// Slots that there are, whatever is wanted of them.
+    #[must_use]
+    pub fn slot_count(&self) -> u16 {
+        let there = self.slots.iter().filter(|slot| slot.exists());
+        u16::try_from(there.count()).unwrap_or(u16::MAX)
+    }
+
+    /// Whether the operator wants nobody to get connections: all at once, or each slot that is to
+    /// have a worker by itself.
+    #[must_use]
+    pub fn is_paused(&self) -> bool {
+        let mut wanted = self.slots.iter().filter(|slot| slot.want == Want::Up).peekable();
+        let each = wanted.peek().is_some() && wanted.all(|slot| slot.rest == Rest::ByHand);
+        each || self.dealer.rest == Rest::ByHand
     }
 
     /// Slots that are to have a worker.

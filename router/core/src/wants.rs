@@ -32,7 +32,8 @@ impl Core {
             return;
         }
         let (now, held, new) = (self.dealer.now, self.reload.held, self.reload.generation());
-        let Some(slot) = self.slots.get_mut(usize::from(slot.0)) else { return };
+        let found = self.slots.get_mut(usize::from(slot.0));
+        let Some(slot) = found.filter(|slot| slot.exists()) else { return };
         slot.want = Want::Up;
         match slot.state {
             SlotState::Starting { .. } | SlotState::Up { .. } => return,
@@ -55,7 +56,8 @@ impl Core {
             return;
         }
         let at = usize::from(slot.0);
-        let Some(found) = self.slots.get_mut(at) else { return };
+        let found = self.slots.get_mut(at);
+        let Some(found) = found.filter(|slot| slot.exists()) else { return };
         let before = core::mem::replace(&mut found.want, Want::DownByHand);
         if before == Want::Up {
             self.report(Report::SlotStopped { slot });
@@ -101,7 +103,7 @@ impl Core {
     }
 
     /// Everybody in a slot leaves it, apart from the one that has `ended` already.
-    fn vacate(&mut self, at: usize, ended: Option<WorkerId>) {
+    pub(crate) fn vacate(&mut self, at: usize, ended: Option<WorkerId>) {
         let now = self.dealer.now;
         if let Some(Slot { beside: Beside::Next { worker }, .. }) = self.slots.get(at)
             && self.recycle.starts(*worker)

@@ -24,6 +24,7 @@ use core::time::Duration;
 use crate::check::Check;
 use crate::event::{Fault, Generation, SlotId, TakeBackReason, WorkerId};
 use crate::hung::Watch;
+use crate::pause::Rest;
 use crate::primary::Bells;
 use crate::recycle::Age;
 use crate::time::Now;
@@ -297,6 +298,10 @@ pub(crate) struct Worker {
     pub(crate) fresh: Option<Fresh>,
     /// The kernel would not take more for it: not before then.
     pub(crate) paused: Option<Now>,
+    /// The operator wants its slot to get nothing.
+    pub(crate) rest: Rest,
+    /// The end of its main process was told.
+    pub(crate) ended: bool,
     pub(crate) bell: Bell,
     pub(crate) bells: Bells,
     pub(crate) taking: Option<Taking>,
@@ -370,6 +375,8 @@ impl Worker {
             lateness: Lateness::No,
             fresh: None,
             paused: None,
+            rest: Rest::No,
+            ended: false,
             bell: Bell::default(),
             bells: Bells::LookedAfter,
             taking: None,

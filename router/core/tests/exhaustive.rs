@@ -17,16 +17,16 @@
 #[expect(dead_code, reason = "shared with the other tests")]
 mod dice;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use croupier_core::Core;
 use croupier_core::config::{
-    Config, ExitCodes, Limits, Policy, ProbeRule, ReadyRule, RestartPolicy,
+    Config, ExitCodes, Limits, Policy, ProbeRule, ReadyRule, RestartPolicy, Surge,
 };
 use croupier_core::event::{
-    Action, Arrival, Client, ConnId, Event, ExitStatus, ListenerId, Load, Loads, SignalKind,
-    SlotId, WorkerId,
+    Action, Arrival, Client, ConnId, Event, ExitStatus, ListenerId, Load, Loads, Report, Scale,
+    SignalKind, SlotId, WorkerId,
 };
 use croupier_core::time::Now;
 
@@ -53,6 +53,14 @@ enum Input {
     /// The operator stops and starts this slot.
     StopSlot(u16),
     StartSlot(u16),
+    /// One slot more or fewer.
+    Grow,
+    Shrink,
+    /// The operator pauses this slot, or all, and ends every pause.
+    PauseSlot(u16),
+    PauseAll,
+    Resume,
+    RestartSlot(u16),
     /// Messages that came too late, about workers and connections of the past.
     Stale,
 }
@@ -84,6 +92,38 @@ const BY_HAND: [Input; 11] = [
     Input::StopSlot(0),
     Input::StartSlot(0),
     Input::StopSlot(1),
+];
+
+/// What the operator does to a running primary, and what others do meanwhile.
+const DRIVEN: [Input; 12] = [
+    Input::Client,
+    Input::Works(0),
+    Input::Works(1),
+    Input::Ends(1),
+    Input::Answers,
+    Input::Time,
+    Input::Reload,
+    Input::Grow,
+    Input::Shrink,
+    Input::PauseAll,
+    Input::Resume,
+    Input::RestartSlot(1),
+];
+
+/// The same of single slots.
+const DRIVEN_ONE: [Input; 12] = [
+    Input::Client,
+    Input::Works(0),
+    Input::Works(1),
+    Input::Answers,
+    Input::Time,
+    Input::Shrink,
+    Input::PauseSlot(0),
+    Input::PauseSlot(1),
+    Input::Resume,
+    Input::StopSlot(1),
+    Input::RestartSlot(0),
+    Input::Stop,
 ];
 
 const WITH_LIMITS: [Input; 11] = [
@@ -149,9 +189,11 @@ struct Puppet {
     held: Vec<u32>,
     next_conn: u32,
     answers: Vec<Answer>,
-    /// The operator wants nobody there.
-    down: [bool; 2],
+    /// The operator wants nobody there (by slot; scales make more of them).
+    down: [bool; DEPTH as usize + 3],
     finished: bool,
+    /// Workers whose end was reported.
+    told_ends: BTreeSet<u32>,
     /// Somebody had too much memory.
     outgrown: bool,
     reloaded: bool,
@@ -180,9 +222,9 @@ impl Puppet {
             graceful_timeout: Duration::from_secs(1),
             kill_after: Duration::from_secs(1),
             stop_signal_first: false,
-            max_surge: 1,
+            max_surge: Surge::Count(1),
             soak: Duration::from_secs(1),
-            max_draining: 16,
+            max_draining: Some(16),
             sticky_bound: None,
             sticky_key: [3, 4],
             restart: RestartPolicy {
@@ -204,8 +246,9 @@ impl Puppet {
             held: Vec::new(),
             next_conn: 0,
             answers: Vec::new(),
-            down: [false; 2],
+            down: [false; DEPTH as usize + 3],
             finished: false,
+            told_ends: BTreeSet::new(),
             outgrown: false,
             reloaded: false,
             by_hand: false,
@@ -296,11 +339,19 @@ impl Puppet {
                     worker.drains = draining;
                 }
             }
+            Action::Report(report) => self.hear(report),
             Action::Ring { .. }
             | Action::Disconnect { .. }
             | Action::Signal { signal: SignalKind::Stop, .. }
-            | Action::AdoptSockets { .. }
-            | Action::Report(_) => {}
+            | Action::AdoptSockets { .. } => {}
+        }
+    }
+
+    fn hear(&mut self, report: Report) {
+        if let Report::Scaled { to, .. } = report {
+            self.down[usize::from(to)..].fill(false);
+        } else if let Report::Exited { worker, .. } = report {
+            assert!(self.told_ends.insert(worker.0), "the end of {worker:?} is told twice");
         }
     }
 
@@ -350,14 +401,29 @@ impl Puppet {
             Input::StopSlot(slot) => {
                 self.by_hand = true;
                 self.tell(Event::StopSlotAsked { slot: SlotId(slot) });
-                self.down[usize::from(slot)] = true;
+                // One that a scale took away does not hear it, and comes back as a new one.
+                self.down[usize::from(slot)] = slot < self.core.slot_count();
             }
             Input::StartSlot(slot) => {
                 self.down[usize::from(slot)] = false;
                 self.tell(Event::StartAsked { slot: SlotId(slot) });
             }
+            Input::Grow => self.drive(Event::ScaleAsked(Scale::Up(1))),
+            Input::Shrink => self.drive(Event::ScaleAsked(Scale::Down(1))),
+            Input::PauseSlot(slot) => self.drive(Event::PauseAsked { slot: Some(SlotId(slot)) }),
+            Input::PauseAll => self.drive(Event::PauseAsked { slot: None }),
+            Input::Resume => self.drive(Event::ResumeAsked { slot: None }),
+            Input::RestartSlot(slot) => self.drive(Event::RestartAsked { slot: SlotId(slot) }),
             Input::Stale => self.stale(),
         }
+    }
+
+    /// More workers than slots may be there for a while.
+    fn drive(&mut self, event: Event) {
+        (self.by_hand, self.outgrown) = (true, true);
+        self.tell(event);
+        let (slots, wanted) = (self.core.slot_count(), self.core.wanted_count());
+        assert!(slots >= 1 && wanted <= slots);
     }
 
     fn client(&mut self) {
@@ -373,6 +439,7 @@ impl Puppet {
         let client = Client::V4([10, 0, 0, u8::try_from(conn).unwrap()]);
         self.tell(Event::Accepted(Arrival { conn: ConnId(conn), listener: ON, client }));
         let may_wait = self.limits.max_queue_wait.is_some() || !self.answers.is_empty();
+        assert!(!self.core.is_paused(), "accepted in a pause");
         assert!(self.held.is_empty() || may_wait, "accepted, but not dealt");
     }
 
@@ -530,6 +597,34 @@ fn all_short_sequences_of_slots_by_hand() {
     }
 }
 
+/// Another number of slots, pauses, and restarts by hand: from the start, from a table with
+/// connections, from the middle of a reload, of a pause, and of a restart.
+#[test]
+fn all_short_sequences_of_a_driven_primary() {
+    let busy = [Input::Works(0), Input::Works(1), Input::Client, Input::Client, Input::Client];
+    let middles: [&[Input]; 5] = [
+        &[],
+        &[Input::Reload, Input::Works(0)],
+        &[Input::PauseAll],
+        &[Input::RestartSlot(1), Input::Works(1)],
+        &[Input::Grow, Input::Shrink],
+    ];
+    for inputs in [&DRIVEN, &DRIVEN_ONE] {
+        for middle in middles {
+            let mut puppet = Puppet::new(Policy::Least);
+            for input in busy.iter().chain(middle) {
+                puppet.step(*input);
+            }
+            let mut count = 0;
+            puppet.explore(inputs, DEPTH - 2, &mut Vec::new(), &mut count);
+            assert!(count > 10_000, "{count} steps after {middle:?}");
+        }
+        let mut count = 0;
+        Puppet::new(Policy::Ip).explore(inputs, DEPTH - 2, &mut Vec::new(), &mut count);
+        assert!(count > 10_000, "{count} steps from the start");
+    }
+}
+
 /// The same, from the middle of a recycling: the new worker is being started, or has taken over while
 /// the old one holds a connection.
 #[test]
@@ -603,7 +698,8 @@ fn random_long_sequences_under_every_policy() {
         for _ in 0..300 {
             let mut puppet = Puppet::new(policy);
             for _ in 0..60 {
-                let inputs = if dice.permille(800) { &ALL[..] } else { &BY_HAND[..] };
+                let sets = [&ALL[..], &ALL, &ALL, &BY_HAND, &DRIVEN, &DRIVEN_ONE];
+                let inputs = sets[usize::try_from(dice.below(6)).unwrap()];
                 let count = u64::try_from(inputs.len()).unwrap();
                 let pick = inputs[usize::try_from(dice.below(count)).unwrap()];
                 // A stop ends the game soon; most games go on.
@@ -637,7 +733,7 @@ fn arbitrary_events_do_no_harm() {
                 core.wants_accept(ListenerId(0), Now(now), &loads);
             }
         }
-        assert!(core.slots().all(|slot| slot.slot < SlotId(2)));
+        assert!(core.slots().all(|slot| slot.slot.0 < core.slot_count()));
     }
 }
 
@@ -670,7 +766,7 @@ fn any_event(dice: &mut dice::Dice) -> Event {
     let orphans = dice.permille(500);
     let count = u32::try_from(dice.below(3)).unwrap();
     let slot = SlotId(u16::try_from(dice.below(4)).unwrap());
-    match dice.below(32) {
+    match dice.below(39) {
         0 | 1 => Event::Woke,
         2..=4 => Event::Accepted(arrival),
         5 => Event::HandedOff { conn, worker },
@@ -697,6 +793,11 @@ fn any_event(dice: &mut dice::Dice) -> Event {
         28 => Event::CheckSent { worker },
         29 => Event::Checked { worker, passed: orphans },
         30 => Event::Outgrew { worker, bytes: dice.next() },
+        31 => Event::ScaleAsked(Scale::To(u16::try_from(dice.below(5)).unwrap())),
+        32 => Event::ScaleAsked(if orphans { Scale::Up(1) } else { Scale::Down(1) }),
+        33 => Event::PauseAsked { slot: orphans.then_some(slot) },
+        34 | 35 => Event::ResumeAsked { slot: orphans.then_some(slot) },
+        36 => Event::RestartAsked { slot },
         _ if dice.permille(100) => Event::StopAsked { now: orphans },
         _ => Event::Misbehaved { worker },
     }

@@ -6,7 +6,7 @@ mod table;
 
 use std::time::Duration;
 
-use croupier_core::config::{Config, Policy, ReadyRule};
+use croupier_core::config::{Config, Policy, ReadyRule, Surge};
 use croupier_core::event::{
     Client, Event, ExitStatus, Fault, Generation, ListenerId, Outcome, ReloadFault, Report, SlotId,
     WorkerId,
@@ -67,7 +67,7 @@ fn busy_for(table: &mut Table, ns: u64) {
 
 #[test]
 fn a_reload_replaces_everybody_and_loses_nobody() {
-    let config = Config { max_surge: 2, ..config(4, Policy::Least) };
+    let config = Config { max_surge: Surge::Count(2), ..config(4, Policy::Least) };
     let mut table = Table::of(config, Habit::blocking(3 * MS));
     table.start();
     busy_for(&mut table, 100 * MS);
@@ -115,7 +115,7 @@ fn nobody_else_starts_before_the_canary_has_held_and_nobody_drains_before_all_ha
 #[test]
 fn surge_limits_how_many_start_at_a_time() {
     for surge in [1, 2, 5] {
-        let config = Config { max_surge: surge, ..config(6, Policy::Least) };
+        let config = Config { max_surge: Surge::Count(surge), ..config(6, Policy::Least) };
         let mut table = Table::of(config, Habit::default());
         table.start();
         table.reload(false);
@@ -188,7 +188,7 @@ fn any_failure_brings_the_old_generation_back() {
             let what = format!("slot {slot}, {habit:?}");
             let config = Config {
                 ready_timeout: Duration::from_secs(2),
-                max_surge: 2,
+                max_surge: Surge::Count(2),
                 ..config(4, Policy::Least)
             };
             let mut table = Table::of(config, Habit::blocking(3 * MS));
@@ -476,7 +476,7 @@ fn while_everything_stops_a_reload_is_refused() {
 
 #[test]
 fn rolling_never_has_more_than_the_surge_beside_the_old() {
-    let config = Config { max_surge: 2, ..config(5, Policy::Least) };
+    let config = Config { max_surge: Surge::Count(2), ..config(5, Policy::Least) };
     let mut table = Table::of(config, Habit::blocking(3 * MS));
     table.start();
     table.reload(true);
@@ -495,7 +495,7 @@ fn rolling_never_has_more_than_the_surge_beside_the_old() {
 
 #[test]
 fn a_rolling_reload_that_fails_leaves_a_mixed_generation_and_says_so() {
-    let config = Config { max_surge: 1, ..config(4, Policy::Least) };
+    let config = Config { max_surge: Surge::Count(1), ..config(4, Policy::Least) };
     let mut table = Table::of(config, Habit::default());
     table.start();
     table.habits = Box::new(|slot, _, _| Habit {
@@ -515,7 +515,7 @@ fn a_rolling_reload_that_fails_leaves_a_mixed_generation_and_says_so() {
 #[test]
 fn no_more_drain_than_may() {
     let config = Config {
-        max_draining: 3,
+        max_draining: Some(3),
         soak: Duration::ZERO,
         drain_timeout: Duration::from_secs(1000),
         ..config(2, Policy::Least)

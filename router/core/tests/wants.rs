@@ -7,7 +7,7 @@ mod table;
 use std::time::Duration;
 
 use croupier_core::Want;
-use croupier_core::config::{Config, ExitCodes, Policy, RestartPolicy};
+use croupier_core::config::{Config, ExitCodes, Policy, RestartPolicy, Surge};
 use croupier_core::event::{
     Client, ExitStatus, Generation, Outcome, ReloadFault, Report, SlotId, WorkerId,
 };
@@ -299,7 +299,7 @@ fn a_slot_stopped_in_the_middle_of_a_reload_leaves_with_both_its_workers() {
 #[test]
 fn when_the_canary_is_stopped_another_slot_has_one_alone() {
     for moment in [20, 500] {
-        let config = Config { max_surge: 3, ..config(4, Policy::Least) };
+        let config = Config { max_surge: Surge::Count(3), ..config(4, Policy::Least) };
         let mut table = Table::of(config, Habit::default());
         table.start();
         table.reload(false);
@@ -354,7 +354,7 @@ fn a_slot_started_in_the_middle_of_a_reload_has_its_turn() {
 #[test]
 fn a_slot_stopped_and_started_at_once_waits_for_those_who_are_being_killed() {
     // The canary has held at 1050 ms; now two start at a time.
-    let config = Config { max_surge: 2, ..config(3, Policy::Least) };
+    let config = Config { max_surge: Surge::Count(2), ..config(3, Policy::Least) };
     let mut table = Table::of(config, Habit::default());
     table.start();
     table.reload(false);

@@ -10,12 +10,12 @@ pub mod program;
 use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::os::unix::ffi::OsStrExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use croupier_wire::message::{CONTROL_VAR, GENERATION_VAR, SLOT_VAR, WORKER_VAR};
 
 use crate::cli::code;
-use crate::config::{AdapterChoice, RunConfig, expand, program_port};
+use crate::config::{AdapterChoice, Ids, RunConfig, expand, program_port};
 use preload::PreloadError;
 use program::{Obstacle, ProgramError};
 
@@ -148,6 +148,19 @@ pub fn resolve(config: &RunConfig) -> Result<Resolved, ResolveError> {
         AdapterChoice::Fd => (Adapter::Fd, None),
     };
     Ok(Resolved { program: found, argv: config.command.clone(), adapter, preload, notes })
+}
+
+/// After execve(2) said EACCES: the file or folder that keeps the workers' user from the program, or from
+/// the interpreter that its first line wants.
+#[must_use]
+pub fn closed_to(program: &Path, ids: &Ids) -> Option<PathBuf> {
+    let search = std::env::var_os("PATH").unwrap_or_default();
+    let binary = program::binary_of(program, &search).ok().map(|binary| binary.path);
+    let files = [Some(program.to_owned()), binary];
+    files.into_iter().flatten().find_map(|file| {
+        let file = std::fs::canonicalize(&file).unwrap_or(file);
+        preload::barrier_on_the_way(&file, 0o1, Some(ids))
+    })
 }
 
 /// Which worker an environment is for.

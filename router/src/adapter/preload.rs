@@ -103,8 +103,14 @@ fn beside(executable: &Path) -> (Vec<PathBuf>, &'static str) {
     (candidates, advice)
 }
 
-/// The first file or folder on the way that this user may not pass, by the mode bits.
+/// The first file or folder on the way to the library that this user may not pass.
 fn barrier(library: &Path, ids: Option<&Ids>) -> Option<PathBuf> {
+    barrier_on_the_way(library, 0o4, ids)
+}
+
+/// The first file or folder on the way to `path` that this user may not pass, by the mode bits: folders
+/// are passed, and of the file itself `wanted` is wanted.
+pub(super) fn barrier_on_the_way(path: &Path, wanted: u32, ids: Option<&Ids>) -> Option<PathBuf> {
     let (uid, groups) = match ids {
         Some(ids) => {
             let mut groups = ids.groups.clone();
@@ -117,11 +123,11 @@ fn barrier(library: &Path, ids: Option<&Ids>) -> Option<PathBuf> {
             (nix::unistd::geteuid(), groups)
         }
     };
-    let mut way: Vec<&Path> = library.ancestors().collect();
+    let mut way: Vec<&Path> = path.ancestors().collect();
     way.reverse();
     way.into_iter()
         .find(|step| {
-            let wanted = if *step == library { 0o4 } else { 0o1 };
+            let wanted = if *step == path { wanted } else { 0o1 };
             !may(step, wanted, uid, &groups)
         })
         .map(Path::to_path_buf)

@@ -63,7 +63,7 @@ pub(super) fn execute(args: &LogsArgs, say: impl FnMut(&str)) -> Exit {
     match found.converse(Request::Logs { slot, lines, follow, json }, within, say) {
         Ok(Reply::Done) => Exit::code(code::DONE),
         Ok(Reply::Failed { why }) => Exit::error(code::FAILED, format!("{found}: {why}")),
-        Ok(Reply::Status(_) | Reply::Said { .. }) => {
+        Ok(Reply::Status(_) | Reply::Said { .. } | Reply::Event(_)) => {
             Exit::error(code::FAILED, format!("{found}: it answered with a status"))
         }
         Err(AskError::Gone) => Exit::error(code::FAILED, format!("{found} was killed")),

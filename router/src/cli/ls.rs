@@ -7,7 +7,7 @@ use clap::Args;
 use super::table::{Align, Table, age};
 use super::{Exit, code};
 use crate::control::client::{ANSWER_WAIT, Found, discover};
-use crate::control::messages::{Reply, Request, Status, WorkerState};
+use crate::control::messages::{Reply, Request, Status, WorkerState, WorkerStatus};
 
 /// List running primaries: your own, or as root everybody's.
 #[derive(Debug, Clone, Args)]
@@ -45,7 +45,7 @@ fn row(found: &mut Found) -> Vec<String> {
             [ready(&status), status.policy.clone(), age(status.uptime_s), listens.join(" ")]
         }
         Ok(Reply::Failed { why }) => ["-".into(), "-".into(), "-".into(), why],
-        Ok(Reply::Done | Reply::Said { .. }) => {
+        Ok(Reply::Done | Reply::Said { .. } | Reply::Event(_)) => {
             ["-".into(), "-".into(), "-".into(), "another version?".into()]
         }
         Err(error) => ["-".into(), "-".into(), "-".into(), error.to_string()],
@@ -62,7 +62,9 @@ pub(super) fn ready(status: &Status) -> String {
 /// Slots with a ready worker, and slots that want one.
 pub(super) fn count_ready(status: &Status) -> (usize, usize) {
     let slots = |which: &dyn Fn(WorkerState) -> bool| -> BTreeSet<u16> {
-        let workers = status.workers.iter().filter(|worker| which(worker.state));
+        // What drains in slots that a scale took away belongs to nobody's number.
+        let there = |worker: &&WorkerStatus| worker.slot < status.slots;
+        let workers = status.workers.iter().filter(there).filter(|worker| which(worker.state));
         workers.map(|worker| worker.slot).collect()
     };
     // A slot that is down may still have a worker that drains.

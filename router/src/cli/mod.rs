@@ -5,15 +5,21 @@
 
 mod check;
 mod completions;
+mod events;
+mod kill;
 mod logs;
 mod ls;
 mod man;
+mod pause;
 mod reload;
+mod restart;
 pub mod run;
+mod scale;
 mod start;
 mod status;
 mod stop;
 mod table;
+mod unit;
 mod wait;
 
 use std::ffi::OsString;
@@ -101,10 +107,17 @@ struct Cli {
 enum Command {
     Run(Box<run::RunArgs>),
     Check(Box<check::CheckArgs>),
+    Unit(Box<unit::UnitArgs>),
     Ls(ls::LsArgs),
     Logs(logs::LogsArgs),
     Status(status::StatusArgs),
+    Events(events::EventsArgs),
     Reload(reload::ReloadArgs),
+    Restart(restart::RestartArgs),
+    Scale(scale::ScaleArgs),
+    Pause(pause::PauseArgs),
+    Resume(pause::ResumeArgs),
+    Kill(kill::KillArgs),
     Start(start::StartArgs),
     Stop(stop::StopArgs),
     Wait(wait::WaitArgs),
@@ -165,10 +178,19 @@ pub fn execute(
         Command::Check(args) => {
             check::execute(&args, words).unwrap_or_else(|error| not_loaded(&arguments, &error))
         }
+        Command::Unit(args) => {
+            unit::execute(&args, words).unwrap_or_else(|error| not_loaded(&arguments, &error))
+        }
         Command::Ls(args) => ls::execute(&args),
         Command::Logs(args) => logs::execute(&args, say),
         Command::Status(args) => status::execute(&args),
+        Command::Events(args) => events::execute(&args, say),
         Command::Reload(args) => reload::execute(&args, say),
+        Command::Restart(args) => restart::execute(args, say),
+        Command::Scale(args) => scale::execute(&args, say),
+        Command::Pause(args) => pause::pause(args, say),
+        Command::Resume(args) => pause::resume(args, say),
+        Command::Kill(args) => kill::execute(&args, say),
         Command::Start(args) => start::execute(args, say),
         Command::Stop(args) => stop::execute(args, say),
         Command::Wait(args) => wait::execute(&args),

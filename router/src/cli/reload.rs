@@ -51,7 +51,7 @@ pub(super) fn execute(args: &ReloadArgs, say: impl FnMut(&str)) -> Exit {
     match answer {
         Ok(Reply::Done) => Exit::code(code::DONE),
         Ok(Reply::Failed { why }) => Exit::error(code::FAILED, format!("{found}: {why}")),
-        Ok(Reply::Status(_) | Reply::Said { .. }) => {
+        Ok(Reply::Status(_) | Reply::Said { .. } | Reply::Event(_)) => {
             Exit::error(code::FAILED, format!("{found}: it answered with a status"))
         }
         Err(AskError::Gone) => {

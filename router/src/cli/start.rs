@@ -72,7 +72,7 @@ pub(super) fn ask(
     match found.converse(request, within, &mut say) {
         Ok(Reply::Done) => Exit::code(code::DONE),
         Ok(Reply::Failed { why }) => Exit::error(code::FAILED, format!("{found}: {why}")),
-        Ok(Reply::Status(_) | Reply::Said { .. }) => {
+        Ok(Reply::Status(_) | Reply::Said { .. } | Reply::Event(_)) => {
             Exit::error(code::FAILED, format!("{found}: it answered with a status"))
         }
         Err(AskError::Gone) => Exit::error(code::FAILED, format!("{found} ended meanwhile")),

@@ -1,5 +1,6 @@
 //! `croupier status`: how one primary stands, as a table or as JSON.
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
 use clap::Args;
@@ -32,7 +33,8 @@ pub(super) struct StatusArgs {
     #[arg(long)]
     json: bool,
 
-    /// Print one line; exit with 1 unless every wanted worker is ready and no stop was asked for.
+    /// Print one line; exit with 1 unless every wanted worker is ready, clients are let in, and no stop
+    /// was asked for.
     #[arg(long, conflicts_with = "json")]
     check: bool,
 }
@@ -45,7 +47,7 @@ pub(super) fn execute(args: &StatusArgs) -> Exit {
     let status = match found.ask(Request::Status, Some(ANSWER_WAIT)) {
         Ok(Reply::Status(status)) => status,
         Ok(Reply::Failed { why }) => return Exit::error(code::FAILED, why),
-        Ok(Reply::Done | Reply::Said { .. }) => {
+        Ok(Reply::Done | Reply::Said { .. } | Reply::Event(_)) => {
             return Exit::error(code::FAILED, format!("{found}: it answered without a status"));
         }
         Err(error) => return not_answered(&found, &error),
@@ -66,17 +68,24 @@ pub(super) fn execute(args: &StatusArgs) -> Exit {
 
 fn check(status: &Status) -> Exit {
     let (ready, wanted) = count_ready(status);
-    let good = wanted > 0 && ready == wanted && !status.stopping;
+    // Whoever is paused does not serve, however ready.
+    let good = wanted > 0 && ready == wanted && !status.paused && !status.stopping;
     let code = if good { code::DONE } else { code::FAILED };
     Exit::with(code, format!("{}: {ready} of {wanted} ready{}\n", status.name, stopped(status)))
 }
 
-/// `, 2 stopped`: slots that are not missed. `, stopping`: all of it.
+/// `, 2 stopped`: slots that are not missed. `, paused`, `, stopping`: all of it.
 fn stopped(status: &Status) -> String {
     let mut text = match count_down(status) {
         0 => String::new(),
         count => format!(", {count} stopped"),
     };
+    let single = status.workers.iter().filter(|one| one.paused).map(|one| one.slot);
+    match single.collect::<BTreeSet<u16>>().len() {
+        _ if status.paused => text.push_str(", paused"),
+        0 => {}
+        count => text.push_str(&format!(", {count} paused")),
+    }
     if status.stopping {
         text.push_str(", stopping");
     }
@@ -155,13 +164,14 @@ fn workers(status: &Status) -> String {
 
 fn worker(one: &WorkerStatus) -> Vec<String> {
     let late = if one.late { ", late" } else { "" };
+    let paused = if one.paused { ", paused" } else { "" };
     let recycle = one.recycle.as_ref().map_or_else(String::new, |why| format!(", due: {why}"));
     vec![
         format!("w{}", one.slot),
         known(one.id),
         known(one.generation),
         one.pid.map_or_else(|| "-".to_owned(), |pid| pid.to_string()),
-        format!("{}{late}{recycle}", one.state.name()),
+        format!("{}{paused}{late}{recycle}", one.state.name()),
         known(one.handed_off),
         known(one.queued),
         known(one.active),
@@ -213,6 +223,7 @@ mod tests {
             queued: Some(2),
             active: Some(9),
             window: Some(16),
+            paused: false,
             late: slot == 1,
             recycle: None,
             restarts: 0,
@@ -251,6 +262,8 @@ mod tests {
             version: "0.1.0".into(),
             policy: "least".into(),
             uptime_s: 11_520,
+            slots: 16,
+            paused: false,
             stopping: false,
             listeners: vec![ListenerStatus {
                 address: "[::]:8080".into(),
@@ -319,5 +332,22 @@ accept to hand-off: p50 -, p99 -
             (code::DONE, "web: 1 of 1 ready, 1 stopped\n")
         );
         assert_eq!(code(vec![vacant(0, WorkerState::Down)]), code::FAILED);
+        // One that drains in a slot that a scale took away.
+        let gone = vec![worker(0, ready), worker(20, WorkerState::Draining)];
+        assert_eq!(check(&status(gone)).stdout, "web: 1 of 1 ready\n");
+    }
+
+    #[test]
+    fn a_pause_is_seen_and_of_all_is_no_readiness() {
+        let ready = || worker(0, WorkerState::Ready);
+        let one = WorkerStatus { paused: true, ..worker(1, WorkerState::Ready) };
+        let exit = check(&status(vec![ready(), one.clone()]));
+        let expected = (code::DONE, "web: 2 of 2 ready, 1 paused\n");
+        assert_eq!((exit.code, exit.stdout.as_str()), expected);
+        assert!(render(&status(vec![ready(), one])).contains("ready, paused, late"));
+        let all = Status { paused: true, ..status(vec![ready()]) };
+        let exit = check(&all);
+        let expected = (code::FAILED, "web: 1 of 1 ready, paused\n");
+        assert_eq!((exit.code, exit.stdout.as_str()), expected);
     }
 }

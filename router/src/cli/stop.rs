@@ -56,7 +56,7 @@ pub(super) fn execute(args: StopArgs, say: impl FnMut(&str)) -> Exit {
         // Gone: with --now it may be faster than its answer.
         Ok(Reply::Done) | Err(AskError::Gone) => {}
         Ok(Reply::Failed { why }) => return Exit::error(code::FAILED, why),
-        Ok(Reply::Status(_) | Reply::Said { .. }) => {
+        Ok(Reply::Status(_) | Reply::Said { .. } | Reply::Event(_)) => {
             return Exit::error(code::FAILED, format!("{found}: it answered with a status"));
         }
         Err(error) => return not_answered(&found, &error),

@@ -16,9 +16,10 @@ fn root() -> PathBuf {
 fn flags() -> BTreeMap<(String, String), Arg> {
     let command = super::command();
     let run = command.find_subcommand("run").unwrap();
-    // `check` takes what `run` takes, by the same definition.
+    // `check` and `unit` take what `run` takes, by the same definition.
     let again = |one: &str, arg: &Arg| {
-        one == "check" && run.get_arguments().any(|own| own.get_long() == arg.get_long())
+        (one == "check" || one == "unit")
+            && run.get_arguments().any(|own| own.get_long() == arg.get_long())
     };
     command
         .get_subcommands()

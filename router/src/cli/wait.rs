@@ -75,7 +75,7 @@ fn wait_ready(found: &mut Found, left: Option<Duration>) -> Exit {
     match found.ask(Request::Wait { r#for: Awaited::Ready }, left) {
         Ok(Reply::Done) => Exit::code(code::DONE),
         Ok(Reply::Failed { why }) => Exit::error(code::FAILED, format!("{found}: {why}")),
-        Ok(Reply::Status(_) | Reply::Said { .. }) => {
+        Ok(Reply::Status(_) | Reply::Said { .. } | Reply::Event(_)) => {
             Exit::error(code::FAILED, format!("{found}: it answered with a status"))
         }
         Err(AskError::Gone) => {
@@ -91,7 +91,8 @@ fn not_ready(found: &Found) -> String {
     let status = found.again().ok().and_then(|mut again| {
         match again.ask(Request::Status, Some(ANSWER_WAIT)) {
             Ok(Reply::Status(status)) => Some(status),
-            Ok(Reply::Done | Reply::Said { .. } | Reply::Failed { .. }) | Err(_) => None,
+            Ok(Reply::Done | Reply::Said { .. } | Reply::Event(_) | Reply::Failed { .. })
+            | Err(_) => None,
         }
     });
     match status {

@@ -220,6 +220,12 @@ impl Origin {
         self.file.is_some() || !config.care.variables.is_empty()
     }
 
+    /// The file and the profile, if there are any.
+    #[must_use]
+    pub fn file_and_profile(&self) -> Option<(&Path, Option<&str>)> {
+        self.file.as_ref().map(|file| (file.path.as_path(), file.profile.as_deref()))
+    }
+
     /// The file, if there is one.
     #[must_use]
     pub fn file(&self) -> Option<&Path> {

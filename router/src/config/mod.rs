@@ -17,6 +17,9 @@ mod values;
 
 use std::fmt;
 
+use croupier_core::config::SLOTS_MAX;
+pub use croupier_core::config::Surge;
+
 pub use address::{ListenAddress, ListenSpec, ProgramAddress, parse_listen, program_port};
 pub use care::{Care, parse_umask};
 pub use file::{DEFAULT_FILE, Place};
@@ -27,14 +30,14 @@ pub use run::{MaxRss, RunConfig, Workers};
 pub use surroundings::Surroundings;
 pub use template::expand;
 pub use values::{
-    AdapterChoice, LogFormat, MaxRssArg, ReadyProbe, Shed, Surge, WorkersArg, bytes_text,
-    parse_adapter, parse_bound, parse_bytes, parse_duration, parse_exit_code, parse_log_format,
-    parse_max_rss, parse_name, parse_policy, parse_probe, parse_ready, parse_shed, parse_signal,
-    parse_slot, parse_surge, parse_workers, policy_name,
+    AdapterChoice, LogFormat, MaxRssArg, ReadyProbe, Shed, WorkersArg, bytes_text, parse_adapter,
+    parse_any_signal, parse_bound, parse_bytes, parse_duration, parse_exit_code, parse_log_format,
+    parse_max_rss, parse_name, parse_policy, parse_probe, parse_ready, parse_scale, parse_shed,
+    parse_signal, parse_slot, parse_surge, parse_workers, policy_name,
 };
 
 /// Most slots that one primary has.
-pub const WORKERS_MAX: u16 = 1024;
+pub const WORKERS_MAX: u16 = SLOTS_MAX;
 
 /// Largest `--queue-limit`: what fits a channel's send buffer on hosts with large ones.
 pub const QUEUE_LIMIT_MAX: u16 = 4096;

@@ -81,6 +81,32 @@ pub struct MaxRss {
     pub bytes: u64,
     /// For the first lines of output: how `auto` came to it; empty for a plain number.
     pub why: String,
+    /// `auto`: the memory that is shared out.
+    memory: Option<u64>,
+}
+
+impl MaxRss {
+    /// The share that `auto` gives each of `workers`.
+    fn share(memory: u64, workers: u16) -> Self {
+        // One more than there are slots: the one that starts beside the one that is too large.
+        let bytes = memory / 100 * RSS_SHARE / (u64::from(workers) + 1);
+        let why = format!(
+            "auto: {} for each worker: {RSS_SHARE}% of {}, divided by {workers} workers and 1 that \
+             starts beside",
+            bytes_text(bytes),
+            bytes_text(memory),
+        );
+        Self { bytes, why, memory: Some(memory) }
+    }
+
+    /// The same with another number of workers.
+    #[must_use]
+    pub fn with_workers(self, workers: u16) -> Self {
+        match self.memory {
+            Some(memory) => Self::share(memory, workers),
+            None => self,
+        }
+    }
 }
 
 /// How many workers, and why.
@@ -179,7 +205,10 @@ impl RunConfig {
             "backlog" => Some(self.backlog.to_string()),
             "ready" => Some(ready(self.core.ready).into()),
             "drain-timeout" => Some(format!("{:?}", self.core.drain_timeout)),
-            "max-draining" => Some(self.core.max_draining.to_string()),
+            "max-draining" => {
+                let twice = || self.workers.count.saturating_mul(2);
+                Some(self.core.max_draining.unwrap_or_else(twice).to_string())
+            }
             "max-rss" => self.max_rss.as_ref().map(|max| bytes_text(max.bytes)),
             _ => None,
         }
@@ -239,9 +268,9 @@ fn core_config(
         graceful_timeout: args.graceful_timeout,
         kill_after: args.kill_after,
         stop_signal_first: args.stop_signal_first,
-        max_surge: args.max_surge.of(workers.count),
+        max_surge: args.max_surge,
         soak: args.soak,
-        max_draining: args.max_draining.unwrap_or_else(|| workers.count.saturating_mul(2)),
+        max_draining: args.max_draining,
         sticky_bound: args.sticky_bound,
         sticky_key: sticky_key(args.sticky_seed.as_deref().unwrap_or(name)),
         restart: RestartPolicy {
@@ -322,19 +351,10 @@ fn choose_max_rss(
 ) -> Result<Option<MaxRss>, ConfigError> {
     match (given, around.memory) {
         (None, _) => Ok(None),
-        (Some(MaxRssArg::Bytes(bytes)), _) => Ok(Some(MaxRss { bytes, why: String::new() })),
-        (Some(MaxRssArg::Auto), Some(memory)) => {
-            // One more than there are slots: the one that starts beside the one that is too large.
-            let bytes = memory / 100 * RSS_SHARE / (u64::from(workers.count) + 1);
-            let why = format!(
-                "auto: {} for each worker: {RSS_SHARE}% of {}, divided by {} workers and 1 that starts \
-                 beside",
-                bytes_text(bytes),
-                bytes_text(memory),
-                workers.count
-            );
-            Ok(Some(MaxRss { bytes, why }))
+        (Some(MaxRssArg::Bytes(bytes)), _) => {
+            Ok(Some(MaxRss { bytes, why: String::new(), memory: None }))
         }
+        (Some(MaxRssArg::Auto), Some(memory)) => Ok(Some(MaxRss::share(memory, workers.count))),
         (Some(MaxRssArg::Auto), None) => Err(ConfigError::value(
             "--max-rss",
             "auto",

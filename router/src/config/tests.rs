@@ -239,6 +239,10 @@ fn memory_of_a_worker() {
     // 80 % of 8 GiB, for 3 workers and the one that starts beside.
     assert_eq!(auto.bytes, (8 << 30) / 100 * 80 / 4);
     assert!(auto.why.contains("1.5G for each worker: 80% of 8.0G"), "{}", auto.why);
+    let more = auto.with_workers(7);
+    assert_eq!(more.bytes, (8 << 30) / 100 * 80 / 8);
+    assert!(more.why.contains("by 7 workers"), "{}", more.why);
+    assert_eq!(max(&["--max-rss", "1M", "x"]).unwrap().with_workers(7).bytes, 1 << 20);
     let blind = Surroundings { memory: None, ..around() };
     assert!(config_in(&blind, &["--max-rss", "auto", "x"]).unwrap_err().contains("512M"));
     for (bytes, text) in [(512, "512 bytes"), (1536, "1.5K"), (5 << 30, "5.0G")] {
@@ -367,6 +371,26 @@ fn exit_codes_and_slots() {
 }
 
 #[test]
+fn another_number_of_workers() {
+    use croupier_core::event::Scale;
+    for (text, expected) in [
+        ("4", Scale::To(4)),
+        ("0", Scale::To(0)),
+        ("+1", Scale::Up(1)),
+        ("-2", Scale::Down(2)),
+        ("1024", Scale::To(1024)),
+    ] {
+        assert_eq!(parse_scale(text), Ok(expected), "{text}");
+    }
+    for bad in ["", "+", "-", "--1", "+-1", "four", "1.5", "99999", "1 "] {
+        assert!(parse_scale(bad).unwrap_err().contains("as in +1 or -1"), "{bad}");
+    }
+    assert_eq!(parse_any_signal("kill"), Ok(Signal::SIGKILL));
+    assert_eq!(parse_any_signal("10"), Ok(Signal::SIGUSR1));
+    assert!(parse_any_signal("0").is_err() && parse_any_signal("boo").is_err());
+}
+
+#[test]
 fn how_many_a_reload_starts_at_a_time() {
     for (text, workers, expected) in
         [("25%", 4, 1), ("25%", 5, 2), ("1%", 1, 1), ("100%", 1024, 1024), ("3", 8, 3), ("3", 1, 3)]
@@ -377,7 +401,8 @@ fn how_many_a_reload_starts_at_a_time() {
         assert!(parse_surge(bad).unwrap_err().contains("as in 2"), "{bad}");
     }
     let core = config(&["-w", "8", "--stay", "x"]).core;
-    assert_eq!((core.max_surge, core.max_draining, core.restart.stay), (2, 16, true));
+    let expected = (Surge::Percent(25), None, true);
+    assert_eq!((core.max_surge, core.max_draining, core.restart.stay), expected);
 }
 
 #[test]

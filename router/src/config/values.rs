@@ -6,7 +6,8 @@
 use std::fmt;
 use std::time::Duration;
 
-use croupier_core::config::{Policy, ReadyRule};
+use croupier_core::config::{Policy, ReadyRule, Surge};
+use croupier_core::event::Scale;
 use nix::sys::signal::Signal;
 
 use super::parse_listen;
@@ -83,28 +84,6 @@ impl fmt::Display for ReadyProbe {
             Self::Http(path) => write!(f, "GET {path}"),
             Self::Tcp => write!(f, "a connection"),
         }
-    }
-}
-
-/// `--max-surge` as it is written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Surge {
-    /// This many.
-    Count(u16),
-    /// This share of the workers.
-    Percent(u8),
-}
-
-impl Surge {
-    /// How many of `workers` that is: at least 1.
-    #[must_use]
-    pub fn of(self, workers: u16) -> u16 {
-        let share = |percent| (u32::from(workers) * u32::from(percent)).div_ceil(100);
-        let count = match self {
-            Self::Count(count) => count,
-            Self::Percent(percent) => u16::try_from(share(percent)).unwrap_or(u16::MAX),
-        };
-        count.max(1)
     }
 }
 
@@ -358,20 +337,44 @@ pub fn parse_bound(text: &str) -> Result<u32, String> {
 /// # Errors
 /// What the value should have been.
 pub fn parse_signal(text: &str) -> Result<Signal, String> {
+    let signal = parse_any_signal(text)?;
+    if matches!(signal, Signal::SIGKILL | Signal::SIGSTOP) {
+        let why = "a program cannot finish anything on that signal; --kill-after does it later";
+        return Err(why.into());
+    }
+    Ok(signal)
+}
+
+/// Parses a signal that is to be sent: `TERM`, `SIGTERM` or a number.
+///
+/// # Errors
+/// What the value should have been.
+pub fn parse_any_signal(text: &str) -> Result<Signal, String> {
     let upper = text.to_ascii_uppercase();
     let named = if upper.starts_with("SIG") { upper } else { format!("SIG{upper}") };
     let signal = match text.parse::<i32>() {
         Ok(number) => Signal::try_from(number).ok(),
         Err(_) => named.parse().ok(),
     };
-    match signal {
-        Some(Signal::SIGKILL | Signal::SIGSTOP) => {
-            Err("a program cannot finish anything on that signal; --kill-after does it later"
-                .into())
-        }
-        Some(signal) => Ok(signal),
-        None => Err("signals are named as in kill -l: TERM, QUIT, INT, USR2".into()),
-    }
+    signal.ok_or_else(|| "signals are named as in kill -l: TERM, QUIT, INT, USR2".into())
+}
+
+/// Parses what `croupier scale` is given: `4`, `+1`, `-1`.
+///
+/// # Errors
+/// What the value should have been.
+pub fn parse_scale(text: &str) -> Result<Scale, String> {
+    let number = text.trim_start_matches(['+', '-']);
+    let digits = !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit());
+    let count = number.parse().ok().filter(|_| digits);
+    let scale = match (text.strip_suffix(number), count) {
+        (Some(""), Some(count)) => Some(Scale::To(count)),
+        (Some("+"), Some(count)) => Some(Scale::Up(count)),
+        (Some("-"), Some(count)) => Some(Scale::Down(count)),
+        (Some(_) | None, _) => None,
+    };
+    let why = "say how many workers, as in 4, or how many more or fewer, as in +1 or -1";
+    scale.ok_or_else(|| why.to_owned())
 }
 
 /// Parses `--name`.

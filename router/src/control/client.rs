@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use nix::sys::socket::{getsockopt, sockopt};
 use nix::unistd::{Uid, User, geteuid};
 
-use super::messages::{REPLY_MAX, Reply, Request};
+use super::messages::{Happening, REPLY_MAX, Reply, Request};
 use super::place;
 
 /// How long a primary may take to answer what it answers at once.
@@ -73,6 +73,12 @@ pub enum FindError {
 
 fn running(others: &[String]) -> String {
     if others.is_empty() { String::new() } else { format!("; there is {}", others.join(", ")) }
+}
+
+/// What comes before the reply.
+enum Progress<'a> {
+    Said(&'a str),
+    Event(&'a Happening),
 }
 
 /// Why there is no reply.
@@ -144,6 +150,17 @@ impl Found {
         self.converse(request, None, say)
     }
 
+    /// Asks for what happens, for ever; `tell` hears each.
+    ///
+    /// # Errors
+    /// [`AskError`]; the end of the primary is [`AskError::Gone`].
+    pub fn listen(&mut self, mut tell: impl FnMut(&Happening)) -> Result<Reply, AskError> {
+        self.talk(Request::Events, None, |progress| match progress {
+            Progress::Said(_) => {}
+            Progress::Event(event) => tell(event),
+        })
+    }
+
     /// Sends the request and waits for the reply, for ever if there is no `within`; `say` hears how
     /// far it is.
     ///
@@ -154,6 +171,18 @@ impl Found {
         request: Request,
         within: Option<Duration>,
         mut say: impl FnMut(&str),
+    ) -> Result<Reply, AskError> {
+        self.talk(request, within, |progress| match progress {
+            Progress::Said(text) => say(text),
+            Progress::Event(_) => {}
+        })
+    }
+
+    fn talk(
+        &mut self,
+        request: Request,
+        within: Option<Duration>,
+        mut say: impl FnMut(Progress<'_>),
     ) -> Result<Reply, AskError> {
         let deadline = within.map(|within| now() + within);
         self.stream.set_write_timeout(Some(within.unwrap_or(ANSWER_WAIT)))?;
@@ -178,7 +207,8 @@ impl Found {
                     .map_err(|error| AskError::Malformed(error.to_string()))?;
                 line = rest;
                 match reply {
-                    Reply::Said { text } => say(&text),
+                    Reply::Said { text } => say(Progress::Said(&text)),
+                    Reply::Event(event) => say(Progress::Event(&event)),
                     Reply::Done | Reply::Status(_) | Reply::Failed { .. } => return Ok(reply),
                 }
             }
@@ -197,7 +227,7 @@ impl Found {
             // `Done` is its last word.
             Err(AskError::Gone) | Ok(Reply::Done) => Ok(()),
             Ok(Reply::Failed { why }) => Err(AskError::Malformed(why)),
-            Ok(Reply::Status(_) | Reply::Said { .. }) => {
+            Ok(Reply::Status(_) | Reply::Said { .. } | Reply::Event(_)) => {
                 Err(AskError::Malformed("a status".into()))
             }
             Err(error) => Err(error),

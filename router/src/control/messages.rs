@@ -4,6 +4,7 @@
 //! Promises: [`Status`] is what `status --json` prints; `schema` grows when a field changes its
 //! meaning or goes, not when one is added. Unknown is null. Never does: I/O.
 
+use croupier_core::event::Scale;
 use serde::{Deserialize, Serialize};
 
 /// Longest request, with its newline.
@@ -50,6 +51,41 @@ pub enum Request {
         /// If not: answered [`Reply::Done`] at once.
         wait: bool,
     },
+    /// Another number of slots. [`Reply::Said`] for each step, then, when those that come are up and those
+    /// that go have gone, [`Reply::Done`] or [`Reply::Failed`].
+    Scale {
+        /// How many, or how many more or fewer.
+        by: ScaleBy,
+        /// If not: answered [`Reply::Done`] at once.
+        wait: bool,
+    },
+    /// These slots, or all if none is named, get no connections from now on.
+    Pause {
+        /// By number.
+        slots: Vec<u16>,
+    },
+    /// These slots get connections again; if none is named every pause ends.
+    Resume {
+        /// By number.
+        slots: Vec<u16>,
+    },
+    /// New workers in these slots, or in all if none is named, one after the other. [`Reply::Said`] for
+    /// each step, then [`Reply::Done`] or [`Reply::Failed`].
+    Restart {
+        /// By number.
+        slots: Vec<u16>,
+        /// If not: answered [`Reply::Done`] at once.
+        wait: bool,
+    },
+    /// A signal to the worker of a slot.
+    Kill {
+        /// By number.
+        slot: u16,
+        /// By number.
+        signal: i32,
+    },
+    /// What happens from now on: [`Reply::Event`] for each, until the primary ends.
+    Events,
     /// What workers printed: [`Reply::Said`] for each line, then [`Reply::Done`].
     Logs {
         /// Only of this slot.
@@ -66,6 +102,38 @@ pub enum Request {
         /// When what?
         r#for: Awaited,
     },
+}
+
+/// What `croupier scale` is given.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ScaleBy {
+    /// So many.
+    To(u16),
+    /// So many more.
+    Up(u16),
+    /// So many fewer.
+    Down(u16),
+}
+
+impl From<Scale> for ScaleBy {
+    fn from(scale: Scale) -> Self {
+        match scale {
+            Scale::To(count) => Self::To(count),
+            Scale::Up(count) => Self::Up(count),
+            Scale::Down(count) => Self::Down(count),
+        }
+    }
+}
+
+impl From<ScaleBy> for Scale {
+    fn from(by: ScaleBy) -> Self {
+        match by {
+            ScaleBy::To(count) => Self::To(count),
+            ScaleBy::Up(count) => Self::Up(count),
+            ScaleBy::Down(count) => Self::Down(count),
+        }
+    }
 }
 
 /// What `croupier wait` waits for.
@@ -87,6 +155,8 @@ pub enum Reply {
         /// A sentence.
         text: String,
     },
+    /// Something happened.
+    Event(Box<Happening>),
     /// It is so.
     Done,
     /// How things stand.
@@ -122,8 +192,61 @@ fn line(message: &impl Serialize) -> String {
     text
 }
 
+/// Something that happened: a line of `croupier events --json`. What belongs to a worker is null where
+/// there is none; what belongs to one kind of event is there only with it.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Happening {
+    /// Counts up by one with each event since the primary started; of `missed` it is null.
+    pub seq: Option<u64>,
+    /// When, in UTC.
+    pub time: String,
+    /// What: README, "Events".
+    pub event: String,
+    /// The id of the worker.
+    pub worker: Option<u32>,
+    /// The slot.
+    pub slot: Option<u16>,
+    /// The generation: of the worker, or of the reload.
+    pub generation: Option<u32>,
+    /// The main process of the worker; of `following` the primary.
+    pub pid: Option<u32>,
+    /// `listening`: on what.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<String>,
+    /// `ready`: how long after its start, in milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub after_ms: Option<u64>,
+    /// `stolen`: how many connections; `missed`: how many events.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub count: Option<u64>,
+    /// `exit`: `exit 1`, `SIGKILL`, `OOM kill`; `fork-failed`, `reload-failed`: why.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub why: Option<String>,
+    /// `reload-started`: it drains as it goes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rolling: Option<bool>,
+    /// `scaled`: so many slots there were.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<u16>,
+    /// `scaled`: so many there are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub to: Option<u16>,
+    /// `stop`: without waiting.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub now: Option<bool>,
+}
+
+impl Happening {
+    /// What a reader that is slow is told where events are missing.
+    #[must_use]
+    pub fn missed(count: u64, time: String) -> Self {
+        Self { time, event: "missed".into(), count: Some(count), ..Self::default() }
+    }
+}
+
 /// Everything about one primary.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact by itself")]
 pub struct Status {
     /// [`SCHEMA`].
     pub schema: u32,
@@ -137,6 +260,12 @@ pub struct Status {
     pub policy: String,
     /// Seconds since it started.
     pub uptime_s: u64,
+    /// How many slots there are.
+    #[serde(default = "all")]
+    pub slots: u16,
+    /// Nobody gets connections until `croupier resume`.
+    #[serde(default)]
+    pub paused: bool,
     /// It was asked to stop; with `--stop-delay` it still serves all that comes.
     #[serde(default)]
     pub stopping: bool,
@@ -146,6 +275,11 @@ pub struct Status {
     pub workers: Vec<WorkerStatus>,
     /// Sums since the start.
     pub totals: Totals,
+}
+
+/// Of a version that does not say it: none is beyond.
+const fn all() -> u16 {
+    u16::MAX
 }
 
 /// One listening socket.
@@ -204,6 +338,7 @@ impl WorkerState {
 
 /// One worker, or a slot that has none now (then `id` and what belongs to a worker is null).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[expect(clippy::struct_excessive_bools, reason = "facts beside the state, each by itself")]
 pub struct WorkerStatus {
     /// Its slot.
     pub slot: u16,
@@ -227,6 +362,9 @@ pub struct WorkerStatus {
     pub active: Option<u32>,
     /// How many queued connections it may have now.
     pub window: Option<u16>,
+    /// It gets no connections until `croupier resume`.
+    #[serde(default)]
+    pub paused: bool,
     /// Its oldest queued connection waits longer than `--stall-after`.
     pub late: bool,
     /// Why it is to be replaced, or drains: `connections`, `lifetime` or `memory`.
@@ -308,6 +446,16 @@ mod tests {
                 "{\"request\":\"stop-slots\",\"slots\":[0,3],\"wait\":false}\n",
             ),
             (
+                Request::Scale { by: ScaleBy::Up(2), wait: true },
+                "{\"request\":\"scale\",\"by\":{\"up\":2},\"wait\":true}\n",
+            ),
+            (Request::Pause { slots: vec![] }, "{\"request\":\"pause\",\"slots\":[]}\n"),
+            (
+                Request::Kill { slot: 1, signal: 15 },
+                "{\"request\":\"kill\",\"slot\":1,\"signal\":15}\n",
+            ),
+            (Request::Events, "{\"request\":\"events\"}\n"),
+            (
                 Request::Logs { slot: Some(2), lines: 20, follow: true, json: false },
                 "{\"request\":\"logs\",\"slot\":2,\"lines\":20,\"follow\":true,\"json\":false}\n",
             ),
@@ -319,6 +467,24 @@ mod tests {
         for bad in ["{}", "{\"request\":\"stop\"}", "{\"request\":\"reboot\"}", "[]", "1"] {
             assert!(serde_json::from_str::<Request>(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn events_say_what_belongs_to_them_and_null_for_what_is_not_there() {
+        let stop = Happening {
+            seq: Some(7),
+            time: "2026-01-02T03:04:05.678Z".into(),
+            event: "stop".into(),
+            now: Some(false),
+            ..Happening::default()
+        };
+        let line = Reply::Event(Box::new(stop.clone())).to_line();
+        assert_eq!(
+            line,
+            "{\"reply\":\"event\",\"seq\":7,\"time\":\"2026-01-02T03:04:05.678Z\",\"event\":\"stop\",\
+             \"worker\":null,\"slot\":null,\"generation\":null,\"pid\":null,\"now\":false}\n"
+        );
+        assert_eq!(serde_json::from_str::<Reply>(&line).unwrap(), Reply::Event(Box::new(stop)));
     }
 
     #[test]
@@ -342,6 +508,7 @@ mod tests {
             queued: None,
             active: None,
             window: None,
+            paused: false,
             late: false,
             recycle: None,
             restarts: 3,
@@ -356,7 +523,7 @@ mod tests {
             text,
             "{\"slot\":1,\"id\":null,\"generation\":null,\"pid\":null,\"state\":\"backoff\",\
              \"handed_off\":null,\"claimed\":null,\"closed\":null,\"queued\":null,\"active\":null,\
-             \"window\":null,\"late\":false,\"recycle\":null,\"restarts\":3,\"last_exit\":null,\"uptime_s\":null,\"rss_bytes\":null,\
+             \"window\":null,\"paused\":false,\"late\":false,\"recycle\":null,\"restarts\":3,\"last_exit\":null,\"uptime_s\":null,\"rss_bytes\":null,\
              \"queued_p50_us\":null,\"queued_p99_us\":null}"
         );
         assert_eq!(serde_json::from_str::<WorkerStatus>(&text).unwrap(), slot);
@@ -376,6 +543,7 @@ mod tests {
             queued: Some(u32::MAX),
             active: Some(u32::MAX),
             window: Some(u16::MAX),
+            paused: false,
             late: false,
             recycle: Some("connections".into()),
             restarts: u32::MAX,

@@ -2,7 +2,8 @@
 //!
 //! Owns: the listening socket, its clients and their buffers. Promises: only the same user and root
 //! are heard; at most [`CLIENTS_MAX`] clients, [`REQUEST_MAX`] bytes of request, [`SAID_MAX`] bytes of
-//! progress that nobody reads, and one reply each;
+//! progress that nobody reads, and one reply each; at most [`FOLLOWERS_MAX`] of them follow what happens,
+//! and one that reads too slowly hears how much it missed;
 //! a client that neither sends its request nor reads its reply loses its place when another needs
 //! it, so no timer is wanted. Never does: wait for a client, or decide anything.
 
@@ -17,10 +18,13 @@ use nix::sys::socket::{getsockopt, sockopt};
 use nix::unistd::geteuid;
 use slab::Slab;
 
-use super::messages::{REQUEST_MAX, Reply, Request};
+use super::messages::{Happening, REQUEST_MAX, Reply, Request};
+use crate::output::{wall_clock, written};
 
 /// Most clients at a time.
 pub const CLIENTS_MAX: usize = 64;
+/// Clients that follow what happens.
+pub const FOLLOWERS_MAX: usize = 16;
 /// Progress that waits for a client that does not read it; what comes beyond is not sent.
 pub const SAID_MAX: usize = 64 << 10;
 /// Clients admitted in one turn of the loop.
@@ -71,6 +75,9 @@ enum Phase {
     Asking(Vec<u8>),
     /// Its request is with the primary.
     Waiting,
+    /// It hears what happens, until it goes or the primary does. So much it has missed since it was
+    /// last up to date.
+    Following { missed: u64 },
     /// Its reply is on the way. It stays until it goes, or until the primary goes, which is what
     /// `stop` and `wait stopped` wait for.
     Answered,
@@ -180,6 +187,48 @@ impl ControlServer {
         }
     }
 
+    /// From now on a client hears what happens. False: it is gone, or too many do already.
+    pub fn follow(&mut self, client: ClientId) -> bool {
+        let follows = |(_, one): &(usize, &Client)| matches!(one.phase, Phase::Following { .. });
+        if self.clients.iter().filter(follows).count() >= FOLLOWERS_MAX {
+            return false;
+        }
+        let found = self.clients.iter_mut().find(|(_, one)| one.id == client);
+        found.map(|(_, one)| one.phase = Phase::Following { missed: 0 }).is_some()
+    }
+
+    /// Whether anybody follows.
+    #[must_use]
+    pub fn is_followed(&self) -> bool {
+        self.clients.iter().any(|(_, one)| matches!(one.phase, Phase::Following { .. }))
+    }
+
+    /// Tells one client that follows.
+    pub fn tell_one(&mut self, client: ClientId, event: Happening, registry: &Registry) {
+        let line = Reply::Event(Box::new(event)).to_line();
+        let found = self.clients.iter_mut().find(|(_, one)| one.id == client);
+        if let Some((key, one)) = found
+            && let Fate::Goes = one.hear(line.as_bytes())
+        {
+            self.remove(key, registry);
+        }
+    }
+
+    /// Tells everybody who follows. Whoever has not read what came before misses it, and hears that
+    /// when it has.
+    pub fn tell_followers(&mut self, event: Happening, registry: &Registry) {
+        let line = Reply::Event(Box::new(event)).to_line();
+        let mut gone = Vec::new();
+        for (key, one) in &mut self.clients {
+            if let Fate::Goes = one.hear(line.as_bytes()) {
+                gone.push(key);
+            }
+        }
+        for key in gone {
+            self.remove(key, registry);
+        }
+    }
+
     /// Gives a client up, to be answered by somebody else: its connection, if it is still there.
     pub fn release(
         &mut self,
@@ -260,7 +309,7 @@ impl ControlServer {
             .iter()
             .filter(|(_, one)| match one.phase {
                 Phase::Asking(_) | Phase::Answered => true,
-                Phase::Waiting => false,
+                Phase::Waiting | Phase::Following { .. } => false,
             })
             .min_by_key(|(_, one)| one.id)
             .map(|(key, _)| key);
@@ -334,7 +383,43 @@ impl Client {
         self.phase = Phase::Answered;
     }
 
+    /// A line for one that follows.
+    fn hear(&mut self, line: &[u8]) -> Fate {
+        let waits = self.unsent.len() - self.written;
+        let Phase::Following { missed } = &mut self.phase else { return Fate::Stays };
+        // Nothing comes before the word that something is missing.
+        if *missed > 0 || waits + line.len() > SAID_MAX {
+            *missed += 1;
+            return Fate::Stays;
+        }
+        if self.written > SAID_MAX {
+            // One that is always a little behind.
+            self.unsent.drain(..self.written);
+            self.written = 0;
+        }
+        self.unsent.extend_from_slice(line);
+        self.write()
+    }
+
+    /// Writes what there is to write, and what has been missed when all of it is.
     fn write(&mut self) -> Fate {
+        loop {
+            match self.write_unsent() {
+                Fate::Goes => return Fate::Goes,
+                Fate::Stays if !self.unsent.is_empty() => return Fate::Stays,
+                Fate::Stays => {}
+            }
+            let Phase::Following { missed } = &mut self.phase else { return Fate::Stays };
+            let count = std::mem::take(missed);
+            if count == 0 {
+                return Fate::Stays;
+            }
+            let event = Happening::missed(count, written(wall_clock()));
+            self.unsent = Reply::Event(Box::new(event)).to_line().into_bytes();
+        }
+    }
+
+    fn write_unsent(&mut self) -> Fate {
         while let Some(rest) = self.unsent.get(self.written..).filter(|rest| !rest.is_empty()) {
             match self.stream.write(rest) {
                 Ok(0) => return Fate::Goes,
@@ -469,11 +554,101 @@ mod tests {
             version: "0".into(),
             policy: "least".into(),
             uptime_s: 1,
+            slots: 0,
+            paused: false,
             stopping: false,
             listeners: Vec::new(),
             workers: Vec::new(),
             totals: Totals::default(),
         }))
+    }
+
+    fn happened(seq: u64) -> Happening {
+        Happening { seq: Some(seq), event: "late".into(), ..Happening::default() }
+    }
+
+    /// What a reader finds in its socket now.
+    fn read_all(bench: &mut Bench, client: &mut Client) -> Vec<Happening> {
+        client.set_nonblocking(true).unwrap();
+        let mut text = Vec::new();
+        loop {
+            bench.turn();
+            match client.read_to_end(&mut text) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    let before = text.len();
+                    bench.turn();
+                    drop(client.read_to_end(&mut text));
+                    if text.len() == before {
+                        break;
+                    }
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+        let lines = text.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
+        let event = |line: &[u8]| {
+            let Reply::Event(event) = serde_json::from_slice::<Reply>(line).unwrap() else {
+                panic!("{:?} is no event", String::from_utf8_lossy(line));
+            };
+            *event
+        };
+        lines.map(event).collect()
+    }
+
+    #[test]
+    fn a_slow_follower_hears_how_much_it_missed_and_then_goes_on() {
+        let mut bench = Bench::new();
+        let (mut slow, mut quick) = (bench.ask("{\"request\":\"events\"}\n"), bench.connect());
+        quick.write_all(b"{\"request\":\"events\"}\n").unwrap();
+        bench.turn();
+        assert!(!bench.server.is_followed());
+        for (client, _) in std::mem::take(&mut bench.requests) {
+            assert!(bench.server.follow(client));
+        }
+        assert!(bench.server.is_followed());
+        let (mut seen, mut last) = (0, 0);
+        for round in 0..20 {
+            for seq in round * 500..(round + 1) * 500 {
+                bench.server.tell_followers(happened(seq), bench.poll.registry());
+            }
+            let news = read_all(&mut bench, &mut quick);
+            assert!(news.iter().all(|event| event.event == "late"), "it reads all in time");
+            seen += news.len();
+            last = news.last().unwrap().seq.unwrap();
+        }
+        assert_eq!((seen, last), (10_000, 9_999));
+        let held: usize = bench.server.clients.iter().map(|(_, one)| one.unsent.capacity()).sum();
+        assert!(held <= 4 * SAID_MAX, "{held} bytes wait");
+        let late = read_all(&mut bench, &mut slow);
+        let (note, before) = late.split_last().unwrap();
+        assert_eq!((note.event.as_str(), note.seq), ("missed", None));
+        assert_eq!(before.len() as u64 + note.count.unwrap(), 10_000, "each is told or counted");
+        assert!(before.iter().zip(0..).all(|(event, seq)| event.seq == Some(seq)), "in order");
+        // Up to date again.
+        bench.server.tell_followers(happened(10_000), bench.poll.registry());
+        assert_eq!(read_all(&mut bench, &mut slow), [happened(10_000)]);
+        drop((slow, quick));
+        bench.turn();
+        assert!(!bench.server.is_followed());
+        bench.server.tell_followers(happened(10_001), bench.poll.registry());
+    }
+
+    #[test]
+    fn followers_have_a_bound_and_keep_their_place() {
+        let mut bench = Bench::new();
+        let ask = "{\"request\":\"events\"}\n";
+        let mut all: Vec<Client> = (0..=FOLLOWERS_MAX).map(|_| bench.ask(ask)).collect();
+        bench.turn();
+        let asked = std::mem::take(&mut bench.requests);
+        let follows: Vec<bool> =
+            asked.iter().map(|(client, _)| bench.server.follow(*client)).collect();
+        assert_eq!(follows.iter().filter(|follows| **follows).count(), FOLLOWERS_MAX);
+        // Others come and go, more than there is room for.
+        let others: Vec<Client> = (0..CLIENTS_MAX + 4).map(|_| bench.connect()).collect();
+        bench.turn();
+        drop(others);
+        bench.server.tell_followers(happened(1), bench.poll.registry());
+        assert_eq!(read_all(&mut bench, &mut all[0]), [happened(1)]);
     }
 
     #[test]
@@ -711,6 +886,12 @@ mod tests {
                         bench.server.say(id, "two", bench.poll.registry());
                         bench.reply(id, &Reply::Done);
                     }
+                    Request::Scale { .. }
+                    | Request::Pause { .. }
+                    | Request::Resume { .. }
+                    | Request::Restart { .. }
+                    | Request::Kill { .. }
+                    | Request::Events => panic!("not asked here"),
                     Request::Wait { .. } | Request::Stop { .. } => {
                         let key = bench.server.clients.iter().find(|(_, one)| one.id == id);
                         let key = key.unwrap().0;

@@ -178,12 +178,13 @@ fn push_json(to: &mut Vec<u8>, object: &impl Serialize) {
     to.push(b'\n');
 }
 
-fn written(time: SystemTime) -> String {
+/// A moment, as every line and event has it.
+pub(crate) fn written(time: SystemTime) -> String {
     humantime::format_rfc3339_millis(time).to_string()
 }
 
 #[expect(clippy::disallowed_methods, reason = "the time in a log line, and nothing else")]
-pub(super) fn wall_clock() -> SystemTime {
+pub(crate) fn wall_clock() -> SystemTime {
     SystemTime::now()
 }
 

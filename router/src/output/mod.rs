@@ -34,6 +34,7 @@ use crate::config::LogFormat;
 use collect::{Collector, Command, Pipe};
 pub use file::LogFile;
 use line::Stream;
+pub(crate) use line::{wall_clock, written};
 pub use readers::{READERS_MAX, Wanted};
 use sink::{Batch, Feed, Place, Sink};
 pub use tails::KEPT_LINES_MAX;

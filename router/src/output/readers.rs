@@ -319,7 +319,7 @@ mod tests {
         let quick = std::thread::spawn(move || {
             (0..LINES).all(|number| match next(&mut quick) {
                 Reply::Said { text } => text.starts_with(&format!("[w0] {number} ")),
-                Reply::Done | Reply::Status(_) | Reply::Failed { .. } => false,
+                Reply::Done | Reply::Event(_) | Reply::Status(_) | Reply::Failed { .. } => false,
             })
         });
         let padding = "x".repeat(90);

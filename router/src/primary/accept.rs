@@ -98,7 +98,17 @@ impl Primary {
     }
 
     fn accept_some(&mut self, key: usize) {
+        // An edge, a bell or a timer says that somebody waits: at first that is believed.
+        let mut waiting = 1;
         for _ in 0..ACCEPTS_PER_TURN_MAX {
+            if waiting == 0 {
+                let Some(listener) = self.listeners.get(key) else { return };
+                waiting = listener.waiting();
+                if waiting == 0 {
+                    return self.note_empty(key);
+                }
+            }
+            waiting -= 1;
             match self.accept_one(key) {
                 Step::Next => {}
                 Step::Stop => return,
@@ -124,10 +134,7 @@ impl Primary {
                 Step::Next
             }
             Accepted::Empty => {
-                listener.pending = false;
-                self.arm(key);
-                self.tell(Event::BacklogEmpty { listener: id });
-                self.settle();
+                self.note_empty(key);
                 Step::Stop
             }
             Accepted::Skipped => Step::Next,
@@ -138,6 +145,16 @@ impl Primary {
                 Step::Stop
             }
         }
+    }
+
+    /// Nobody waits in this backlog any more; the next client is an edge.
+    fn note_empty(&mut self, key: usize) {
+        let Some(listener) = self.listeners.get_mut(key) else { return };
+        listener.pending = false;
+        let listener = listener.id;
+        self.arm(key);
+        self.tell(Event::BacklogEmpty { listener });
+        self.settle();
     }
 
     /// Whether somebody can take one more. When nobody can, the core has the doorbells set first and
@@ -175,12 +192,13 @@ impl Primary {
         let Some(target) = self.workers.get_mut(worker) else {
             return self.keep(conn, held, worker, SendFailure::Broken);
         };
+        // Read now: once it has the connection the worker writes to this line, from another CPU.
+        let flags = if target.page.wants_nonblocking() { libc::SOCK_NONBLOCK } else { 0 };
         match target.send(held.listener, &header.encode(), held.conn.as_fd()) {
             Ok(()) => {
                 // Closed at once: a copy kept here would delay the FIN that the worker sends.
                 drop(held.conn);
                 self.meters.handed_off(self.now, held.accepted_at);
-                let flags = if target.page.wants_nonblocking() { libc::SOCK_NONBLOCK } else { 0 };
                 if flags != held.flags
                     && let Some(listener) = self.listeners.get_mut(usize::from(held.listener.0))
                 {

@@ -10,6 +10,7 @@ use croupier_core::event::{ExitStatus, Outcome, Report, WorkerId};
 
 use log::Level;
 
+use super::drive::{words_of_pause, words_of_resume};
 use super::process;
 use super::run::Primary;
 use super::start::addresses;
@@ -156,7 +157,19 @@ fn sentence(report: Report) -> (Level, String) {
             Level::Warn,
             format!("worker {} did not end by itself before the drain-timeout", worker.0),
         ),
-        Report::AllReady
+        Report::Forked { .. }
+        | Report::Online { .. }
+        | Report::NotForked { .. }
+        | Report::Listens { .. }
+        | Report::Disconnected { .. }
+        | Report::Exited { .. }
+        | Report::Scaled { .. }
+        | Report::ScaleRefused { .. }
+        | Report::Paused { .. }
+        | Report::PauseRefused { .. }
+        | Report::Resumed { .. }
+        | Report::Stopping { .. }
+        | Report::AllReady
         | Report::Ready { .. }
         | Report::NotReadyInTime { .. }
         | Report::Died { .. }
@@ -240,8 +253,22 @@ impl Primary {
 
     /// A line of log for what the core reports.
     pub(super) fn report(&mut self, report: Report) {
+        self.tell_of(report);
         self.tell_service(report);
         match report {
+            // For the events only.
+            Report::Forked { .. }
+            | Report::Online { .. }
+            | Report::NotForked { .. }
+            | Report::Listens { .. }
+            | Report::Disconnected { .. }
+            | Report::Exited { .. }
+            | Report::Stopping { .. } => {}
+            Report::Scaled { from, to } => self.scaled(from, to),
+            Report::ScaleRefused { why } => self.scale_refused(why),
+            Report::PauseRefused { why } => self.pause_refused(why),
+            Report::Paused { slot } => log::info!("{}", words_of_pause(slot)),
+            Report::Resumed { slot } => log::info!("{}", words_of_resume(slot)),
             Report::AllReady => self.announce_ready(),
             Report::Ready { worker, .. } if self.is_successor(worker) => {
                 self.note_cgroup(worker);

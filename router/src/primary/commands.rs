@@ -4,13 +4,15 @@ use std::collections::VecDeque;
 use std::io::{self, IsTerminal};
 use std::path::Path;
 
-use croupier_core::event::{Event, Generation};
+use croupier_core::event::{Event, Generation, Scale};
 use mio::{Registry, Token};
-use signal_hook::consts::signal::{SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2};
+use signal_hook::consts::signal::{
+    SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTTIN, SIGTTOU, SIGUSR1, SIGUSR2, SIGWINCH,
+};
 
 use super::run::{EXHAUSTED_WAIT, Primary};
 use crate::config::LogFormat;
-use crate::control::messages::{Awaited, Reply, Request};
+use crate::control::messages::{Awaited, Happening, Reply, Request};
 use crate::control::place::{Place, PlaceError};
 use crate::control::server::{Backlog, ClientId, ControlServer};
 use crate::output::Wanted;
@@ -148,6 +150,29 @@ impl Commands {
         }
     }
 
+    /// From now on a client hears what happens. False: too many do already.
+    pub(super) fn follow(&mut self, client: ClientId) -> bool {
+        self.server.as_mut().is_some_and(|server| server.follow(client))
+    }
+
+    pub(super) fn is_followed(&self) -> bool {
+        self.server.as_ref().is_some_and(ControlServer::is_followed)
+    }
+
+    /// Tells one who follows.
+    pub(super) fn tell_one(&mut self, client: ClientId, event: Happening, registry: &Registry) {
+        if let Some(server) = &mut self.server {
+            server.tell_one(client, event, registry);
+        }
+    }
+
+    /// Tells everybody who follows.
+    pub(super) fn tell_followers(&mut self, event: Happening, registry: &Registry) {
+        if let Some(server) = &mut self.server {
+            server.tell_followers(event, registry);
+        }
+    }
+
     /// Answers one client.
     pub(super) fn reply_to(&mut self, client: ClientId, reply: &Reply, registry: &Registry) {
         if let Some(server) = &mut self.server {
@@ -218,6 +243,9 @@ impl Primary {
                 SIGHUP => self.hang_up(),
                 SIGUSR1 => self.reopen_log(),
                 SIGUSR2 => self.reload("USR2"),
+                SIGTTIN => self.scale_by_signal(Scale::Up(1), "TTIN"),
+                SIGTTOU => self.scale_by_signal(Scale::Down(1), "TTOU"),
+                SIGWINCH => self.pause_by_signal(),
                 _ => log::debug!("signal {signal} means nothing here"),
             }
         }
@@ -295,6 +323,7 @@ impl Primary {
         if self.commands.terminal.is_gone() {
             self.stop("the terminal is gone", "again");
         } else {
+            self.resume_by_signal();
             self.reload("HUP");
         }
     }
@@ -392,6 +421,12 @@ impl Primary {
             }
             Request::Start { slots, wait } => self.start_slots(client, &slots, wait),
             Request::StopSlots { slots, wait } => self.stop_slots(client, &slots, wait),
+            Request::Scale { by, wait } => self.scale(client, by, wait),
+            Request::Pause { slots } => Some(self.pause(client, &slots)),
+            Request::Resume { slots } => Some(self.resume(client, &slots)),
+            Request::Restart { slots, wait } => self.restart(client, &slots, wait),
+            Request::Kill { slot, signal } => Some(self.kill(client, slot, signal)),
+            Request::Events => self.follow(client),
             Request::Logs { slot, lines, follow, json } => {
                 let lines = usize::try_from(lines).unwrap_or(usize::MAX);
                 let format = if json { LogFormat::Json } else { LogFormat::Text };

@@ -42,9 +42,13 @@ struct Waiter {
 
 /// What a client wants of slots.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Goal {
+pub(super) enum Goal {
     Up,
     Gone,
+    /// Also as a slot.
+    Removed,
+    /// Another worker than this one, and this one gone.
+    Restarted(WorkerId),
 }
 
 /// How far a slot is.
@@ -85,6 +89,21 @@ impl Hands {
         }
     }
 
+    /// There are so many slots now; those that went have no past.
+    pub(super) fn resize(&mut self, slots: u16) {
+        self.slots.resize_with(usize::from(slots), Ended::default);
+    }
+
+    /// Nobody will take over a slot that was to be restarted.
+    pub(super) fn fail_restart(&mut self, slot: SlotId, why: &str) {
+        for waiter in &mut self.waiters {
+            if matches!(waiter.goal, Goal::Restarted(_)) && waiter.slots.contains(&slot) {
+                waiter.failed.get_or_insert_with(|| why.to_owned());
+                waiter.slots.clear();
+            }
+        }
+    }
+
     /// Whether a worker leaves because its slot was stopped.
     pub(super) fn is_leaving(&self, worker: WorkerId) -> bool {
         self.leaving.contains(&worker)
@@ -92,7 +111,7 @@ impl Hands {
 }
 
 /// How a process ended, in a word.
-fn word(status: ExitStatus) -> String {
+pub(super) fn word(status: ExitStatus) -> String {
     match status {
         ExitStatus::Code(code) => format!("exit {code}"),
         ExitStatus::Signal(number) => signal_name(number),
@@ -167,7 +186,7 @@ impl Primary {
     }
 
     /// Why nothing can be done with these slots.
-    fn refusal(&self, slots: &[u16]) -> Option<String> {
+    pub(super) fn refusal(&self, slots: &[u16]) -> Option<String> {
         if self.core.is_stopping() {
             return Some("it is stopping".into());
         }
@@ -176,7 +195,7 @@ impl Primary {
 
     /// Which of these slots there are not.
     pub(super) fn no_such_slot(&self, slots: &[u16]) -> Option<String> {
-        let count = self.config.workers.count;
+        let count = self.core.slot_count();
         let strange = slots.iter().find(|slot| **slot >= count);
         let there = match count {
             1 => "the only slot is 0".to_owned(),
@@ -185,7 +204,7 @@ impl Primary {
         strange.map(|slot| format!("there is no slot {slot}; {there}"))
     }
 
-    fn wait_for(
+    pub(super) fn wait_for(
         &mut self,
         client: ClientId,
         goal: Goal,
@@ -209,7 +228,7 @@ impl Primary {
     /// Tells those who wait for a slot to be gone.
     fn tell_waiters(&mut self, slot: SlotId, text: &str) {
         for waiter in &self.hands.waiters {
-            if waiter.goal == Goal::Gone && waiter.slots.contains(&slot) {
+            if matches!(waiter.goal, Goal::Gone | Goal::Removed) && waiter.slots.contains(&slot) {
                 self.commands.say_to(waiter.client, text, self.poll.registry());
             }
         }
@@ -232,6 +251,24 @@ impl Primary {
             log::info!("{text}");
             self.tell_waiters(slot, &text);
         }
+    }
+
+    /// Whether a process of a slot is left.
+    fn has_anybody(&self, slot: SlotId) -> bool {
+        self.workers
+            .iter()
+            .any(|worker| worker.slot == slot && (worker.is_running() || worker.burying.is_some()))
+    }
+
+    /// Who drains in a slot, in words.
+    pub(super) fn leaving_of(&self, slot: SlotId) -> Vec<String> {
+        let there = self.workers.iter().filter(|worker| worker.slot == slot);
+        let drains = there.filter(|worker| self.is_draining(worker.id));
+        let words = |worker: &super::worker::Worker| {
+            let held = self.held_by(worker.id);
+            format!("slot {}: worker {} drains and holds {held}", slot.0, worker.id.0)
+        };
+        drains.map(words).collect()
     }
 
     fn is_draining(&self, worker: WorkerId) -> bool {
@@ -263,6 +300,10 @@ impl Primary {
         if self.is_ending() {
             return Some(Reply::Failed { why: "it is stopping".into() });
         }
+        if self.core.is_paused() {
+            let why = "it is paused: clients wait until croupier resume";
+            return Some(Reply::Failed { why: why.into() });
+        }
         if self.core.all_up() {
             return Some(Reply::Done);
         }
@@ -286,8 +327,7 @@ impl Primary {
         let mut waiters = std::mem::take(&mut self.hands.waiters);
         for Waiter { client, goal, slots, failed } in &mut waiters {
             slots.retain(|slot| {
-                let Some(view) = views.get(usize::from(slot.0)) else { return false };
-                match self.far(*goal, view) {
+                match self.far(*goal, *slot, views.get(usize::from(slot.0))) {
                     Far::NotYet => return true,
                     Far::There(text) => {
                         self.commands.say_to(*client, &text, self.poll.registry());
@@ -299,18 +339,40 @@ impl Primary {
                 false
             });
         }
-        for Waiter { client, failed, .. } in
-            waiters.extract_if(.., |waiter| waiter.slots.is_empty())
-        {
+        let over: Vec<Waiter> = waiters.extract_if(.., |waiter| waiter.slots.is_empty()).collect();
+        let mut answered = Vec::new();
+        for Waiter { client, failed, .. } in over {
+            // A client that waits for several things is answered with the last of them, or the first
+            // that fails.
+            let waits = waiters.iter().any(|waiter| waiter.client == client);
+            if answered.contains(&client) || failed.is_none() && waits {
+                continue;
+            }
+            answered.push(client);
+            waiters.retain(|waiter| waiter.client != client);
             let reply = failed.map_or(Reply::Done, |why| Reply::Failed { why });
             self.commands.reply_to(client, &reply, self.poll.registry());
         }
         self.hands.waiters = waiters;
     }
 
-    fn far(&self, goal: Goal, view: &SlotView) -> Far {
-        let slot = view.slot;
+    fn far(&self, goal: Goal, slot: SlotId, view: Option<&SlotView>) -> Far {
+        let Some(view) = view else {
+            return match goal {
+                Goal::Gone | Goal::Removed if self.has_anybody(slot) => Far::NotYet,
+                Goal::Gone | Goal::Removed => Far::There(format!("slot {} is gone", slot.0)),
+                Goal::Up | Goal::Restarted(_) => {
+                    Far::Never(format!("slot {} was taken away by a scale", slot.0))
+                }
+            };
+        };
         match goal {
+            Goal::Removed => Far::Never(format!("slot {} is there again", slot.0)),
+            Goal::Restarted(_) if view.want != Want::Up => {
+                Far::Never(format!("slot {} is stopped: {}", slot.0, self.hands.why(slot)))
+            }
+            Goal::Restarted(_) if self.core.is_stopping() => Far::Never("it is stopping".into()),
+            Goal::Restarted(old) => self.has_replaced(slot, old).map_or(Far::NotYet, Far::There),
             Goal::Up if view.want != Want::Up => {
                 Far::Never(format!("slot {} is stopped: {}", slot.0, self.hands.why(slot)))
             }
@@ -331,10 +393,7 @@ impl Primary {
                 Far::Never(format!("slot {} was started again", slot.0))
             }
             Goal::Gone => {
-                let there = |worker: &super::worker::Worker| {
-                    worker.slot == slot && (worker.is_running() || worker.burying.is_some())
-                };
-                if self.workers.iter().any(there) {
+                if self.has_anybody(slot) {
                     Far::NotYet
                 } else {
                     Far::There(format!("slot {} is stopped", slot.0))

@@ -14,11 +14,18 @@ use crate::config::bytes_text;
 impl Primary {
     /// A line of log for a report of `hung`, `recycle` or `admission`.
     pub(super) fn report_limits(&mut self, report: Report) {
+        if let Report::RecycleFailed { by, slot, fault, wait: None } = report {
+            let why = words_of_failure(by, slot, fault);
+            let lines = self.last_lines(by);
+            let lines = lines.into_iter().map(|line| format!("\n  {line}")).collect::<String>();
+            self.restart_failed(slot, &format!("{why}{lines}"));
+        }
         if let Some((level, text)) = self.words_of_limits(report) {
             log::log!(level, "{text}");
         }
     }
 
+    #[expect(clippy::too_many_lines, reason = "a table")]
     fn words_of_limits(&self, report: Report) -> Option<(Level, String)> {
         match report {
             Report::Hung { worker, slot, silent, queued } => {
@@ -37,13 +44,8 @@ impl Primary {
                 Some((Level::Info, text))
             }
             Report::RecycleFailed { by, slot, fault, wait } => {
-                let text = format!(
-                    "slot {}: worker {}, which was to take over, {}; the old one stays. Tried again in {wait:.1?}",
-                    slot.0,
-                    by.0,
-                    what_happened(fault)
-                );
-                Some((Level::Error, text))
+                let again = wait.map(|wait| format!(". Tried again in {wait:.1?}"));
+                Some((Level::Error, words_of_failure(by, slot, fault) + &again.unwrap_or_default()))
             }
             Report::ShedBegan { listener, waiting } => {
                 let at = self.listeners.get(usize::from(listener.0));
@@ -60,7 +62,19 @@ impl Primary {
                 Some((Level::Warn, format!("nobody is reset any more; {shed} {clients}")))
             }
             // Others say those.
-            Report::SlotStopped { .. }
+            Report::Forked { .. }
+            | Report::Online { .. }
+            | Report::NotForked { .. }
+            | Report::Listens { .. }
+            | Report::Disconnected { .. }
+            | Report::Exited { .. }
+            | Report::Scaled { .. }
+            | Report::ScaleRefused { .. }
+            | Report::Paused { .. }
+            | Report::PauseRefused { .. }
+            | Report::Resumed { .. }
+            | Report::Stopping { .. }
+            | Report::SlotStopped { .. }
             | Report::SlotDone { .. }
             | Report::AllDone
             | Report::Ready { .. }
@@ -110,6 +124,7 @@ impl Primary {
 
     fn why_recycled(&self, why: RecycleReason) -> String {
         match why {
+            RecycleReason::Asked => "is to be replaced".to_owned(),
             RecycleReason::Connections(given) => {
                 format!("was given {given} connections (--max-connections)")
             }
@@ -120,6 +135,11 @@ impl Primary {
             }
         }
     }
+}
+
+fn words_of_failure(by: WorkerId, slot: SlotId, fault: Fault) -> String {
+    let what = what_happened(fault);
+    format!("slot {}: worker {}, which was to take over, {what}; the old one stays", slot.0, by.0)
 }
 
 fn what_waits(queued: u32) -> String {
@@ -143,6 +163,7 @@ fn what_happened(fault: Fault) -> String {
 /// The word for a reason, in the status.
 pub(super) fn reason_word(why: RecycleReason) -> &'static str {
     match why {
+        RecycleReason::Asked => "restart",
         RecycleReason::Connections(_) => "connections",
         RecycleReason::Lifetime(_) => "lifetime",
         RecycleReason::Memory(_) => "memory",

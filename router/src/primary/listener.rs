@@ -12,6 +12,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use croupier_core::event::{ListenerId, SlotId, WorkerId};
 use croupier_wire::message::{PEER_MAX, RawAddress, SocketOption};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage, bind, getsockname, listen,
     setsockopt, socket, sockopt,
@@ -280,6 +281,18 @@ impl Listener {
         accept(self.socket.as_fd(), self.accept_flags)
     }
 
+    /// How many clients wait in the backlog at least, 0 if none does. accept4(2) makes a socket and a
+    /// descriptor before it looks for a client: to hear that there is none costs it 3.2 µs, and this
+    /// 0.2 to 0.3.
+    pub(crate) fn waiting(&self) -> u32 {
+        let known = match &self.address {
+            ListenAddress::Tcp { .. } => sys::backlog(self.socket.as_fd()).map(|(depth, _)| depth),
+            ListenAddress::Unix(_) => is_readable(self.socket.as_fd()).map(u32::from),
+        };
+        // Then accept4 says what is wrong.
+        known.unwrap_or(1)
+    }
+
     /// Step 1 of stopping without a reset (dealing.md 7): new clients are dropped, so they retry,
     /// and the backlog can be accepted to its end. A socket that outlives this process gets no filter,
     /// which would outlive it too, and its backlog is left to whoever is started for it next.
@@ -362,6 +375,11 @@ fn accept(socket: BorrowedFd<'_>, flags: i32) -> Accepted {
         Ok((conn, peer)) => Accepted::Conn(conn, peer),
         Err(error) => classify(error),
     }
+}
+
+fn is_readable(socket: BorrowedFd<'_>) -> io::Result<bool> {
+    let mut asked = [PollFd::new(socket, PollFlags::POLLIN)];
+    Ok(poll(&mut asked, PollTimeout::ZERO)? > 0)
 }
 
 fn classify(error: io::Error) -> Accepted {

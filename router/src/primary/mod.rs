@@ -10,6 +10,8 @@
 //!             posts.rs      messages to and from workers' processes
 //!             replace.rs    what a reload says
 //!             hands.rs      slots that the operator starts and stops
+//!             drive.rs      scale, pause, resume, restart, kill
+//!             happenings.rs `croupier events`
 //!             memory.rs     who was killed for lack of memory
 //!             limits.rs     what hung workers, recycling and admission say
 //!             commands.rs   status, stop, reload, wait from the command line
@@ -33,7 +35,9 @@ mod channel;
 mod check;
 mod commands;
 mod disposal;
+mod drive;
 mod hands;
+mod happenings;
 mod health;
 mod hunt;
 mod limits;

@@ -73,7 +73,19 @@ impl Primary {
                 self.reload_failed(generation, why, kept);
             }
             Report::ReloadOver { generation } => self.reload_over(generation),
-            Report::AllReady
+            Report::Forked { .. }
+            | Report::Online { .. }
+            | Report::NotForked { .. }
+            | Report::Listens { .. }
+            | Report::Disconnected { .. }
+            | Report::Exited { .. }
+            | Report::Scaled { .. }
+            | Report::ScaleRefused { .. }
+            | Report::Paused { .. }
+            | Report::PauseRefused { .. }
+            | Report::Resumed { .. }
+            | Report::Stopping { .. }
+            | Report::AllReady
             | Report::NotReadyInTime { .. }
             | Report::WentToBackground { .. }
             | Report::Died { .. }
@@ -180,7 +192,9 @@ impl Primary {
                 ("it is stopping".to_owned(), Vec::new())
             }
             ReloadFault::Worker { worker, slot, was_ready, fault } => {
-                (self.reason(worker, slot, was_ready, fault), self.last_lines(worker))
+                let reason = self.reason(worker, slot, was_ready, fault);
+                self.tell_of_with(Report::ReloadFailed { generation, why, kept }, Some(&reason));
+                (reason, self.last_lines(worker))
             }
         };
         let outcome = match (why, kept) {

@@ -62,6 +62,11 @@ impl Sampler {
         Ok(Self { limit, orders, found, next_at: Some(after(now)) })
     }
 
+    /// `auto`, with another number of workers.
+    pub(super) const fn set_limit(&mut self, bytes: u64) {
+        self.limit = bytes;
+    }
+
     pub(super) const fn deadline(&self) -> Option<u64> {
         self.next_at
     }

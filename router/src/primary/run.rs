@@ -21,7 +21,9 @@ use super::alarm::Alarm;
 use super::announce::Announcer;
 use super::check::Checks;
 use super::commands::Commands;
+use super::drive::Driving;
 use super::hands::Hands;
+use super::happenings::Happenings;
 use super::health::Health;
 use super::listener::{Listener, Watch};
 use super::memory::Memory;
@@ -89,6 +91,8 @@ pub(super) struct Primary {
     pub(super) replacing: Replacing,
     pub(super) versions: Versions,
     pub(super) hands: Hands,
+    pub(super) driving: Driving,
+    pub(super) happenings: Happenings,
     pub(super) service: Service,
     pub(super) health: Health,
     /// `--pid-file`: it goes when the primary does.
@@ -250,6 +254,10 @@ impl Primary {
     /// and a doorbell is due.
     fn clients_wait(&self) -> bool {
         let backlog = |listener: &Listener| listener.pending && listener.watch == Watch::Disarmed;
+        // In a pause for the operator's word.
+        if self.core.is_paused() {
+            return false;
+        }
         !self.conns.is_empty()
             || self.bells_set && self.listeners.iter().any(|(_, listener)| backlog(listener))
     }

@@ -19,7 +19,9 @@ use croupier_core::time::Now;
 use mio::{Poll, Waker};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, bind, socket};
-use signal_hook::consts::signal::{SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2};
+use signal_hook::consts::signal::{
+    SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTTIN, SIGTTOU, SIGUSR1, SIGUSR2, SIGWINCH,
+};
 use signal_hook_mio::v1_0::Signals;
 use slab::Slab;
 
@@ -27,7 +29,9 @@ use super::alarm::Alarm;
 use super::announce::Announcer;
 use super::check::Checks;
 use super::commands::{Commands, Ending};
+use super::drive::Driving;
 use super::hands::Hands;
+use super::happenings::Happenings;
 use super::health::Health;
 use super::listener::{Listener, Origin, Phase};
 use super::memory::Memory;
@@ -47,7 +51,7 @@ use super::versions::Versions;
 use super::worker::{Worker, Workers};
 use super::{accept, address, channel};
 use crate::adapter::{self, Adapter, Resolved};
-use crate::config::{ListenAddress, Loaded, RunConfig, expand};
+use crate::config::{ListenAddress, Loaded, MaxRss, RunConfig, expand};
 use crate::control::place::Place;
 use crate::control::server::ControlServer;
 use crate::diagnose;
@@ -56,6 +60,9 @@ use crate::sys::{self, ChildSetup, INHERIT_MAX};
 
 /// Queued connections that one worker may have under `ip`, where a window would make clients move.
 const IP_QUEUE_MAX: u32 = 256;
+/// What means something; `commands` says what.
+const SIGNALS: [i32; 10] =
+    [SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTTIN, SIGTTOU, SIGUSR1, SIGUSR2, SIGWINCH];
 /// With `--max-queue-wait`: clients that wait in the primary's hands.
 const WAITING_MAX: u16 = 1024;
 
@@ -168,6 +175,16 @@ fn open_output(config: &RunConfig) -> Result<Output, StartError> {
     Output::start(config.log_format, file).map_err(cannot("take over the output"))
 }
 
+fn start_sampler(
+    config: &RunConfig,
+    waker: &Arc<Waker>,
+    now: u64,
+) -> Result<Option<Sampler>, StartError> {
+    let start = |max: &MaxRss| Sampler::start(max.bytes, Arc::clone(waker), now);
+    let sampler = config.max_rss.as_ref().map(start).transpose();
+    sampler.map_err(cannot("start the thread that looks at memory"))
+}
+
 fn assemble(
     loaded: Loaded,
     resolved: Resolved,
@@ -190,12 +207,7 @@ fn assemble(
     let place = Place::take(&config.name, config.control.as_deref());
     let commands = Commands::new(place, |path| ControlServer::bind(path, registry, CONTROL_BASE));
     let now = sys::monotonic_ns();
-    let sampler = config
-        .max_rss
-        .as_ref()
-        .map(|max| Sampler::start(max.bytes, Arc::clone(&waker), now))
-        .transpose()
-        .map_err(cannot("start the thread that looks at memory"))?;
+    let sampler = start_sampler(&config, &waker, now)?;
     let mut core = config.core;
     core.limits.waiting_max = waiting_max(nofile.rlim_max);
     let primary = Primary {
@@ -218,6 +230,8 @@ fn assemble(
         replacing: Replacing::default(),
         versions: Versions::new(origin, settings),
         hands: Hands::new(config.workers.count),
+        driving: Driving::default(),
+        happenings: Happenings::default(),
         service: Service::of_this_process(now),
         health: Health::new(now, config.care.report),
         _pid_file: None,
@@ -246,8 +260,7 @@ fn assemble(
 }
 
 fn take_signals(registry: &mio::Registry) -> Result<Signals, StartError> {
-    let mut signals = Signals::new([SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2])
-        .map_err(cannot("take signals"))?;
+    let mut signals = Signals::new(SIGNALS).map_err(cannot("take signals"))?;
     registry
         .register(&mut signals, Source::Signals.token(), mio::Interest::READABLE)
         .map_err(cannot("watch signals"))?;
@@ -551,14 +564,28 @@ impl Launcher {
             folder: config.care.folder.as_deref().map(c_path).transpose()?,
         };
         let started = process::start(&program, &arguments, &environment, setup, self.raw_output);
-        started.map_err(|error| match &config.care.folder {
-            // Which of the two it was that the child could not find.
-            Some(folder) if !folder.is_dir() => {
-                io::Error::new(error.kind(), format!("--chdir {}: {error}", folder.display()))
-            }
-            Some(_) | None => error,
-        })
+        started.map_err(|error| why_not_started(config, error, &program))
     }
+}
+
+/// Says of an errno that the child came to where it was: execve(2) and chdir(2) have the same.
+fn why_not_started(config: &RunConfig, error: io::Error, program: &Path) -> io::Error {
+    if let Some(folder) = config.care.folder.as_ref().filter(|folder| !folder.is_dir()) {
+        let text = format!("--chdir {}: {error}", folder.display());
+        return io::Error::new(error.kind(), text);
+    }
+    if error.kind() == io::ErrorKind::PermissionDenied
+        && let Some(ids) = &config.ids
+        && let Some(barrier) = adapter::closed_to(program, ids)
+    {
+        let user = ids.user_name.clone().unwrap_or_else(|| ids.uid.to_string());
+        let text = format!(
+            "user {user} may not pass {}; open it, or put the program where that user can",
+            barrier.display()
+        );
+        return io::Error::new(error.kind(), text);
+    }
+    error
 }
 
 fn c_path(path: &Path) -> io::Result<CString> {

@@ -4,7 +4,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
-use croupier_core::event::{Event, ExitStatus, Generation, SlotId, WorkerId};
+use croupier_core::event::{Event, ExitStatus, Generation, ListenerId, SlotId, WorkerId};
 use nix::sys::signal::Signal;
 
 use super::hunt::{self, Burial, Progress};
@@ -21,7 +21,12 @@ const BURIAL_MAX: Duration = Duration::from_secs(5);
 impl Primary {
     pub(super) fn spawn(&mut self, slot: SlotId, worker: WorkerId, generation: Generation) {
         match self.try_spawn(slot, worker, generation) {
-            Ok(()) => self.tell(Event::Spawned { worker }),
+            Ok(listens) => {
+                self.tell(Event::Spawned { worker });
+                for listener in listens {
+                    self.tell(Event::Listening { worker, listener });
+                }
+            }
             Err(error) => {
                 log::error!(
                     "cannot start worker {} of {}: {error}",
@@ -41,7 +46,7 @@ impl Primary {
         slot: SlotId,
         id: WorkerId,
         generation: Generation,
-    ) -> std::io::Result<()> {
+    ) -> std::io::Result<Vec<ListenerId>> {
         // What was killed before it is not its end.
         self.memory.look(self.now);
         let page = SharedPage::new(id)?;
@@ -72,10 +77,7 @@ impl Primary {
         }
         let listens = worker.listens();
         self.workers.insert(worker);
-        for listener in listens {
-            self.tell(Event::Listening { worker: id, listener });
-        }
-        Ok(())
+        Ok(listens)
     }
 
     /// SIGCHLD says of every child that it ended, but its handler writes to a socket, which may fail for

@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use croupier_core::event::{ExitStatus, ListenerId, Load, Loads, SlotId, WorkerId};
+use croupier_core::find_by_id;
 use croupier_wire::message::{ADDRESS_MAX, HANDOFF_LEN, RawAddress};
 
 use super::channel::Channel;
@@ -296,7 +297,7 @@ impl Worker {
 /// All workers that are not forgotten, by id.
 #[derive(Debug, Default)]
 pub(crate) struct Workers {
-    // Ids only grow, so pushing keeps the order, and a lookup is a short binary search.
+    // Ids only grow, so pushing keeps the order.
     sorted: Vec<Worker>,
 }
 
@@ -307,18 +308,21 @@ impl Workers {
     }
 
     pub(crate) fn remove(&mut self, id: WorkerId) -> Option<Worker> {
-        let at = self.sorted.binary_search_by_key(&id, |worker| worker.id).ok()?;
+        let at = self.find(id)?;
         Some(self.sorted.remove(at))
     }
 
     pub(crate) fn get(&self, id: WorkerId) -> Option<&Worker> {
-        let at = self.sorted.binary_search_by_key(&id, |worker| worker.id).ok()?;
-        self.sorted.get(at)
+        self.sorted.get(self.find(id)?)
     }
 
     pub(crate) fn get_mut(&mut self, id: WorkerId) -> Option<&mut Worker> {
-        let at = self.sorted.binary_search_by_key(&id, |worker| worker.id).ok()?;
+        let at = self.find(id)?;
         self.sorted.get_mut(at)
+    }
+
+    fn find(&self, id: WorkerId) -> Option<usize> {
+        find_by_id(&self.sorted, id, |worker| worker.id)
     }
 
     pub(crate) fn by_token(&self, token: &[u8; 16]) -> Option<WorkerId> {

@@ -24,11 +24,11 @@ use std::time::Duration;
 
 use croupier_core::Core;
 use croupier_core::config::{
-    Config, ExitCodes, Limits, Policy, ProbeRule, ReadyRule, RestartPolicy,
+    Config, ExitCodes, Limits, Policy, ProbeRule, ReadyRule, RestartPolicy, Surge,
 };
 use croupier_core::event::{
     Action, Arrival, Client, ConnId, Event, ExitStatus, Generation, ListenerId, Load, Loads,
-    Outcome, Report, SendFailure, SignalKind, SlotId, TakeBackReason, WorkerId,
+    Outcome, Report, Scale, SendFailure, SignalKind, SlotId, TakeBackReason, WorkerId,
 };
 use croupier_core::time::Now;
 
@@ -66,9 +66,9 @@ pub(crate) fn config(slots: u16, policy: Policy) -> Config {
         graceful_timeout: Duration::from_secs(8),
         kill_after: Duration::from_secs(2),
         stop_signal_first: false,
-        max_surge: 1,
+        max_surge: Surge::Count(1),
         soak: Duration::from_secs(1),
-        max_draining: 16,
+        max_draining: Some(16),
         sticky_bound: None,
         sticky_key: [1, 2],
         restart: RestartPolicy {
@@ -425,7 +425,9 @@ impl Table {
         }
         self.settle();
         self.check_bells();
-        let clients_wait = self.bells_set && self.listeners.values().any(|b| b.pending && !b.armed);
+        let clients_wait = self.bells_set
+            && !self.core.is_paused()
+            && self.listeners.values().any(|b| b.pending && !b.armed);
         self.bell_at = clients_wait.then(|| self.now + 20 * MS);
         // It looks at every connection; a lost one stays lost, so some turns are enough.
         let quiet = self.is_quiet();
@@ -639,6 +641,10 @@ impl Table {
             Action::Report(report) => {
                 if let Report::SlotDone { slot, .. } = report {
                     self.down.insert(slot.0);
+                }
+                if let Report::Scaled { to, .. } = report {
+                    self.config.slots = to;
+                    self.down.retain(|slot| *slot < to);
                 }
                 self.stopping |= report == Report::AllDone;
                 self.story.reports.push((self.now, report));
@@ -994,8 +1000,12 @@ impl Table {
         }
         // One that starts has rung for what it was asked before; now its answer is awaited.
         let asked = |id: u32| self.check_serials.values().any(|who| *who == id);
+        // Nobody waits for the bell of one that is paused.
+        let paused: Vec<u32> =
+            self.core.workers().filter(|view| view.paused).map(|view| view.worker.0).collect();
         let alive = |player: &&Player| {
             let well = player.is_running() && !player.condemned && !asked(player.id.0);
+            let well = well && !paused.contains(&player.id.0);
             well && player.listens.contains(&0)
         };
         for player in self.room.players.values().filter(alive).filter(|p| p.habit.honest()) {
@@ -1080,6 +1090,26 @@ impl Table {
     /// The operator wants a worker in a slot.
     pub(crate) fn start_slot(&mut self, slot: u16) {
         self.tell(Event::StartAsked { slot: SlotId(slot) });
+    }
+
+    /// The operator wants another number of slots.
+    pub(crate) fn scale(&mut self, scale: Scale) {
+        self.tell(Event::ScaleAsked(scale));
+    }
+
+    /// The operator wants a slot, or all, to get nothing.
+    pub(crate) fn pause(&mut self, slot: Option<u16>) {
+        self.tell(Event::PauseAsked { slot: slot.map(SlotId) });
+    }
+
+    pub(crate) fn resume(&mut self, slot: Option<u16>) {
+        self.tell(Event::ResumeAsked { slot: slot.map(SlotId) });
+    }
+
+    /// The operator wants a new worker in a slot.
+    pub(crate) fn restart(&mut self, slot: u16) {
+        self.outgrow = true;
+        self.tell(Event::RestartAsked { slot: SlotId(slot) });
     }
 
     /// The operator wants a new generation.
