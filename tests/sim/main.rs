@@ -260,7 +260,7 @@ fn any_habit(dice: &mut Dice, well: bool) -> Habit {
         return habit;
     }
     let after = dice.between(0, 3000) * MS;
-    match dice.below(16) {
+    match dice.below(18) {
         0 => Habit { never_ready: true, ..habit },
         1 => Habit { exits: Some((after, ExitStatus::Code(1), false)), ..habit },
         2 => Habit { exits: Some((after, ExitStatus::Code(0), dice.permille(500))), ..habit },
@@ -273,6 +273,11 @@ fn any_habit(dice: &mut Dice, well: bool) -> Habit {
         9 => Habit { holds_lock: true, stuck_until: dice.between(2, 20) * SEC, ..habit },
         10 => Habit { spawn_fails: true, ..habit },
         11 => Habit { exits: Some((after, ExitStatus::Code(5), dice.permille(200))), ..habit },
+        13 => {
+            let after = dice.between(0, 60);
+            Habit { honesty: Honesty::HidesBehindOne { after }, ..habit }
+        }
+        14 => Habit { honesty: Honesty::ClaimsAll, ..habit },
         12 => Habit { bad_answers: u32::try_from(dice.between(1, 20)).unwrap(), ..habit },
         _ => habit,
     }
@@ -575,7 +580,10 @@ impl Game {
                 && table.core.reloading().is_none()
         };
         for _ in 0..5 {
-            assert!(self.table.run_until(WELL_WITHIN, well), "it does not recover");
+            let in_time = self.table.run_until(WELL_WITHIN, well);
+            let (core, at) = (&self.table.core, self.table.now);
+            let (timer, reloads) = (core.poll_timeout(), core.reloading());
+            assert!(in_time, "it does not recover: at {at}, timer {timer:?}, reload {reloads:?}");
             self.table.run_for(SEC);
         }
         if mortal {

@@ -86,6 +86,7 @@ pub struct Totals {
     pub messages_dropped: u64,
     pub lines_dropped: u64,
     pub longest_turn_us: u64,
+    pub longest_wait_us: u64,
     pub hung: u64,
     pub recycled: u64,
 }

@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 
-use croupier_tests::{Client, Guard, PATIENCE, wait_until};
+use croupier_tests::{Client, Guard, PATIENCE, skip, wait_until};
 
 use crate::programs::one_at_a_time;
 
@@ -233,6 +233,45 @@ fn the_control_socket_is_its_owners_alone() {
     croupier.signal(nix::sys::signal::Signal::SIGTERM);
     croupier.finished(PATIENCE).expect_code(0);
     assert!(!control.exists(), "removed at the end");
+}
+
+/// Everybody can read an abstract name: another user's word is none.
+#[test]
+fn notify_hears_nobody_else() {
+    const SOURCE: &str = r#"
+import os, socket, sys
+server = socket.create_server(("127.0.0.1", int(sys.argv[1])))
+name = os.environ["NOTIFY_SOCKET"]
+if os.fork() == 0:
+    # Another user's, with nothing that shows whose it was.
+    os.setsid()
+    os.setgid(65534)
+    os.setuid(65534)
+    os.execve(sys.executable, [sys.executable, "-c", f"""
+import socket
+notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+notify.sendto(b'READY=1', chr(0) + {name[1:]!r})
+"""], {"CROUPIER_TEST": os.environ.get("CROUPIER_TEST", "")})
+open(sys.argv[2]).read()
+notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+notify.sendto(b"READY=1", "\0" + name[1:])
+while True:
+    server.accept()[0].close()
+"#;
+    if !nix::unistd::geteuid().is_root() {
+        skip!("notify-stranger", "needs root");
+    }
+    let guard = Guard::new("cli-notify-who");
+    let (port, go) = (guard.port().to_string(), guard.fifo("go"));
+    let script = guard.write("notify.py", SOURCE);
+    let flags = ["-w", "1", "--ready", "notify", "/usr/bin/python3"];
+    let mut args: Vec<OsString> = flags.map(Into::into).into();
+    args.extend([script.into(), port.into(), go.clone().into()]);
+    let croupier = guard.run(args);
+    croupier.wait_for_line("(uid 65534) said that worker 1 is ready, and is none of its family");
+    croupier.ask(&["wait", "ready", "--timeout", "100ms"]).expect_code(1);
+    std::fs::write(&go, "").unwrap();
+    croupier.ready().stop_well();
 }
 
 /// sd_notify(3): the program says when it is ready.

@@ -211,6 +211,51 @@ while True:
     assert!(!path.exists(), "the primary made it and removes it");
 }
 
+/// A program that sets the umask that its argument says, and serves on a Unix path.
+const MASKED: &str = r#"
+import os, socket, sys
+os.umask(int(sys.argv[2], 8))
+server = socket.socket(socket.AF_UNIX)
+server.bind(sys.argv[1])
+server.listen()
+while True:
+    client, _ = server.accept()
+    client.recv(4096)
+    body = f"pid={os.getpid()}\n"
+    client.sendall(f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode())
+    client.close()
+"#;
+
+#[test]
+fn a_unix_socket_has_the_mode_that_its_program_means() {
+    use std::os::unix::fs::PermissionsExt;
+    let guard = Guard::new("unix-umask");
+    let script = guard.write("masked.py", MASKED).into_os_string().into_string().unwrap();
+    for (umask, mode) in [("077", 0o700), ("002", 0o775), ("000", 0o777)] {
+        let path = guard.path(format!("app-{umask}.sock"));
+        let croupier =
+            guard.run(["-w", "2", "python3", &script, path.to_str().unwrap(), umask]).ready();
+        let found = std::fs::metadata(&path).unwrap().permissions().mode();
+        assert_eq!(found & 0o777, mode, "umask {umask}");
+        assert_eq!(hammer(&Client::unix(path), 2, 10, slash).failures, []);
+        croupier.stop_well();
+    }
+}
+
+/// The kernel spreads only TCP over the sockets of one address: a path has one socket, for all.
+#[test]
+fn under_reuseport_a_unix_path_is_shared() {
+    let guard = Guard::new("unix-reuseport");
+    let script = guard.write("masked.py", MASKED).into_os_string().into_string().unwrap();
+    let path = guard.path("app.sock");
+    let flags = ["-p", "reuseport", "-w", "3", "python3", &script, path.to_str().unwrap(), "022"];
+    let croupier = guard.run(flags).ready();
+    assert_eq!(hammer(&Client::unix(path.clone()), 4, 40, slash).failures, []);
+    croupier.ask(&["reload"]).expect_code(0);
+    assert_eq!(hammer(&Client::unix(path), 4, 40, slash).failures, []);
+    croupier.stop_well();
+}
+
 #[test]
 fn a_port_of_the_programs_own_is_left_alone() {
     const SOURCE: &str = r#"

@@ -23,8 +23,7 @@ if version == "silent":
     threading.Event().wait()
 if version == "one-port":
     ports = ports[:1]
-if version == "short":
-    threading.Timer(0.2, os._exit, [4]).start()
+left = 3 if version == "short" else -1
 listeners = [socket.create_server(("127.0.0.1", port)) for port in ports]
 while True:
     for ready in select.select(listeners, [], [])[0]:
@@ -35,6 +34,10 @@ while True:
         body = f"pid={os.getpid()} generation={os.environ['CROUPIER_GENERATION']} {version}\n"
         client.sendall(f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode())
         client.close()
+        left -= 1
+        # Between two connections: what it had in its hands would end with it, and be nobody's fault.
+        if left == 0:
+            os._exit(4)
 "#;
 
 /// A croupier whose program is of the version that a file says.
@@ -185,45 +188,59 @@ fn reload_while_asking(stage: &Stage<'_>) -> (Finished, Vec<String>) {
     })
 }
 
+/// Reloads to this version while somebody asks: it fails for these reasons, the old workers serve as
+/// before, and nobody is left of the new. The answers that clients got.
+fn fails(stage: &Stage<'_>, version: &str, parts: &[&str]) -> Vec<String> {
+    let old = pids(&stage.croupier.status());
+    let processes = stage.guard.processes().len();
+    stage.becomes(version);
+    let (reload, bodies) = reload_while_asking(stage);
+    reload.expect_code(1).expect_error(parts);
+    let last_lines = ["crashes", "slot-2"].contains(&version);
+    assert_eq!(reload.stdout.contains("cannot read the configuration"), last_lines, "{reload:?}");
+    assert_eq!(pids(&stage.croupier.status()), old, "{version}");
+    assert_eq!(stage.generations(), [1; 4], "{version}");
+    assert_eq!(stage.guard.processes().len(), processes, "{version}: somebody is left");
+    bodies
+}
+
+fn all_are_old(bodies: &[String]) -> bool {
+    bodies.iter().all(|body| body.contains("generation=1 good"))
+}
+
 #[test]
 fn a_version_that_does_not_hold_leaves_the_old_one_serving() {
     let guard = Guard::new("reload-bad");
-    let flags = ["-w", "4", "--soak", "400ms", "--ready-timeout", "1500ms", "--max-surge", "3"];
-    let stage = Stage::new(&guard, &flags);
-    let old = pids(&stage.croupier.status());
-    let processes = guard.processes().len();
-    let versions: [(&str, &[&str]); 5] = [
-        ("crashes", &["exited with status 3 before it was ready", "old workers go on"]),
-        ("silent", &["was not ready within 1.5s"]),
-        ("one-port", &["was not ready within 1.5s", "does not listen on 127.0.0.1:"]),
-        ("short", &["exited with status 4 while it was being watched"]),
-        ("slot-2", &["of slot 2 exited with status 3 before it was ready"]),
-    ];
-    for (version, parts) in versions {
-        stage.becomes(version);
-        let (reload, bodies) = reload_while_asking(&stage);
-        reload.expect_code(1).expect_error(parts);
-        let last_lines = ["crashes", "slot-2"].contains(&version);
-        assert_eq!(
-            reload.stdout.contains("cannot read the configuration"),
-            last_lines,
-            "{reload:?}"
-        );
-        // A version that dies before it is ready never serves.
-        let dies_at_once = ["crashes", "silent", "one-port"].contains(&version);
-        let old_ones = bodies.iter().all(|body| body.contains("generation=1 good"));
-        assert!(old_ones || !dies_at_once, "{version}: {bodies:?}");
-        assert_eq!(pids(&stage.croupier.status()), old, "{version}");
-        assert_eq!(stage.generations(), [1; 4], "{version}");
-        assert_eq!(guard.processes().len(), processes, "{version}: somebody is left");
-    }
+    let stage = Stage::new(&guard, &["-w", "4", "--soak", "1s", "--max-surge", "3"]);
+    let crashes = fails(
+        &stage,
+        "crashes",
+        &["exited with status 3 before it was ready", "old workers go on"],
+    );
+    assert!(all_are_old(&crashes), "{crashes:?}");
+    let short = fails(&stage, "short", &["exited with status 4 while it was being watched"]);
+    let served = short.iter().filter(|body| body.contains("generation=3 short")).count();
+    assert_eq!(served, 3, "{short:?}");
+    fails(&stage, "slot-2", &["of slot 2 exited with status 3 before it was ready"]);
     stage.becomes("better");
     let (reload, _) = reload_while_asking(&stage);
     reload.expect_code(0);
     // Numbers of generations that failed are not used again.
-    assert_eq!(stage.generations(), [7; 4]);
+    assert_eq!(stage.generations(), [5; 4]);
     let reply = Client::port(stage.port).get("/").unwrap();
-    assert!(reply.body.contains("generation=7 better"), "{reply:?}");
+    assert!(reply.body.contains("generation=5 better"), "{reply:?}");
+    stage.croupier.stop_well();
+}
+
+#[test]
+fn a_version_that_is_not_ready_in_time_leaves_the_old_one_serving() {
+    let guard = Guard::new("reload-never");
+    let stage = Stage::new(&guard, &["-w", "4", "--ready-timeout", "2s"]);
+    let late = "was not ready within 2s";
+    let silent = fails(&stage, "silent", &[late]);
+    assert!(all_are_old(&silent), "{silent:?}");
+    let one_port = fails(&stage, "one-port", &[late, "does not listen on 127.0.0.1:"]);
+    assert!(all_are_old(&one_port), "{one_port:?}");
     stage.croupier.stop_well();
 }
 

@@ -22,14 +22,11 @@ const WATCH: Duration = Duration::from_millis(20);
 const SUSPECTS_MAX: usize = 8;
 /// A worker that claimed at once so recently will claim the next one at once too.
 const PROMPT: Duration = Duration::from_millis(50);
-/// How long a page may say that something is queued when the kernel says that nothing is: the time
-/// between a worker's recvmsg and its count, stretched by a machine that is out of CPU.
-const UNCLAIMED_MAX: Duration = Duration::from_secs(3);
 
 impl Core {
-    /// A connection was queued: it may become late.
+    /// A connection was queued: it may become late, and its worker may say what is not so of it.
     pub(crate) fn expect_lateness(&mut self) {
-        if self.late_at.is_none() && self.lateness_matters() {
+        if self.late_at.is_none() && self.dealer.rules.by_hand() {
             self.late_at = Some(self.dealer.now.after(self.config.stall_after));
         }
     }
@@ -44,7 +41,7 @@ impl Core {
         let now = self.dealer.now;
         let overslept = self.late_at.is_some_and(|at| now.since(at) > self.config.stall_after / 2);
         self.late_at = None;
-        if !self.lateness_matters() {
+        if !self.dealer.rules.by_hand() {
             return;
         }
         if overslept {
@@ -52,8 +49,13 @@ impl Core {
             self.late_at = Some(now.after(WATCH));
             return;
         }
-        let mut next: Option<Now> = None;
         let count = self.dealer.workers.len();
+        let mut next = (0..count).filter_map(|i| self.audit(i, loads)).min();
+        if !self.lateness_matters() {
+            self.late_at = next;
+            self.find_deadline();
+            return;
+        }
         let (first, mut suspects) = (self.suspects_from, 0);
         for i in (0..count).map(|step| (first + step) % count) {
             let before = suspects;
@@ -97,18 +99,15 @@ impl Core {
             // A probe decides, and its bell wakes the primary.
             Lateness::Emptied | Lateness::Probed => return None,
         }
-        let Some(oldest) = worker.oldest(seat.claimed) else {
-            worker.unclaimed = None;
-            return None;
-        };
+        let oldest = worker.oldest(seat.claimed)?;
         let becomes_late = oldest.after(stall_after);
         if now < becomes_late {
             return Some(becomes_late);
         }
         if loads.queued_exact(seat.id) == Some(0) {
-            return self.unclaimed(i);
+            // It is about to count what it has claimed; whether it does, the audit sees.
+            return Some(now.after(stall_after.max(WATCH)));
         }
-        worker.unclaimed = None;
         if worker.lateness == Lateness::No {
             if *suspects >= SUSPECTS_MAX {
                 return Some(now.after(WATCH));
@@ -123,19 +122,6 @@ impl Core {
             self.dealer.restand(i);
         }
         Some(now.after(WATCH))
-    }
-
-    /// The page of worker `i` says that something is queued, the kernel says no.
-    fn unclaimed(&mut self, i: usize) -> Option<Now> {
-        let now = self.dealer.now;
-        let worker = self.dealer.workers.get_mut(i)?;
-        let (id, since) = (worker.id, *worker.unclaimed.get_or_insert(now));
-        if worker.taking.is_some() || now.since(since) < UNCLAIMED_MAX {
-            return Some(now.after(self.config.stall_after.max(WATCH)));
-        }
-        self.report(Report::NumbersDoNotFit { worker: id });
-        self.condemn(id);
-        None
     }
 
     /// Takes the oldest connections of late workers for those that are idle.

@@ -48,6 +48,7 @@ pub mod event;
 pub mod time;
 
 mod admission;
+mod audit;
 mod bells;
 mod by_id;
 mod check;

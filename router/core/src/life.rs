@@ -179,7 +179,7 @@ impl Core {
             self.start = Start::Everybody;
             self.report(Report::AllReady);
         }
-        if self.ready < 2 {
+        if self.ready == 0 {
             self.late_at = None;
         }
     }

@@ -3,7 +3,7 @@
 //! Owns everything that is known. The parts: [`Dealer`] (who has what, who is next), [`Ledger`]
 //! (connections in hand), slots (who shall be there), and beside this file `life` (workers come and
 //! go), `wants` (slots by hand), `scale`, `pause`, `reload`, `recycle`, `salvage` (queues of the dead and the leaving),
-//! `late` (steal, probe), `hung`, `admission`, `stop`.
+//! `late` (steal, probe), `audit`, `hung`, `admission`, `stop`.
 
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
@@ -269,6 +269,7 @@ impl Core {
             self.dealer.forget_loads_behind_new_bells();
             self.looked_again();
         }
+        let owed = self.debts;
         if self.debts && !self.spare_room(ask, loads) || !self.total_has_room(ask, loads) {
             return self.admits_beyond(listener);
         }
@@ -286,6 +287,11 @@ impl Core {
         }
         let Some(seat) = found else {
             self.nobody_has_room(ask);
+            if again && owed && self.bells == Bells::Written {
+                // What was just dealt out of hand made new bells necessary, and nobody asks a third time.
+                self.look_again = Some(now.after(Duration::from_nanos(1)));
+                self.find_deadline();
+            }
             return self.admits_beyond(listener);
         };
         self.pick = seat.and_then(|seat| {

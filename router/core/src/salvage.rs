@@ -67,11 +67,13 @@ impl Core {
         if deadline <= now {
             return self.cut(i, loads);
         }
-        let active = loads.load(id).active;
         self.dealer.look(i, loads);
         let Some(seat) = self.dealer.seats.get(i) else { return };
         let (said, sent, listens) = (seat.queued(), seat.sent, seat.listens);
         let queued = loads.queued_exact(id).map_or(said, u64::from);
+        // Last: what was claimed after this was read would look like nothing at all, neither queued
+        // nor active, and its worker would be told to end with it in its hands.
+        let active = loads.load(id).active;
         if busy {
             return;
         }
@@ -81,6 +83,12 @@ impl Core {
         }
         // The page may lag behind the kernel: what was claimed a moment ago is not counted yet.
         if queued > 0 || said > 0 {
+            self.audit(i, loads);
+            let drains = self.dealer.workers.get(i).is_some_and(|worker| worker.state.lives());
+            // One that says that it has claimed them would ring at once, again and again.
+            if !drains || said == 0 {
+                return;
+            }
             // What others leave behind waits for its room, and has its bell set for that: two that set
             // one bell to different claims would wake each other without end.
             if self.dealer.round == Round::Open || !self.owes() {

@@ -21,6 +21,7 @@
 
 use core::time::Duration;
 
+use crate::audit::Audit;
 use crate::check::Check;
 use crate::event::{Fault, Generation, SlotId, TakeBackReason, WorkerId};
 use crate::hung::Watch;
@@ -310,8 +311,7 @@ pub(crate) struct Worker {
     /// When it was last seen to have claimed at once what it was given; `None`: its last claims were
     /// slow, or it has claimed nothing.
     pub(crate) prompt: Option<Now>,
-    /// When its page was first seen to say that more is queued than the kernel has.
-    pub(crate) unclaimed: Option<Now>,
+    pub(crate) audit: Audit,
     /// The probe that shows whether it accepts (`--ready accept`).
     pub(crate) probe: ReadyProbe,
     /// The request that it must answer before it is ready (`--ready-probe`).
@@ -382,7 +382,7 @@ impl Worker {
             taking: None,
             take_after: now,
             prompt: None,
-            unclaimed: None,
+            audit: Audit::default(),
             probe: ReadyProbe::Due { after: now },
             check: Check::Due { after: now, tries: 0 },
             keeps_until: now,

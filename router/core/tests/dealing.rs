@@ -7,7 +7,7 @@ mod table;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use croupier_core::config::Policy;
+use croupier_core::config::{Config, Policy};
 use croupier_core::event::{Client, Report, SlotId, TakeBackReason, WorkerId};
 
 use table::players::{Habit, Honesty, Style};
@@ -248,7 +248,7 @@ fn max_active_holds_and_the_bell_rings_at_a_close() {
         (Style::EventLoop, Policy::Least),
         (Style::EventLoop, Policy::Ip),
     ] {
-        let config = croupier_core::config::Config { max_active: Some(3), ..config(2, policy) };
+        let config = Config { max_active: Some(3), ..config(2, policy) };
         let habit = Habit { style, service: 5 * MS, ..Habit::default() };
         let mut table = Table::of(config, habit);
         table.start();
@@ -466,10 +466,7 @@ fn ip_keeps_clients_moves_only_those_of_a_dead_slot_and_gives_them_back() {
 
 #[test]
 fn ip_accepts_nobody_before_all_are_ready_or_the_time_is_over() {
-    let config = croupier_core::config::Config {
-        ready_timeout: Duration::from_secs(2),
-        ..config(3, Policy::Ip)
-    };
+    let config = Config { ready_timeout: Duration::from_secs(2), ..config(3, Policy::Ip) };
     for last_start in [SEC, 3600 * SEC] {
         let mut table = Table::new(config, 1);
         table.habits = Box::new(move |slot, _, _| Habit {
@@ -529,8 +526,7 @@ fn ip_a_full_slot_sends_its_clients_to_the_next() {
 
 #[test]
 fn ip_with_a_bound_no_slot_goes_over_it() {
-    let config =
-        croupier_core::config::Config { sticky_bound: Some(1250), ..config(4, Policy::Ip) };
+    let config = Config { sticky_bound: Some(1250), ..config(4, Policy::Ip) };
     let mut table = Table::of(config, Habit::event_loop(3600 * SEC));
     table.start();
     // All from one address: without the bound one worker would have them all.
@@ -545,10 +541,7 @@ fn ip_with_a_bound_no_slot_goes_over_it() {
 
 #[test]
 fn a_fresh_worker_never_gets_more_than_twice_its_share_in_any_second() {
-    let config = croupier_core::config::Config {
-        slow_start: Duration::from_secs(10),
-        ..config(4, Policy::Least)
-    };
+    let config = Config { slow_start: Duration::from_secs(10), ..config(4, Policy::Least) };
     let mut table = Table::of(config, Habit::event_loop(3600 * SEC));
     table.start();
     for _ in 0..1600 {
@@ -587,7 +580,7 @@ fn a_fresh_worker_never_gets_more_than_twice_its_share_in_any_second() {
 
 #[test]
 fn a_fresh_worker_is_not_limited_when_the_others_are_full_or_idle() {
-    let config = croupier_core::config::Config {
+    let config = Config {
         slow_start: Duration::from_secs(10),
         max_active: Some(10),
         ..config(2, Policy::Least)
@@ -664,4 +657,76 @@ fn numbers_that_do_not_fit_cost_the_worker_its_place() {
         table.run_for(SEC);
         assert!(table.all_ready() && table.is_quiet(), "{}", table.picture());
     }
+}
+
+/// A table that is saturated for a while, where one worker is of this honesty.
+fn with_liar(config: Config, liar: u32, honesty: Honesty, service: u64) -> Table {
+    let mut table = Table::new(config, 1);
+    table.habits = Box::new(move |_, worker, _| Habit {
+        honesty: if worker == WorkerId(liar) { honesty } else { Honesty::Honest },
+        ..Habit::blocking(service)
+    });
+    table.start();
+    for _ in 0..3000 {
+        let waiting = table.listeners.values().map(|backlog| backlog.waiting.len()).sum::<usize>();
+        for host in waiting..100 {
+            table.client(Client::V4([10, 0, 0, u8::try_from(host).unwrap()]));
+        }
+        table.run_for(2 * MS);
+    }
+    table
+}
+
+fn expect_found_out(mut table: Table, liar: u32, what: &str) {
+    let unfit = Report::NumbersDoNotFit { worker: WorkerId(liar) };
+    let found = table.story.reports.iter().any(|(_, report)| *report == unfit);
+    assert!(found, "{what}, worker {liar}: {}", table.picture());
+    let kills: Vec<u32> = table.story.kills.iter().map(|(_, worker)| *worker).collect();
+    assert_eq!(kills, [liar], "{what}: it and nobody else");
+    table.run_for(60 * SEC);
+    assert!(table.all_ready() && table.is_quiet(), "{what}: {}", table.picture());
+}
+
+/// It takes what comes, counts nothing of it, and always leaves one connection where it is: that one
+/// must not hide the others.
+#[test]
+fn claims_hidden_behind_one_queued_connection_are_found_out() {
+    let policies = [(Policy::Least, 3), (Policy::Rr, 3), (Policy::Ip, 3), (Policy::Least, 1)];
+    for (policy, slots) in policies {
+        let hides = Honesty::HidesBehindOne { after: 500 };
+        // Quick, so that its window is wider than the one that it leaves.
+        let table = with_liar(config(slots, policy), 1, hides, 100 * US);
+        expect_found_out(table, 1, &format!("{policy:?} over {slots}"));
+    }
+}
+
+/// It looks idle, so everything would go to it, and wait there.
+#[test]
+fn who_says_that_it_has_claimed_everything_is_found_out() {
+    for slots in [1, 3] {
+        let table = with_liar(config(slots, Policy::Least), 1, Honesty::ClaimsAll, 20 * MS);
+        expect_found_out(table, 1, &format!("{slots} slots"));
+    }
+}
+
+/// A worker that has no CPU between its recvmsg and its count is no liar.
+#[test]
+fn a_count_that_lags_is_waited_for() {
+    let lag = Honesty::HidesBehindOne { after: 30 };
+    let mut table = Table::of(config(2, Policy::Least), Habit { honesty: lag, ..Habit::default() });
+    table.start();
+    for _ in 0..100 {
+        table.client(Client::Local);
+    }
+    table.run_for(2 * SEC);
+    assert!(table.room.players.values().any(|player| player.hides()), "{}", table.picture());
+    for player in table.room.players.values_mut() {
+        player.habit.honesty = Honesty::Honest;
+    }
+    for worker in [1, 2] {
+        table.kick(worker);
+    }
+    table.run_for(10 * SEC);
+    assert_eq!(table.story.kills, [], "{:?}", table.story.reports);
+    assert!(table.is_quiet(), "{}", table.picture());
 }

@@ -8,7 +8,10 @@ mod table;
 use std::time::Duration;
 
 use croupier_core::config::{Config, Policy, ProbeRule, ReadyRule};
-use croupier_core::event::{Client, Event, Fault, ListenerId, ReloadFault, Report, WorkerId};
+use croupier_core::event::{
+    Action, Client, Event, Fault, ListenerId, Load, Loads, ReloadFault, Report, WorkerId,
+};
+use croupier_core::time::Now;
 
 use table::players::{Habit, Honesty};
 use table::{MS, SEC, Table, config};
@@ -159,7 +162,7 @@ fn nobody_is_ready_before_it_has_answered() {
         table.story.checks.iter().filter(|(_, w)| *w == 1).map(|(at, _)| at / MS).collect();
     let waits: Vec<u64> = of_one.windows(2).map(|pair| pair[1] - pair[0]).collect();
     assert_eq!(waits, [100, 200, 400]);
-    table.run_for(MS);
+    table.run_for(SEC);
     assert_eq!(table.story.served.len(), 1, "it waited in the backlog");
     assert!(table.core.poll_timeout().is_none(), "nobody is asked any more");
 }
@@ -347,4 +350,91 @@ fn a_stop_keeps_nobody() {
     table.stop(false);
     within(&mut table, 10 * SEC, ended);
     assert!(table.story.lost.is_empty() && table.story.refused.is_empty());
+}
+
+/// Pages and queues that move while the core reads them: one queued connection is claimed before
+/// the `after`th reading.
+struct Moving<'a> {
+    room: &'a table::Room,
+    worker: WorkerId,
+    after: u32,
+    readings: std::cell::Cell<u32>,
+}
+
+impl Moving<'_> {
+    fn has_claimed(&self) -> bool {
+        self.readings.set(self.readings.get() + 1);
+        self.readings.get() > self.after
+    }
+}
+
+impl Loads for Moving<'_> {
+    fn load(&self, worker: WorkerId) -> Load {
+        let load = self.room.load(worker);
+        if worker != self.worker || !self.has_claimed() {
+            return load;
+        }
+        Load { claimed: load.claimed + 1, active: load.active.map(|active| active + 1) }
+    }
+
+    fn queued_exact(&self, worker: WorkerId) -> Option<u32> {
+        let queued = self.room.queued_exact(worker)?;
+        Some(queued - u32::from(worker == self.worker && self.has_claimed()))
+    }
+
+    fn lacks_cpu(&self, worker: WorkerId) -> bool {
+        self.room.lacks_cpu(worker)
+    }
+
+    fn holds(&self, worker: WorkerId, mark: u16) -> bool {
+        self.room.holds(worker, mark)
+    }
+}
+
+/// Whatever is read before the claim, and whatever after it.
+#[test]
+fn a_worker_that_claims_while_it_is_looked_at_is_not_told_to_end() {
+    let mut ends = 0;
+    for after in 0..12 {
+        let habit = Habit { latency: 5 * SEC, ..Habit::default() };
+        // With room beside what is queued, so that the stop finds the backlog empty.
+        let mut table = Table::of(config(1, Policy::Ip), habit);
+        table.start();
+        table.client(Client::Local);
+        table.run_for(10 * MS);
+        table.stop(false);
+        let drains = |table: &Table| state(table, 1) == "draining";
+        assert!(table.run_until(4 * SEC, drains), "{}", table.picture());
+        let worker = WorkerId(1);
+        let loads = Moving { room: &table.room, worker, after, readings: std::cell::Cell::new(0) };
+        let (mut core, mut now) = (table.core.clone(), Now(table.now));
+        for _ in 0..6 {
+            now = Now(now.0 + 400 * MS);
+            core.handle(Event::Woke, now, &loads);
+            while let Some(action) = core.poll_action() {
+                let told = matches!(action, Action::Signal { .. } | Action::KillFamily { .. });
+                assert!(!told, "after {after} readings: {action:?}");
+            }
+        }
+        ends += u32::from(loads.readings.get() > after);
+    }
+    assert_eq!(ends, 12, "each has claimed while it was looked at");
+}
+
+/// Its bell has rung by its own word, whenever it is set: the loop must not set it again and again.
+#[test]
+fn a_draining_worker_that_says_it_has_claimed_everything_keeps_nobody_busy() {
+    let habit = Habit { latency: 5 * SEC, honesty: Honesty::ClaimsAll, ..Habit::default() };
+    let mut table = Table::of(config(1, Policy::Ip), habit);
+    table.start();
+    table.client(Client::Local);
+    table.run_for(MS);
+    table.stop(false);
+    let turns = table.story.turns;
+    // Virtual time of a loop that spins passes by nanoseconds.
+    let over = |table: &Table| table.story.outcome.is_some() || table.story.turns > turns + 500;
+    assert!(table.run_until(15 * SEC, over), "{}", table.picture());
+    assert!(table.story.turns <= turns + 500, "it spins: {}", table.picture());
+    let unfit = Report::NumbersDoNotFit { worker: WorkerId(1) };
+    assert_eq!(reported(&table, |report| *report == unfit), 1, "{:?}", table.story.reports);
 }

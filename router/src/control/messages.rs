@@ -419,8 +419,10 @@ pub struct Totals {
     pub accept_to_handoff_p50_us: Option<u64>,
     /// 99th percentile of the same.
     pub accept_to_handoff_p99_us: Option<u64>,
-    /// The longest time that the loop was at work in one turn, in microseconds.
+    /// The longest time that the loop was at work in one turn, waiting for a CPU aside, in microseconds.
     pub longest_turn_us: u64,
+    /// The longest time that it waited for a CPU in one turn, in microseconds.
+    pub longest_wait_us: u64,
 }
 
 #[cfg(test)]

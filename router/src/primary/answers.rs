@@ -176,7 +176,7 @@ impl Primary {
     }
 
     /// A line of log about a question that is none. A flood of them must not become a flood of lines.
-    fn complain(&mut self, what: std::fmt::Arguments<'_>) {
+    pub(super) fn complain(&mut self, what: std::fmt::Arguments<'_>) {
         match self.meters.complaint(self.now) {
             Complaint::Said { unsaid: 0 } => log::warn!("{what}"),
             Complaint::Said { unsaid } => log::warn!("{what} ({unsaid} such lines were left out)"),
@@ -197,6 +197,7 @@ impl Primary {
             Target::New(address) => {
                 match self.make_listener(address.clone(), self.rights_of_workers()) {
                     Ok(key) => {
+                        self.as_program_would(key, &address, question.pid);
                         self.reserve_for(worker, key);
                         Answer { address: request.address, ..verdict(Verdict::Done) }
                     }
@@ -208,6 +209,16 @@ impl Primary {
             }
         };
         question.tell(&answer);
+    }
+
+    /// What bind(2) takes from the process that calls it, and would have taken from the program.
+    fn as_program_would(&self, key: usize, address: &ListenAddress, pid: u32) {
+        if let ListenAddress::Unix(_) = address
+            && let Some(listener) = self.listeners.get(key)
+            && let Some(umask) = super::process::umask_of(pid)
+        {
+            listener.apply_umask(umask);
+        }
     }
 
     /// One process binds one address twice without `SO_REUSEPORT`: it shall hear what bind(2) says.

@@ -8,14 +8,15 @@
 //! is replaced, at most [`ABANDONED_MAX`] times at once, and what waited behind it goes on.
 
 use std::cell::Cell;
-use std::io;
-use std::os::fd::{AsFd, IntoRawFd, OwnedFd};
+use std::io::{self, IoSliceMut};
+use std::os::fd::{AsFd, AsRawFd, IntoRawFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded, unbounded};
 use croupier_wire::fdpass::{self, Received};
+use nix::sys::socket::{ControlMessageOwned, MsgFlags, RecvMsg, UnixCredentials, recvmsg};
 
 use super::posts::{self, Read};
 use super::rescue::{ABANDONED_MAX, after};
@@ -79,11 +80,18 @@ impl Desk {
     }
 }
 
+/// A process, as the kernel vouches for it (unix(7), `SCM_CREDENTIALS`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Speaker {
+    pub(super) pid: u32,
+    pub(super) uid: u32,
+}
+
 /// What a worker's process said on a socket that only a thread may read.
 #[derive(Debug)]
 pub(super) enum Heard {
-    /// By sd_notify(3); `ready`: `READY=1` was among it.
-    Notification { worker: u32, ready: bool },
+    /// By sd_notify(3); `ready`: who said `READY=1`.
+    Notification { worker: u32, ready: Vec<Speaker> },
     /// By post.
     Post { number: u32, read: Read },
 }
@@ -294,20 +302,33 @@ fn read_away(client: &OwnedFd) {
 /// sd_notify(3) messages read in one go.
 const NOTIFICATIONS_MAX: usize = 64;
 
-fn read_notifications(socket: &OwnedFd) -> bool {
-    let mut ready = false;
+/// Who says `READY=1`.
+fn read_notifications(socket: &OwnedFd) -> Vec<Speaker> {
+    let mut ready = Vec::new();
     for _ in 0..NOTIFICATIONS_MAX {
         let mut bytes = [0; 4096];
-        // No room for descriptors: the kernel closes what came along, here, where it may block.
-        match fdpass::recv(socket.as_fd(), &mut bytes, &mut [], libc::MSG_DONTWAIT) {
-            Ok(Received::Message(len)) => {
-                let text = bytes.get(..len).unwrap_or(&[]);
-                ready |= text.split(|byte| *byte == b'\n').any(|line| line == b"READY=1");
-            }
-            Ok(Received::Ended) | Err(_) => break,
+        // Room for the sender and for no descriptors: the kernel closes what came along, here, where
+        // it may block.
+        let mut control = nix::cmsg_space!(UnixCredentials);
+        let mut parts = [IoSliceMut::new(&mut bytes)];
+        let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_CMSG_CLOEXEC;
+        let fd = socket.as_raw_fd();
+        let Ok(message) = recvmsg::<()>(fd, &mut parts, Some(&mut control), flags) else { break };
+        let (speaker, len) = (speaker_of(&message), message.bytes);
+        let text = bytes.get(..len).unwrap_or(&[]);
+        if text.split(|byte| *byte == b'\n').any(|line| line == b"READY=1") {
+            ready.extend(speaker);
         }
     }
     ready
+}
+
+/// `None` also for a message that came with descriptors: nobody needs them here.
+fn speaker_of(message: &RecvMsg<'_, '_, ()>) -> Option<Speaker> {
+    message.cmsgs().ok()?.find_map(|part| {
+        let ControlMessageOwned::ScmCredentials(who) = part else { return None };
+        Some(Speaker { pid: u32::try_from(who.pid()).ok()?, uid: who.uid() })
+    })
 }
 
 #[cfg(test)]
@@ -316,6 +337,8 @@ pub(super) mod tests {
     use std::io::Write;
     use std::net::{Ipv4Addr, TcpListener, TcpStream};
     use std::os::unix::net::UnixDatagram;
+
+    use nix::sys::socket::{setsockopt, sockopt};
 
     /// A TCP socket whose last close waits until its peer (the second) is gone.
     pub(in crate::primary) fn lingering() -> (OwnedFd, TcpStream) {
@@ -356,6 +379,8 @@ pub(super) mod tests {
             disposal.desk.as_ref().and_then(|desk| desk.at_work())
         });
         let (ours, theirs) = UnixDatagram::pair().unwrap();
+        setsockopt(&ours, sockopt::PassCred, &true).unwrap();
+        theirs.send(b"STATUS=up").unwrap();
         theirs.send(b"STATUS=up\nREADY=1").unwrap();
         disposal.read_notifications(7, Arc::new(ours.into()));
         let due = after(since, DISPOSAL_DEADLINE);
@@ -364,7 +389,9 @@ pub(super) mod tests {
         assert_eq!(disposal.tools.abandoned.load(Ordering::Relaxed), 0);
         disposal.look(due);
         let heard = wait_for("the notification", || disposal.heard());
-        assert!(matches!(heard, Heard::Notification { worker: 7, ready: true }), "{heard:?}");
+        let Heard::Notification { worker: 7, ready } = heard else { panic!("{heard:?}") };
+        let (pid, uid) = (std::process::id(), nix::unistd::geteuid().as_raw());
+        assert_eq!(ready, [Speaker { pid, uid }]);
         assert_eq!(disposal.tools.abandoned.load(Ordering::Relaxed), 1);
         assert_eq!(disposal.deadline(), None, "nothing waits, nothing wakes");
         drop(peer);

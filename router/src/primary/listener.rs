@@ -191,21 +191,34 @@ impl Listener {
         }
     }
 
+    /// The mode of a Unix listener's file is what the program's own umask makes of it.
+    pub(crate) fn apply_umask(&self, umask: u32) {
+        if let Some(file) = &self.file {
+            file.set_mode(0o777 & !umask);
+        }
+    }
+
     /// `shared`: the socket itself. Programs expect it to block, so it does at its first hand-out;
     /// later its flags are left alone, because the open file is in other workers' event loops.
     ///
     /// # Errors
     /// EMFILE and the like.
     pub(crate) fn shared_socket(&mut self) -> io::Result<OwnedFd> {
+        self.block()?;
+        sys::duplicate(&self.socket)
+    }
+
+    fn block(&mut self) -> io::Result<()> {
         if self.phase != Phase::HandedOut {
             fcntl(&self.socket, FcntlArg::F_SETFL(OFlag::empty()))?;
             self.phase = Phase::HandedOut;
         }
-        sys::duplicate(&self.socket)
+        Ok(())
     }
 
     /// `reuseport`: the slot's own socket, made at its first listen and kept for its successors. The
-    /// first slot gets the socket that reserved the address: it must not listen without an owner.
+    /// first slot gets the socket that reserved the address: it must not listen without an owner. A
+    /// Unix path has one socket for all: the kernel spreads only TCP.
     ///
     /// # Errors
     /// EMFILE, EADDRINUSE and the like.
@@ -216,10 +229,14 @@ impl Listener {
             fcntl(socket, FcntlArg::F_SETFL(OFlag::empty()))?;
             return Ok(socket.as_fd());
         }
+        if matches!(self.address, ListenAddress::Unix(_)) {
+            self.listen(backlog)?;
+            self.block()?;
+            return Ok(self.socket.as_fd());
+        }
         let fresh = if self.slots.is_empty() {
             sys::duplicate(&self.socket)?
         } else {
-            // Only TCP has SO_REUSEPORT, so there is no file.
             bound_socket(&self.address, true, Rights::Own)?.0
         };
         for option in &self.options {

@@ -60,6 +60,7 @@ mod start;
 mod status;
 mod supervise;
 mod tokens;
+mod turns;
 mod versions;
 mod worker;
 

@@ -102,10 +102,7 @@ impl Primary {
         }
         while let Some(heard) = self.rescue.heard() {
             match heard {
-                Heard::Notification { worker, ready: true } => {
-                    self.tell(Event::SaidReady { worker: WorkerId(worker) });
-                }
-                Heard::Notification { ready: false, .. } => {}
+                Heard::Notification { worker, ready } => self.hear_ready(WorkerId(worker), &ready),
                 Heard::Post { number, read } => self.take_messages(number, &read),
             }
         }

@@ -30,6 +30,11 @@ pub(crate) fn cpu_of(pid: u32) -> Option<(bool, u64)> {
     Some((runnable, process.schedstat().ok()?.sum_exec_runtime))
 }
 
+/// The umask(2) of a process (proc(5), `status`). `None`: it is gone.
+pub(crate) fn umask_of(pid: u32) -> Option<u32> {
+    Proc::new(i32::try_from(pid).ok()?).ok()?.status().ok()?.umask
+}
+
 /// A started process.
 #[derive(Debug)]
 pub(crate) struct Started {

@@ -37,6 +37,7 @@ use super::service::Service;
 use super::start::Launcher;
 use super::status::Meters;
 use super::tokens::Source;
+use super::turns::Work;
 use super::versions::Versions;
 use super::worker::Workers;
 use crate::config::RunConfig;
@@ -136,6 +137,7 @@ impl Primary {
                 Ok(()) | Err(_) => {}
             }
             self.now = sys::monotonic_ns();
+            self.meters.turns.began(work_of(&events));
             self.drop_dead_lines();
             self.tell(Event::Woke);
             for event in &events {
@@ -146,7 +148,7 @@ impl Primary {
             self.accept_all();
             self.look_at_hands();
             self.announce();
-            self.meters.turn_ended(self.now);
+            self.meters.turns.ended(self.now);
         }
     }
 
@@ -291,4 +293,23 @@ impl Primary {
             log::debug!("descriptor {} was not watched: {error}", fd.as_raw_fd());
         }
     }
+}
+
+/// What these events make of a turn.
+fn work_of(events: &Events) -> Work {
+    let deals = |event: &mio::event::Event| match Source::from(event.token()) {
+        Source::Listener(_) | Source::Bell => true,
+        Source::Signals
+        | Source::Rescue
+        | Source::Questions
+        | Source::Question(_)
+        | Source::Adopted(_)
+        | Source::Alarm
+        | Source::Check(_)
+        | Source::Post(_)
+        | Source::Ended
+        | Source::Notify(_)
+        | Source::Control(_) => false,
+    };
+    if events.iter().all(deals) { Work::Deal } else { Work::Rare }
 }

@@ -9,10 +9,10 @@
 //! that a worker asked for is handled with the worker's rights ([`Rights`]), and belongs to its user.
 
 use std::ffi::OsString;
-use std::fs::{hard_link, remove_file, symlink_metadata};
+use std::fs::{Permissions, hard_link, remove_file, set_permissions, symlink_metadata};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -94,6 +94,14 @@ impl SocketFile {
         let file = Self { rights: Rights::Own, path, private, identity, lent: true };
         file.keep();
         Some(file)
+    }
+
+    /// Sets the file's mode, before the listener listens: nobody could connect yet.
+    pub(super) fn set_mode(&self, mode: u32) {
+        let set = || set_permissions(&self.path, Permissions::from_mode(mode));
+        if let Err(error) = self.rights.with(set) {
+            log::warn!("cannot set the mode of {} to {mode:o}: {error}", self.path.display());
+        }
     }
 
     /// Makes the path reach the listener again, if it does not.

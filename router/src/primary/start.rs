@@ -18,7 +18,9 @@ use croupier_core::event::{Event, Generation, Outcome, WorkerId};
 use croupier_core::time::Now;
 use mio::{Poll, Waker};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, bind, socket};
+use nix::sys::socket::{
+    AddressFamily, SockFlag, SockType, UnixAddr, bind, setsockopt, socket, sockopt,
+};
 use signal_hook::consts::signal::{
     SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTTIN, SIGTTOU, SIGUSR1, SIGUSR2, SIGWINCH,
 };
@@ -470,6 +472,8 @@ impl Launcher {
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
         let socket = socket(AddressFamily::Unix, SockType::Datagram, flags, None)?;
         let name = format!("croupier-notify/{}/{}", std::process::id(), hex(&random_token()?));
+        // Everybody can read the name; who speaks, the kernel says.
+        setsockopt(&socket, sockopt::PassCred, &true)?;
         bind(socket.as_raw_fd(), &UnixAddr::new_abstract(name.as_bytes())?)?;
         Ok(Some((socket, name)))
     }

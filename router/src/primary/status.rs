@@ -7,6 +7,7 @@ use hdrhistogram::Histogram;
 use super::limits::reason_word;
 use super::rss::resident;
 use super::run::Primary;
+use super::turns::Turns;
 use super::worker::Worker;
 use crate::control::messages::{ListenerStatus, SCHEMA, Status, Totals, WorkerState, WorkerStatus};
 use crate::output::Output;
@@ -23,7 +24,7 @@ pub(super) struct Meters {
     /// that accepted them; those are in `at_once`.
     waited: Histogram<u64>,
     at_once: u64,
-    longest_turn: u64,
+    pub(super) turns: Turns,
     next_listener: usize,
     exhausted: u64,
     last_second: u64,
@@ -56,7 +57,7 @@ impl Meters {
             started: now,
             waited: Histogram::new_with_max(WAIT_MAX_US, 2).expect("valid bounds"),
             at_once: 0,
-            longest_turn: 0,
+            turns: Turns::new(now),
             next_listener: 0,
             exhausted: 0,
             last_second: now,
@@ -87,12 +88,6 @@ impl Meters {
         } else {
             self.waited.saturating_record((now - accepted_at) / 1000);
         }
-    }
-
-    /// A turn that began at `began` has ended. One reading of the clock a turn, not a connection.
-    pub(super) fn turn_ended(&mut self, began: u64) {
-        let took = crate::sys::monotonic_ns().saturating_sub(began);
-        self.longest_turn = self.longest_turn.max(took);
     }
 
     /// Which listener goes first this turn.
@@ -192,7 +187,8 @@ impl Primary {
                 recycled: totals.recycled,
                 accept_to_handoff_p50_us: self.meters.accept_to_handoff(0.5),
                 accept_to_handoff_p99_us: self.meters.accept_to_handoff(0.99),
-                longest_turn_us: self.meters.longest_turn / 1000,
+                longest_turn_us: self.meters.turns.longest_us(),
+                longest_wait_us: self.meters.turns.longest_wait_us(),
             },
         }
     }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use croupier_core::event::{Event, ExitStatus, Generation, ListenerId, SlotId, WorkerId};
 use nix::sys::signal::Signal;
 
+use super::disposal::Speaker;
 use super::hunt::{self, Burial, Progress};
 use super::page::SharedPage;
 use super::process::{self, Ended};
@@ -236,6 +237,23 @@ impl Primary {
             && let Some((notify, _)) = &found.notify
         {
             self.rescue.read_notifications(worker, Arc::clone(notify));
+        }
+    }
+
+    /// These said that a worker is ready. Anybody can send to an abstract name: who may ask for a worker
+    /// may say it, and who is of its family, as which user ever.
+    pub(super) fn hear_ready(&mut self, worker: WorkerId, speakers: &[Speaker]) {
+        let Some(found) = self.workers.get(worker) else { return };
+        let may = |speaker: &&Speaker| {
+            self.launcher.may_ask(speaker.uid) || process::belongs(speaker.pid, found)
+        };
+        if speakers.iter().any(|speaker| may(&speaker)) {
+            self.tell(Event::SaidReady { worker });
+        } else if let Some(Speaker { pid, uid }) = speakers.first() {
+            self.complain(format_args!(
+                "process {pid} (uid {uid}) said that worker {} is ready, and is none of its family",
+                worker.0
+            ));
         }
     }
 

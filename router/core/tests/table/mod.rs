@@ -749,6 +749,10 @@ impl Table {
             None => panic!("{conn:?} is handed to {worker:?}, which is forgotten, at {now}"),
             Some(player) if !player.listens.contains(&listener.0) => SendFailure::Broken,
             Some(_) if full => SendFailure::Full,
+            // The kernel's own bound, for whoever says that nothing is queued.
+            Some(player) if !player.habit.honest() && player.queue.len() >= 2 * limit => {
+                SendFailure::Full
+            }
             Some(player) => {
                 assert!(!player.condemned, "handed to {worker:?}, which is to die, at {now}");
                 assert!(player.was_ready, "handed to {worker:?} before it was ready, at {now}");

@@ -40,6 +40,12 @@ pub(crate) enum Honesty {
     GoesBack,
     /// Says that it claimed nothing.
     ClaimsNothing,
+    /// After so many claims it counts none any more, and leaves one connection in its queue.
+    HidesBehindOne {
+        after: u64,
+    },
+    /// Says that it has claimed all that it was given, and is in no hurry to.
+    ClaimsAll,
 }
 
 /// What a worker is like.
@@ -111,7 +117,9 @@ impl Habit {
             Honesty::NoPage
             | Honesty::ClaimsTooMany
             | Honesty::GoesBack
-            | Honesty::ClaimsNothing => false,
+            | Honesty::ClaimsNothing
+            | Honesty::HidesBehindOne { .. }
+            | Honesty::ClaimsAll => false,
         }
     }
 }
@@ -219,6 +227,21 @@ impl Player {
                 Load { claimed: self.claimed.saturating_sub(2 * (self.claimed % 4)), active }
             }
             Honesty::ClaimsNothing => Load { claimed: 0, active },
+            Honesty::HidesBehindOne { after } => Load { claimed: self.claimed.min(after), active },
+            Honesty::ClaimsAll => Load { claimed: self.sent - self.taken, active: Some(0) },
+        }
+    }
+
+    /// Claims that it makes now, it does not count.
+    pub(crate) fn hides(&self) -> bool {
+        match self.habit.honesty {
+            Honesty::HidesBehindOne { after } => self.claimed >= after,
+            Honesty::Honest
+            | Honesty::NoPage
+            | Honesty::ClaimsTooMany
+            | Honesty::GoesBack
+            | Honesty::ClaimsNothing
+            | Honesty::ClaimsAll => false,
         }
     }
 
@@ -256,6 +279,9 @@ impl Player {
         loop {
             let busy = self.habit.style == Style::Blocking && !self.active.is_empty();
             if busy {
+                return deeds;
+            }
+            if self.hides() && self.queue.len() == 1 {
                 return deeds;
             }
             let Some(conn) = self.queue.pop_front() else { return deeds };
