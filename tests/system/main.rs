@@ -36,3 +36,4 @@ mod sticky;
 mod stop;
 mod tidy;
 mod troubles;
+mod watch;

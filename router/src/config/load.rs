@@ -210,6 +210,9 @@ impl Origin {
         let mut settings = settings(&(self.command)(), &matches, &file);
         let mut config = RunConfig::new(args, &self.around)?;
         config.file = self.to_string();
+        if let Some(file) = self.file().filter(|file| file.is_file() && !config.watch.is_empty()) {
+            config.watch.push(file.to_owned());
+        }
         note_platform(&mut settings, &config);
         Ok(Loaded { config, settings, origin: self.clone() })
     }

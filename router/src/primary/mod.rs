@@ -62,6 +62,7 @@ mod supervise;
 mod tokens;
 mod turns;
 mod versions;
+mod watch;
 mod worker;
 
 pub use start::run;

@@ -50,6 +50,7 @@ use super::socket_file::Rights;
 use super::status::Meters;
 use super::tokens::{CONTROL_BASE, Source};
 use super::versions::Versions;
+use super::watch::{WatchError, Watcher};
 use super::worker::{Worker, Workers};
 use super::{accept, address, channel};
 use crate::adapter::{self, Adapter, Resolved};
@@ -74,6 +75,9 @@ pub enum StartError {
     /// The program cannot be run as a worker.
     #[error(transparent)]
     Program(#[from] adapter::ResolveError),
+    /// Files cannot be watched.
+    #[error(transparent)]
+    Watch(#[from] WatchError),
     /// An `-l` cannot be bound.
     #[error(transparent)]
     Bind(#[from] diagnose::BindError),
@@ -125,6 +129,7 @@ impl StartError {
         match self {
             Self::Program(error) => error.exit_code(),
             Self::Bind(_)
+            | Self::Watch(_)
             | Self::PidFile(_)
             | Self::LogFile { .. }
             | Self::Ended { .. }
@@ -177,6 +182,13 @@ fn open_output(config: &RunConfig) -> Result<Output, StartError> {
     Output::start(config.log_format, file).map_err(cannot("take over the output"))
 }
 
+fn start_watcher(config: &RunConfig, waker: &Arc<Waker>) -> Result<Option<Watcher>, StartError> {
+    if config.watch.is_empty() {
+        return Ok(None);
+    }
+    Ok(Some(Watcher::start(&config.watch, Arc::clone(waker))?))
+}
+
 fn start_sampler(
     config: &RunConfig,
     waker: &Arc<Waker>,
@@ -210,6 +222,7 @@ fn assemble(
     let commands = Commands::new(place, |path| ControlServer::bind(path, registry, CONTROL_BASE));
     let now = sys::monotonic_ns();
     let sampler = start_sampler(&config, &waker, now)?;
+    let watcher = start_watcher(&config, &waker)?;
     let mut core = config.core;
     core.limits.waiting_max = waiting_max(nofile.rlim_max);
     let primary = Primary {
@@ -231,6 +244,7 @@ fn assemble(
         announcer: Announcer::new(now),
         replacing: Replacing::default(),
         versions: Versions::new(origin, settings),
+        watcher,
         hands: Hands::new(config.workers.count),
         driving: Driving::default(),
         happenings: Happenings::default(),
