@@ -75,9 +75,10 @@ check-fmt:
 	cargo fmt --all --check
 
 install: ## into PREFIX (default /usr/local)
-	cargo build --release -p croupier -p croupier-preload
+	cargo build --release -p croupier -p croupier-preload -p croupier-bench
 	cargo build --release -p croupier-worker --features capi
 	install -D -m 755 $(TARGET)/release/croupier $(DESTDIR)$(PREFIX)/bin/croupier
+	install -D -m 755 $(TARGET)/release/croupier-bench $(DESTDIR)$(PREFIX)/bin/croupier-bench
 	install -D -m 755 $(TARGET)/release/libcroupier_preload.so \
 		$(DESTDIR)$(PREFIX)/lib/croupier/libcroupier_preload.so
 	install -D -m 755 $(TARGET)/release/libcroupier_worker.so $(DESTDIR)$(PREFIX)/lib/libcroupier_worker.so

@@ -15,6 +15,7 @@ pub mod load;
 pub mod measure;
 pub mod mock;
 pub mod process;
+pub mod program;
 pub mod report;
 pub mod run;
 pub mod stats;

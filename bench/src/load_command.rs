@@ -60,7 +60,7 @@ enum ArrivalsArg {
     Even,
 }
 
-fn rate(text: &str) -> Result<f64, String> {
+pub(crate) fn rate(text: &str) -> Result<f64, String> {
     let rate: f64 = text.parse().map_err(|_| "not a number".to_owned())?;
     let valid = (0.01..=1_000_000.0).contains(&rate);
     if valid { Ok(rate) } else { Err("must be 0.01 to 1000000".to_owned()) }

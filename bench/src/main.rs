@@ -11,6 +11,7 @@ use croupier_bench::engine::{FloorArgs, Programs, run_floor};
 use croupier_bench::run::{Preset, Request};
 
 mod load_command;
+mod program_command;
 mod report_command;
 
 /// Measures croupier beside SO_REUSEPORT, a shared socket, proxies and Node's cluster.
@@ -27,6 +28,8 @@ enum Command {
     Run(RunArgs),
     /// The load generator by itself.
     Load(load_command::LoadArgs),
+    /// Compares croupier's policies for a program of your own.
+    Program(program_command::ProgramArgs),
     /// Makes report.html, CSV and HDR logs of results.json.
     Report(report_command::ReportArgs),
     /// The loop of the engine `floor`.
@@ -76,6 +79,7 @@ fn main() -> ExitCode {
     let done = match Arguments::parse().command {
         Command::Run(arguments) => run(arguments),
         Command::Load(arguments) => load_command::run(&arguments),
+        Command::Program(arguments) => program_command::run(arguments),
         Command::Report(arguments) => report_command::run(&arguments),
         Command::Floor(arguments) => run_floor(&arguments),
     };

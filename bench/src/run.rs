@@ -225,15 +225,24 @@ impl Request {
     }
 }
 
-/// True after INT or TERM; a second one ends the program as if nobody listened.
+/// True after INT or TERM.
 fn interrupts() -> std::io::Result<Arc<AtomicBool>> {
     let stop = Arc::new(AtomicBool::new(false));
+    stop_on_signals(&stop)?;
+    Ok(stop)
+}
+
+/// Sets `stop` at INT or TERM; a second one ends the program as if nobody listened.
+///
+/// # Errors
+/// If the system refuses.
+pub fn stop_on_signals(stop: &Arc<AtomicBool>) -> std::io::Result<()> {
     for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
         // In this order: the first signal finds the flag unset.
-        signal_hook::flag::register_conditional_default(signal, Arc::clone(&stop))?;
-        signal_hook::flag::register(signal, Arc::clone(&stop))?;
+        signal_hook::flag::register_conditional_default(signal, Arc::clone(stop))?;
+        signal_hook::flag::register(signal, Arc::clone(stop))?;
     }
-    Ok(stop)
+    Ok(())
 }
 
 fn calibrate(bench: &Bench, results: &mut Results) -> Result<(), RunError> {

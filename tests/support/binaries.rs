@@ -19,6 +19,15 @@ pub fn croupier() -> PathBuf {
     target_dir().join("croupier")
 }
 
+/// The benchmark's program, with its worker and `croupier` beside it.
+#[must_use]
+pub fn bench() -> PathBuf {
+    static BUILT: OnceLock<()> = OnceLock::new();
+    drop(croupier());
+    BUILT.get_or_init(|| build(&["-p", "croupier-bench"]));
+    target_dir().join("croupier-bench")
+}
+
 /// The preload library, as fresh as its sources.
 #[must_use]
 pub fn preload() -> PathBuf {

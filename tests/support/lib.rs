@@ -24,7 +24,7 @@ mod skip;
 mod wait;
 mod wrk;
 
-pub use binaries::{croupier, example, fixture, preload, rust_library, target_dir};
+pub use binaries::{bench, croupier, example, fixture, preload, rust_library, target_dir};
 pub use figures::{Figure, figure, record, soak, soak_or};
 pub use guard::Guard;
 pub use http::{Client, Failure, Outcome, Pending, Reply, hammer};

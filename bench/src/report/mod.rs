@@ -4,6 +4,7 @@
 //! computed from the file alone, also when cells are missing, have one round or failed throughout.
 //! Never does: measure, or change `results.json`.
 
+mod advice;
 mod chart;
 mod export;
 mod goals;
@@ -22,6 +23,7 @@ use crate::data::{Results, ResultsError};
 use markdown::Part;
 use view::View;
 
+pub use advice::advice;
 pub use chart::ChartError;
 
 /// A report that cannot be made.

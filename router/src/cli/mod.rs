@@ -3,6 +3,7 @@
 //! Owns: the top of the parser, exit codes, wrong-usage hints. Promises: every error names what, on
 //! what, and what to do. Never does: print (that is `main`'s), or read flags elsewhere.
 
+mod bench;
 mod check;
 mod completions;
 mod events;
@@ -108,6 +109,7 @@ enum Command {
     Run(Box<run::RunArgs>),
     Check(Box<check::CheckArgs>),
     Unit(Box<unit::UnitArgs>),
+    Bench(bench::BenchArgs),
     Ls(ls::LsArgs),
     Logs(logs::LogsArgs),
     Status(status::StatusArgs),
@@ -164,7 +166,7 @@ pub fn execute(
         Err(error) => return refused(&arguments, &error),
     };
     // The subcommand and what follows it: there are no flags before it.
-    let words = arguments.iter().skip(1).cloned().collect();
+    let words: Vec<OsString> = arguments.iter().skip(1).cloned().collect();
     match cli.command {
         Command::Run(_) => {
             match load(|| subcommand("run"), words, &Surroundings::of_this_process()) {
@@ -181,6 +183,7 @@ pub fn execute(
         Command::Unit(args) => {
             unit::execute(&args, words).unwrap_or_else(|error| not_loaded(&arguments, &error))
         }
+        Command::Bench(args) => bench::execute(&args, words),
         Command::Ls(args) => ls::execute(&args),
         Command::Logs(args) => logs::execute(&args, say),
         Command::Status(args) => status::execute(&args),
