@@ -377,6 +377,8 @@ impl Game {
             Move::Reload(rolling) => {
                 if self.dice.permille(300) {
                     let new = self.another_config();
+                    // The table goes by what was in force at first: a slot may now have a second worker.
+                    self.table.outgrow |= new.limits.max_connections.is_some();
                     self.table.core.reconfigure_at_reload(new);
                 }
                 self.table.reload(rolling);
