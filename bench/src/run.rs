@@ -22,6 +22,8 @@ use crate::load::raise_descriptor_limit;
 use crate::measure::{Bench, SampleError};
 use crate::workload::{self, Load, Workload};
 
+/// Longest warm-up, in seconds; half of a load that is shorter than twice as long.
+const WARMUP: f64 = 0.5;
 /// Rounds in which an engine may fail under a workload before it is left out there.
 const FAILURES_MAX: usize = 2;
 const SEED: u64 = 20_210_000;
@@ -170,7 +172,7 @@ impl Request {
             workloads: chosen.workloads.iter().map(|w| w.info.id.clone()).collect(),
             rounds: self.rounds.unwrap_or(rounds),
             seconds: self.seconds.unwrap_or(seconds),
-            warmup_seconds: 0.5,
+            warmup_seconds: self.seconds.unwrap_or(seconds).min(2.0 * WARMUP) / 2.0,
             baseline: BASELINE.to_owned(),
             node_baseline: NODE_BASELINE.to_owned(),
             command: self.command.clone(),

@@ -270,7 +270,7 @@ fn burst() -> Workload {
     w.info.rate = Some(1_600.0);
     w.info.method = "800 connections opened at 4,000/s, then each says one message every 500 ms, \
         all at the same moment, 100 µs of CPU for each; 8 workers with event loops; latency from \
-        the intended start"
+        that moment, so the few ms in which one generator sends them all count too"
         .to_owned();
     w
 }

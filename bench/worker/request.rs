@@ -114,3 +114,56 @@ impl Replies {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(text: &str) -> Option<Request> {
+        Request::parse(text.as_bytes())
+    }
+
+    #[test]
+    fn a_request_is_read_when_its_head_is_whole() {
+        let whole = "GET / HTTP/1.1\r\nHost: x\r\n\r\n";
+        for cut in 0..whole.len() {
+            assert_eq!(parsed(&whole[..cut]), None, "{cut}");
+        }
+        let two = format!("{whole}{whole}");
+        let length = whole.len();
+        let expected = Request { work: Work::Trivial, keep_alive: true, length };
+        assert_eq!(parsed(&two), Some(expected));
+    }
+
+    #[test]
+    fn paths_are_work_and_numbers_are_bounded() {
+        let of = |path: &str| parsed(&format!("GET {path} HTTP/1.1\r\n\r\n")).unwrap().work;
+        assert_eq!(of("/cpu/1000"), Work::Cpu(1000));
+        assert_eq!(of("/wait/50"), Work::Wait(50));
+        assert_eq!(of("/echo/0"), Work::Echo(0));
+        for unknown in ["/x", "/cpu/", "/cpu/-1", "/wait/99999999999", "cpu/1", "/cpu/1/2"] {
+            assert_eq!(of(unknown), Work::Unknown, "{unknown}");
+        }
+    }
+
+    #[test]
+    fn a_client_may_ask_for_a_close() {
+        let close =
+            |line: &str| !parsed(&format!("GET / HTTP/1.1\r\n{line}\r\n\r\n")).unwrap().keep_alive;
+        assert!(close("Connection: close") && close("connection: Close"));
+        assert!(!close("Connection: keep-alive"));
+    }
+
+    #[test]
+    fn answers_name_this_process_and_have_its_length() {
+        let replies = Replies::new();
+        let pid = format!("{}\n", std::process::id());
+        for reply in [&replies.close, &replies.keep] {
+            let text = str::from_utf8(reply).unwrap();
+            assert!(text.ends_with(&format!("\r\n\r\n{pid}")), "{text}");
+            assert!(text.contains(&format!("Content-Length: {}\r\n", pid.len())), "{text}");
+        }
+        let upgrade = str::from_utf8(&replies.upgrade).unwrap();
+        assert!(upgrade.ends_with(&format!("X-Worker: {}\r\n\r\n", pid.trim_end())), "{upgrade}");
+    }
+}

@@ -80,6 +80,54 @@ fn everything_goes_wrong_and_then_right() {
     });
 }
 
+/// Eight hours of everything, with a rest after each: nothing of what has happened is kept.
+#[test]
+fn eight_hours_leave_no_state_behind() {
+    let seeds = soak_or(20, 2);
+    let mut figures = Vec::new();
+    for seed in 0..seeds {
+        let mut dice = Dice::new(seed);
+        let config = Config {
+            slots: 4,
+            // Nobody ends for good, nor by the clock: a rest is a rest.
+            stop_exit_codes: ExitCodes::default(),
+            limits: Limits { max_lifetime: None, ..any_limits(&mut dice) },
+            ..any_config(&mut dice)
+        };
+        let mut game = Game::at(config, dice);
+        let mut kept = Vec::new();
+        for hour in 1..=8 {
+            game.hour(hour);
+            let core = &game.table.core;
+            let all = (core.workers().count(), core.slot_count(), core.held());
+            assert_eq!(all, (4, 4, 0), "seed {seed}, hour {hour}: {}", game.table.picture());
+            // Longer numbers are not more of them.
+            let text = format!("{core:?}");
+            kept.push(text.chars().filter(|c| !c.is_ascii_digit()).count());
+        }
+        println!("seed {seed}: {kept:?}");
+        let (first, last) = (kept[0], kept[7]);
+        assert!(last <= first + first / 10, "seed {seed}: what the core knows grows: {kept:?}");
+        let events = game.table.story.reports.iter();
+        let events = events.filter(|(_, report)| report.event_name().is_some()).count();
+        figures.push((events, first, last));
+        game.stop();
+    }
+    let events: usize = figures.iter().map(|(events, ..)| events).sum();
+    assert!(events > 1000, "a quiet day: {figures:?}");
+    figure(&Figure {
+        item: "operate 6 a day in the simulator",
+        measured: format!(
+            "{seeds} days of 8 hours, {events} events; what the core knows at rest, in characters of text \
+             without digits, after the first and the last hour: {:?}",
+            figures.iter().map(|(_, first, last)| (first, last)).collect::<Vec<_>>()
+        ),
+        goal: "as much at the end as after the first hour, within 10 %",
+        // A day that is worse ends the test above.
+        met: true,
+    });
+}
+
 /// What happened over all seeds: a simulator in which nothing happens proves nothing.
 #[derive(Debug, Default)]
 struct Sum {
@@ -287,6 +335,10 @@ impl Game {
     fn new(seed: u64) -> Self {
         let mut dice = Dice::new(seed);
         let config = any_config(&mut dice);
+        Self::at(config, dice)
+    }
+
+    fn at(config: Config, mut dice: Dice) -> Self {
         let mut table = Table::new(config, dice.next());
         table.race_permille = dice.below(3) * 100;
         let wild = dice.permille(800);
@@ -311,6 +363,31 @@ impl Game {
         }
         self.recover();
         self.stop();
+    }
+
+    /// An hour of moves, and a rest with as many slots as at the start.
+    fn hour(&mut self, hour: u64) {
+        self.table.habits = Box::new(|_, _, dice| any_habit(dice, false));
+        let end = hour * 3600 * SEC;
+        while self.table.now < end {
+            self.step += 1;
+            self.turn();
+            let pause = self.dice.below(4 * SEC);
+            self.table.run_for(pause);
+        }
+        self.table.asleep_until = self.table.now;
+        for slot in 0..7 {
+            self.table.start_slot(slot);
+        }
+        // First as many as there ever are: the places of those that go are kept.
+        for slots in [7, 4] {
+            self.recover();
+            self.table.scale(Scale::To(slots));
+            self.table.run_for(MS);
+        }
+        self.recover();
+        // Time for whoever drains.
+        self.table.run_for(60 * SEC);
     }
 
     /// Everybody has ended for good: so does the game, and well.

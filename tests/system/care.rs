@@ -6,8 +6,8 @@ use std::path::Path;
 use std::process::Command;
 
 use croupier_tests::{
-    Client, Croupier, Guard, PATIENCE, children_of, descriptors, find_program, line_of_status,
-    skip, state_of, wait_until,
+    Client, Croupier, Guard, PATIENCE, children_of, descriptors, find_program, hammer,
+    line_of_status, skip, state_of, wait_until,
 };
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, getpgid};
@@ -425,4 +425,50 @@ fn it_runs_with_an_empty_environment() {
     assert_eq!(Client::port(port).get("/").unwrap().status, 200);
     croupier.ask(&["stop"]).expect_code(0);
     croupier.finished(PATIENCE).expect_code(0);
+}
+
+/// Some kernels let only privileged processes attach a filter to a socket: containers without root, and
+/// services of other users, must not reset anybody for that.
+#[test]
+fn a_stop_without_any_capability_resets_nobody() {
+    let guard = Guard::new("care-unprivileged");
+    let Some(setpriv) = find_program("setpriv") else {
+        skip!("care-unprivileged", "setpriv is not installed");
+    };
+    let root = nix::unistd::geteuid().is_root();
+    for address in ["127.0.0.1", "[::1]", ""] {
+        let port = guard.port();
+        let program = guard.port();
+        let listen = format!("{address}:{port}={program}");
+        let mut args: Vec<std::ffi::OsString> =
+            ["-w", "4", "-l", &listen, "--"].iter().map(Into::into).collect();
+        args.extend(one_at_a_time(program));
+        let croupier = guard.run_with(args, |command| {
+            // Only root has something to lose.
+            let without = "-net_raw,-net_admin";
+            let flags = ["--bounding-set", without, "--inh-caps", without];
+            if root {
+                let launcher = [&[setpriv.to_str().unwrap()], &flags[..]].concat();
+                under(&guard, command, &launcher);
+            }
+        });
+        let croupier = croupier.ready();
+        let host = if address.is_empty() { "127.0.0.1" } else { address };
+        let client = Client::to(format!("{host}:{port}").parse::<std::net::SocketAddr>().unwrap());
+        let client = client.patience(std::time::Duration::from_secs(10));
+        let outcome = std::thread::scope(|scope| {
+            let load =
+                scope.spawn(|| hammer(&client, 64, usize::MAX, |_| Some("/slow?ms=5".to_owned())));
+            croupier.wait_status("load", |status| (status.totals.handed_off > 300).then_some(()));
+            croupier.signal(Signal::SIGTERM);
+            croupier.finished(PATIENCE).expect_code(0);
+            load.join().unwrap()
+        });
+        let torn: Vec<_> = outcome
+            .failures
+            .iter()
+            .filter(|failure| !matches!(failure, croupier_tests::Failure::Connect(_)))
+            .collect();
+        assert!(torn.is_empty(), "{address}: {torn:?}");
+    }
 }

@@ -5,6 +5,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod attacks;
+mod bench;
 mod bench_program;
 mod blocked;
 mod capacity;

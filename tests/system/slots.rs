@@ -156,8 +156,14 @@ fn slots_that_are_not_there_and_words_that_are_no_slots() {
     strange.expect_code(1).expect_error(&["there is no slot 7; the slots are 0 to 2"]);
     assert_eq!(croupier.status().ready().count(), 3, "nothing of it was done");
     croupier.ask(&["start", "3"]).expect_code(1).expect_error(&["there is no slot 3"]);
-    croupier.ask(&["start"]).expect_code(2).expect_error(&["croupier run COMMAND"]);
-    croupier.ask(&["start", "app.js"]).expect_code(2).expect_error(&["croupier run COMMAND"]);
+    croupier
+        .ask(&["start"])
+        .expect_code(2)
+        .expect_error(&["croupier run COMMAND", "croupier unit -- COMMAND"]);
+    croupier
+        .ask(&["start", "app.js"])
+        .expect_code(2)
+        .expect_error(&["croupier run COMMAND", "croupier unit --"]);
     croupier.ask(&["stop", "web"]).expect_code(2).expect_error(&["-n web"]);
     croupier.ask(&["stop", "1", "--now"]).expect_code(2).expect_error(&["--now"]);
     guard.croupier(["start", "0", "-n", "nobody"]).expect_code(3);

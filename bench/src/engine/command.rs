@@ -6,6 +6,9 @@ use std::process::Command;
 use super::Programs;
 use super::running::{Serving, Setup};
 
+/// By this variable the end-to-end tests find all that they have started.
+const KEPT: &str = "CROUPIER_TEST";
+
 /// How a worker gets its connections: `--from` of croupier-bench-worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum From {
@@ -50,6 +53,11 @@ pub(super) fn croupier(
     program: &Command,
 ) -> Command {
     let mut command = Command::new(&programs.croupier);
+    // Flags of the caller's shell would measure another croupier than the one that is named.
+    let flags_of = |name: &str| name.starts_with("CROUPIER_") && name != KEPT;
+    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_str().is_some_and(flags_of)) {
+        command.env_remove(name);
+    }
     command.args(["run", "-w", &setup.workers.to_string(), "--name", name]);
     command.args(["-l", &format!("127.0.0.1:{port}")]).args(flags);
     // A worker that is killed soon after its start is the load's doing, not a crash at the start.

@@ -266,6 +266,49 @@ fn doubts(view: &View<'_>) -> Vec<String> {
 mod tests {
     use super::*;
 
+    /// Made-up engines as policies of a program: `shared` has the best tail and the best rate.
+    fn own() -> Results {
+        let mut results = super::super::synthetic::whole(1, 3);
+        let name = |id: &str| match id {
+            "short" => Some(PEAK),
+            "short-paced" => Some(PACED),
+            _ => None,
+        };
+        results.engines.retain(|one| ["least", "rr", "shared", "single"].contains(&&*one.id));
+        for engine in &mut results.engines {
+            engine.worker = crate::data::WorkerKind::Own;
+        }
+        results.workloads.retain(|one| name(&one.id).is_some());
+        results.samples.retain(|one| name(&one.workload).is_some());
+        for workload in &mut results.workloads {
+            name(&workload.id).unwrap().clone_into(&mut workload.id);
+        }
+        for sample in &mut results.samples {
+            name(&sample.workload).unwrap().clone_into(&mut sample.workload);
+        }
+        results.absent.clear();
+        results
+    }
+
+    #[test]
+    fn what_is_ahead_is_recommended_unless_it_loses_clients() {
+        let mut results = own();
+        let text = advice(&results);
+        assert!(text.contains("Recommended: -p shared\n"), "{text}");
+        assert!(text.contains("ahead of croupier least ("), "its reason: {text}");
+        for sample in results.samples.iter_mut().filter(|one| one.engine == "shared") {
+            sample.errors.reset = 100;
+        }
+        let text = advice(&results);
+        assert!(text.contains("Recommended: -p least\n"), "{text}");
+        assert!(text.contains("shared lost clients: 300 reset"), "{text}");
+        assert!(text.contains("need -p ip"), "what no figure shows is said: {text}");
+        for sample in &mut results.samples {
+            sample.errors.reset = 100;
+        }
+        assert!(advice(&results).contains("No recommendation"), "all lose clients");
+    }
+
     #[test]
     fn columns_line_up() {
         let rows = [["a", "1"], ["long", "22 µs"]].map(|row| row.map(str::to_owned).to_vec());

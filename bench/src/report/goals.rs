@@ -349,3 +349,52 @@ fn reloads(view: &View<'_>) -> Line {
     let verdict = if errors.total() == 0 { Verdict::Elsewhere } else { Verdict::Missed };
     Line { figure, goal, measured: format!("{place}; in this run: {errors} failed"), verdict }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn verdict(lines: &[Line], figure: &str) -> Verdict {
+        let mut found = lines.iter().filter(|line| line.figure.contains(figure));
+        found.next().unwrap_or_else(|| panic!("no line about {figure}")).verdict
+    }
+
+    #[test]
+    fn verdicts_are_those_of_the_data() {
+        let mut results = super::super::synthetic::whole(1, 5);
+        let lines = design(&View::new(&results));
+        assert_eq!(lines.len(), 13, "every line of the design's table");
+        // 5 µs beside 12; 20 k/s beside 21.5; 20 k/s beside 12 and 5 µs beside 70.
+        assert_eq!(verdict(&lines, "workers saturated"), Verdict::Met);
+        assert_eq!(verdict(&lines, "beside SO_REUSEPORT workers"), Verdict::Missed);
+        assert_eq!(verdict(&lines, "beside haproxy"), Verdict::Met);
+        assert_eq!(verdict(&lines, "primary memory"), Verdict::Met);
+        assert_eq!(verdict(&lines, "idle primary"), Verdict::Elsewhere);
+        assert_eq!(verdict(&lines, "over 200 reloads"), Verdict::Elsewhere);
+
+        // One failure in a reload, one MB too much, one connection too many.
+        for sample in results.samples.iter_mut().filter(|sample| sample.engine != "floor") {
+            match sample.workload.as_str() {
+                "reload" => sample.errors.reset += 1,
+                "cpu" => sample.memory.as_mut().unwrap().primary_bytes = Some(9_000_000),
+                "short-paced" => sample.per_worker[0].connections += 2,
+                _ => {}
+            }
+        }
+        let lines = design(&View::new(&results));
+        assert_eq!(verdict(&lines, "over 200 reloads"), Verdict::Missed);
+        assert_eq!(verdict(&lines, "primary memory"), Verdict::Missed);
+        assert_eq!(verdict(&lines, "spread, `rr`"), Verdict::Missed);
+    }
+
+    #[test]
+    fn what_was_not_run_is_not_met() {
+        let results = super::super::synthetic::empty(5);
+        let view = View::new(&results);
+        let lines: Vec<Line> = design(&view).into_iter().chain(beyond(&view)).collect();
+        for line in lines {
+            let open = matches!(line.verdict, Verdict::NotMeasured | Verdict::Elsewhere);
+            assert!(open && !line.measured.is_empty(), "{line:?}");
+        }
+    }
+}

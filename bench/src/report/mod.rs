@@ -17,6 +17,10 @@ mod units;
 mod view;
 mod words;
 
+#[cfg(test)]
+#[path = "../../tests/synthetic/mod.rs"]
+mod synthetic;
+
 use std::path::{Path, PathBuf};
 
 use crate::data::{Results, ResultsError};

@@ -226,7 +226,10 @@ pub(crate) fn lead(cell: &Cell<'_>) -> Option<Measure> {
 impl Summary {
     pub(crate) fn of(view: &View<'_>) -> Self {
         let mut summary = Self::default();
-        for worker in [WorkerKind::Rust, WorkerKind::Node, WorkerKind::Own] {
+        let workers = [WorkerKind::Rust, WorkerKind::Node, WorkerKind::Own];
+        // A conclusion of three lines is about one worker program.
+        let first = workers.into_iter().find(|worker| view.croupier(*worker).is_some());
+        for worker in workers {
             for workload in &view.results.workloads {
                 let Some(own) = view.subject(workload, worker) else { continue };
                 let Some(cell) = view.cell(&own.id, &workload.id) else { continue };
@@ -243,7 +246,9 @@ impl Summary {
                     let base = base.filter(|rival| rival.engine.id == view.baseline(worker));
                     for standing in [Standing::Ahead, Standing::Behind] {
                         let found = sentence(cell, base.clone(), (measure, leading), standing);
-                        summary.beside_baseline.extend(found.filter(|_| leading));
+                        summary
+                            .beside_baseline
+                            .extend(found.filter(|_| leading && first == Some(worker)));
                     }
                 }
             }
@@ -526,5 +531,44 @@ mod tests {
         assert_eq!(standing(&[1.08]), Standing::Even, "one round must show more");
         assert_eq!(standing(&[1.5]), Standing::Ahead);
         assert_eq!(standing(&[]), Standing::Even);
+    }
+
+    /// The laws of the made-up engines say who must win what.
+    #[test]
+    fn wins_and_losses_are_those_of_the_data() {
+        let results = super::super::synthetic::whole(1, 5);
+        let summary = Summary::of(&View::new(&results));
+        let said = |list: &[Sentence], workload: &str, words: &[&str]| {
+            let mut of = list.iter().filter(|one| one.workload == workload);
+            of.any(|one| words.iter().all(|word| one.text.contains(word)))
+        };
+        let rate = "connections/s: croupier least (";
+        assert!(said(&summary.ahead, "short", &[rate, "is ahead of", "haproxy tcp leastconn ("]));
+        assert!(said(&summary.behind, "short", &[rate, "is behind SO_REUSEPORT ("]));
+        assert!(!said(&summary.ahead, "short", &[rate, "SO_REUSEPORT"]));
+        assert!(said(&summary.ahead, "tail-70", &["p99 latency", "SO_REUSEPORT ("]));
+        assert!(said(&summary.policies, "tail-70", &["p99 latency", "croupier shared ("]));
+        assert!(said(&summary.ahead, "kill", &["failed", "one process ("]));
+        // The subject of the sticky load is the policy that is made for it.
+        assert!(said(&summary.behind, "sticky", &["moved", "croupier ip ("]));
+        // haproxy's outlier is named with the sentence that it spoils.
+        let spoiled = summary.ahead.iter().find(|one| one.workload == "short" && one.leading);
+        assert!(spoiled.is_some_and(|one| one.spoiled.contains(&"outliers")), "{spoiled:?}");
+        let [ahead, behind, cost] = summary.conclusion();
+        assert!(ahead.contains("SO_REUSEPORT") && behind.contains("is behind SO_REUSEPORT"));
+        assert!(cost.contains("of CPU for each connection"), "{cost}");
+    }
+
+    #[test]
+    fn one_that_answers_nothing_loses() {
+        let mut results = super::super::synthetic::whole(1, 3);
+        for sample in results.samples.iter_mut().filter(|sample| sample.engine == "least") {
+            (sample.connections, sample.requests, sample.latency) = (0, 0, None);
+            sample.errors.refused = 100;
+        }
+        let summary = Summary::of(&View::new(&results));
+        let of_rust = |one: &&Sentence| one.text.contains("croupier least (");
+        assert_eq!(summary.ahead.iter().filter(of_rust).count(), 0);
+        assert!(summary.behind.iter().any(|one| one.text.contains("which answered")));
     }
 }

@@ -10,7 +10,8 @@ use crate::control::messages::{Reply, Request};
 const AFTER_HELP: &str = "\
 Starts slots of a croupier that runs: those that croupier stop SLOT has stopped, that ended with one
 of --stop-exit-codes, that have failed, or that wait before their next start. Earlier crashes are
-forgotten. It returns when they are ready. To start a croupier: croupier run COMMAND.
+forgotten. It returns when they are ready. To start a croupier: croupier run COMMAND, or as a service
+of systemd: croupier unit -- COMMAND.
 
 Exit status: 0 they are up, 1 not, and why; 3 no such primary.
 
@@ -20,7 +21,8 @@ Examples:
 
 /// What `croupier start` without a slot, or with a program, is told.
 const RUN_INSTEAD: &str = "croupier start SLOT… starts slots of a croupier that runs (croupier status \
-                           shows them); to start a croupier: croupier run COMMAND";
+                           shows them); to start a croupier: croupier run COMMAND, or as a \
+                           service of systemd: croupier unit -- COMMAND";
 
 /// Start slots that are stopped, have failed, or wait before their next start.
 #[derive(Debug, Clone, Args)]

@@ -29,6 +29,7 @@ use std::time::Duration;
 
 use crossbeam_channel::{Sender, bounded, unbounded};
 use mio::Waker;
+use nix::sys::signal::{SigSet, Signal};
 
 use crate::config::LogFormat;
 use collect::{Collector, Command, Pipe};
@@ -234,6 +235,14 @@ fn spawn(
 ) -> io::Result<JoinHandle<()>> {
     let alive = alive.clone();
     std::thread::Builder::new().name(name.to_owned()).spawn(move || {
+        // TTOU means something to the primary. In the background of a shell that stops jobs which write
+        // to its terminal (`stty tostop`) each write would bring it, and be begun anew for ever; where it
+        // is blocked such a write is allowed (termios(3)).
+        let mut terminal = SigSet::empty();
+        terminal.add(Signal::SIGTTOU);
+        if let Err(error) = terminal.thread_block() {
+            log::debug!("TTOU cannot be blocked: {error}");
+        }
         body();
         drop(alive);
     })

@@ -292,10 +292,25 @@ impl Listener {
 
     /// Takes one connection out of the backlog of `socket` (the listener's own or a slot's).
     pub(crate) fn accept(&self) -> Accepted {
-        if self.opened == Opened::ByManager && self.phase == Phase::Quiet {
-            return Accepted::Empty;
+        if self.phase == Phase::Quiet {
+            return self.accept_the_last();
         }
         accept(self.socket.as_fd(), self.accept_flags)
+    }
+
+    fn accept_the_last(&self) -> Accepted {
+        if self.opened == Opened::ByManager {
+            return Accepted::Empty;
+        }
+        let accepted = accept(self.socket.as_fd(), self.accept_flags);
+        // A handshake that had begun may have inherited it; what was dropped meanwhile is sent again.
+        if let (Accepted::Conn(conn, _), ListenAddress::Tcp { address, .. }) =
+            (&accepted, &self.address)
+            && let Err(error) = least_ttl(conn.as_fd(), address.is_ipv6(), 0)
+        {
+            log::debug!("a last client of {self} may hear nothing: {error}");
+        }
+        accepted
     }
 
     /// How many clients wait in the backlog at least, 0 if none does. accept4(2) makes a socket and a
@@ -316,9 +331,12 @@ impl Listener {
     pub(crate) fn quiet(&mut self) {
         self.phase = Phase::Quiet;
         self.pending = true;
+        let ListenAddress::Tcp { address, .. } = &self.address else { return };
         if self.opened == Opened::Here
-            && matches!(self.address, ListenAddress::Tcp { .. })
-            && let Err(error) = sys::attach_drop_filter(self.socket.as_fd())
+            // Some kernels attach filters for privileged processes only. Packets that have crossed no router
+            // and claim the largest TTL are then all that is let in, which is nobody's (ip(7), IP_MINTTL).
+            && sys::attach_drop_filter(self.socket.as_fd()).is_err()
+            && let Err(error) = least_ttl(self.socket.as_fd(), address.is_ipv6(), 255)
         {
             log::warn!(
                 "cannot attach a filter to {self}: {error}; clients that connect while it closes may be reset"
@@ -392,6 +410,15 @@ fn accept(socket: BorrowedFd<'_>, flags: i32) -> Accepted {
         Ok((conn, peer)) => Accepted::Conn(conn, peer),
         Err(error) => classify(error),
     }
+}
+
+/// Drops packets whose TTL or hop limit is below `least`.
+fn least_ttl(socket: BorrowedFd<'_>, ipv6: bool, least: i32) -> io::Result<()> {
+    if ipv6 {
+        sys::set_option(socket, libc::IPPROTO_IPV6, libc::IPV6_MINHOPCOUNT, &[least])?;
+    }
+    // Of an IPv6 socket too: IPv4 clients come in by it.
+    sys::set_option(socket, libc::IPPROTO_IP, libc::IP_MINTTL, &[least])
 }
 
 fn is_readable(socket: BorrowedFd<'_>) -> io::Result<bool> {
