@@ -43,3 +43,4 @@ mod stop;
 mod tidy;
 mod troubles;
 mod tutorials;
+mod watch;

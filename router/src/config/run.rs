@@ -68,6 +68,8 @@ pub struct RunConfig {
     pub env: Vec<(OsString, OsString)>,
     /// `--max-rss`.
     pub max_rss: Option<MaxRss>,
+    /// `--watch`, and with it the file.
+    pub watch: Vec<PathBuf>,
     /// The file, and its profile, that had a say; empty without one.
     pub file: String,
     /// Processes, and what is done by the clock.
@@ -192,6 +194,7 @@ impl RunConfig {
             preload_path: args.preload_path,
             env,
             max_rss,
+            watch: args.watch,
             file: String::new(),
             care,
             machine: Machine { cpus: around.cpus, somaxconn: around.somaxconn },

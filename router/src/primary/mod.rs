@@ -66,6 +66,8 @@ mod status;
 mod supervise;
 mod tokens;
 mod turns;
+mod versions;
+mod watch;
 mod worker;
 
 pub use advice::open_files_needed;

@@ -39,6 +39,8 @@ use super::start::Launcher;
 use super::status::Meters;
 use super::tokens::Source;
 use super::turns::Work;
+use super::versions::Versions;
+use super::watch::Watcher;
 use super::worker::Workers;
 use crate::config::RunConfig;
 use crate::output::Output;
@@ -90,6 +92,9 @@ pub(super) struct Primary {
     pub(super) output: Option<Output>,
     pub(super) announcer: Announcer,
     pub(super) replacing: Replacing,
+    pub(super) versions: Versions,
+    /// `--watch`.
+    pub(super) watcher: Option<Watcher>,
     pub(super) hands: Hands,
     pub(super) driving: Driving,
     pub(super) happenings: Happenings,
@@ -159,6 +164,7 @@ impl Primary {
             Source::Rescue => {
                 self.take_rescued();
                 self.take_samples();
+                self.take_changes();
             }
             Source::Questions => self.take_questions(),
             Source::Question(key) => self.take_question(key),
