@@ -144,7 +144,11 @@ pub(crate) fn results(view: &View<'_>) -> String {
     for workload in &run.workloads {
         text += &format!("\n### {}\n\n", cell(&workload.name));
         text += &table(&Table::of_workload(view, workload));
-        text += &format!("\n*{}* {}\n", cell(&workload.method), cell(&generator_line(workload)));
+        text += &format!(
+            "\n*{}.* {}\n",
+            cell(workload.method.trim_end_matches('.')),
+            cell(&generator_line(workload))
+        );
         let unplanned = unplanned(view.of_workload(&workload.id));
         if !unplanned.is_empty() {
             let names = cell(&unplanned.join(", "));

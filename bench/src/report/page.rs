@@ -45,7 +45,7 @@ pub(crate) fn page(view: &View<'_>) -> Result<String, ChartError> {
                 (contents(view))
                 main {
                     (summary_section(view, &summary))
-                    (goals_section(view))
+                    @if has_goals(view) { (goals_section(view)) }
                     @for section in &sections { (section) }
                     @for family in &scaling {
                         section id=(format!("scaling-{}", anchor(&family.family))) {
@@ -72,7 +72,7 @@ fn dark_style() -> String {
 fn run_line(view: &View<'_>) -> String {
     let plan = &view.results.plan;
     let environment = &view.results.environment;
-    let commit = environment.commit.as_deref().unwrap_or("no commit");
+    let commit = environment.commit.as_deref().unwrap_or("none");
     let took = plan.took_seconds.map_or_else(|| "under way".to_owned(), units::span);
     format!(
         "{} · {} rounds of {} s · {} · {} CPUs · commit {}{} · {took}",
@@ -113,7 +113,7 @@ fn contents(view: &View<'_>) -> Markup {
     html! {
         nav {
             a href="#summary" { "Summary" }
-            a href="#goals" { "Goals" }
+            @if has_goals(view) { a href="#goals" { "Goals" } }
             @for workload in &view.results.workloads {
                 a href=(format!("#{}", anchor(&workload.id))) { (workload.name) }
             }
@@ -267,6 +267,11 @@ fn costs(all: &[String]) -> Markup {
     html! { ul { @for cost in all { li { (cost) } } } }
 }
 
+/// Goals are about the harness's own workers, not about a program of the user's.
+fn has_goals(view: &View<'_>) -> bool {
+    view.results.engines.iter().any(|engine| engine.worker != WorkerKind::Own)
+}
+
 fn goals_section(view: &View<'_>) -> Markup {
     html! {
         section id="goals" {
@@ -320,7 +325,7 @@ fn section(view: &View<'_>, workload: &WorkloadInfo) -> Result<Markup, ChartErro
             @if !unplanned.is_empty() {
                 p.method { "Not compared under this workload: " (unplanned.join(", ")) "." }
             }
-            p.method { strong { "Method. " } (workload.method) " " (generator_line(workload)) }
+            p.method { strong { "Method. " } (workload.method.trim_end_matches('.')) ". " (generator_line(workload)) }
             (warnings(cells))
             (raw(cells))
         }

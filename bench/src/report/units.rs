@@ -10,7 +10,8 @@ pub(crate) fn plain(value: f64) -> String {
     }
     let digits = match value.abs() {
         size if size < 1e-9 => return "0".into(),
-        size if size < 0.01 => return format!("{value:.1e}"),
+        size if size < 0.0005 => return format!("{value:.1e}"),
+        size if size < 0.01 => 4,
         size if size < 0.995 => 3,
         size if size < 9.995 => 2,
         size if size < 99.95 => 1,
@@ -86,8 +87,8 @@ mod tests {
 
     #[test]
     fn three_digits_and_a_unit() {
-        let plains = [0.0, 0.0004, 0.4251, 1.0, 4.2, 42.55, 425.4, 4254.0].map(plain);
-        assert_eq!(plains, ["0", "4.0e-4", "0.425", "1", "4.2", "42.5", "425", "4254"]);
+        let plains = [0.0, 0.0004, 0.0052, 0.4251, 1.0, 4.2, 42.55, 425.4, 4254.0].map(plain);
+        assert_eq!(plains, ["0", "4.0e-4", "0.0052", "0.425", "1", "4.2", "42.5", "425", "4254"]);
         let counts = [0.0, 12.0, 999.0, 999.9, 12_345.0, 4_500_000.0].map(count);
         assert_eq!(counts, ["0", "12", "999", "1 k", "12.3 k", "4.5 M"]);
         let times = [40.0, 850_000.0, 1.234e7, 9.9999e8, 4.2e9].map(nanos);

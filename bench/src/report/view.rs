@@ -517,14 +517,15 @@ fn curve(histogram: &Histogram<u64>) -> Vec<(f64, f64)> {
     const STEPS_PER_NINE: u32 = 24;
     const NINES_MAX: u32 = 7;
     let n = as_f64(histogram.len());
-    let mut points = Vec::new();
-    for step in 0..=STEPS_PER_NINE * NINES_MAX {
-        let quantile = 1.0 - 10f64.powf(-f64::from(step) / f64::from(STEPS_PER_NINE));
-        if (1.0 - quantile) * n < 1.0 {
-            break;
-        }
-        points.push((quantile, as_f64(histogram.value_at_quantile(quantile))));
-    }
+    let mut quantiles: Vec<f64> = (0..=STEPS_PER_NINE * NINES_MAX)
+        .map(|step| 1.0 - 10f64.powf(-f64::from(step) / f64::from(STEPS_PER_NINE)))
+        // The median has a mark, and lies between two steps.
+        .chain([0.5])
+        .filter(|quantile| (1.0 - quantile) * n >= 1.0)
+        .collect();
+    quantiles.sort_by(f64::total_cmp);
+    let at = |quantile: f64| (quantile, as_f64(histogram.value_at_quantile(quantile)));
+    let mut points: Vec<(f64, f64)> = quantiles.into_iter().map(at).collect();
     // The largest of n values stands where 1/n is left.
     points.push((1.0 - 1.0 / n, as_f64(histogram.max())));
     points

@@ -218,8 +218,11 @@ impl Figure {
 
 /// How wide a text of `size` pixels is, about: the reader's font is not known here.
 fn text_width(text: &str, size: i32) -> i32 {
-    let letters = i32::try_from(text.chars().count()).unwrap_or(i32::MAX);
-    letters.saturating_mul(size).saturating_mul(56) / 100
+    let letters = text.chars().fold(0_i32, |sum, letter| {
+        let hundredths = if letter.is_uppercase() || letter == '_' { 76 } else { 58 };
+        sum.saturating_add(hundredths)
+    });
+    letters.saturating_mul(size) / 100
 }
 
 /// Cuts a text that does not fit into `room` pixels; an ellipsis says so.
