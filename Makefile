@@ -2,7 +2,7 @@
 
 .DEFAULT_GOAL := help
 .PHONY: help demo build deps test unit sim system soak bench bench-quick bench-full bench-publish bench-deps bench-build \
-	lint fmt check-fmt install clean
+	lint docs fmt check-fmt install clean
 
 PREFIX ?= /usr/local
 # cargo's own variable, so that `make` finds what cargo builds.
@@ -64,6 +64,9 @@ bench-build: bench-deps
 lint: ## clippy with warnings as errors, and the size of the shim
 	cargo clippy --workspace --all-targets --all-features -- -D warnings
 	@if [ -x scripts/shim-size ]; then scripts/shim-size; fi
+
+docs: ## write the README's table of flags anew
+	CROUPIER_DOCS=write cargo test -p croupier --all-features --lib the_readme_has_every_flag
 
 fmt: ## format everything
 	cargo fmt --all

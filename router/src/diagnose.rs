@@ -402,7 +402,9 @@ pub fn bind_error(address: &ListenAddress, error: io::Error) -> BindError {
     }
 }
 
-fn first_free_port() -> u16 {
+/// The first port that everybody may bind.
+#[must_use]
+pub fn first_free_port() -> u16 {
     let file = Path::new("/proc/sys/net/ipv4/ip_unprivileged_port_start");
     std::fs::read_to_string(file).ok().and_then(|text| text.trim().parse().ok()).unwrap_or(1024)
 }

@@ -12,6 +12,7 @@
 //! | [`control`] | the control socket between command line and primary |
 //! | [`output`] | workers' output, line by line |
 //! | [`memory`] | how much memory there is |
+//! | [`doctor`] | whether this machine lets croupier do its work |
 //! | [`diagnose`] | why something is not as it should be, from /proc |
 
 #![deny(unsafe_code)]
@@ -24,6 +25,7 @@ pub mod cli;
 pub mod config;
 pub mod control;
 pub mod diagnose;
+pub mod doctor;
 pub mod memory;
 pub mod name;
 pub mod output;

@@ -1,4 +1,4 @@
-//! How much memory there is: what the control groups leave of the machine's.
+//! How much memory and CPU there is: what the control groups leave of the machine's.
 //!
 //! Owns nothing. Promises: the smallest limit from the process's own control group up to the root,
 //! v2 or v1, and never more than the machine has. Never does: fail; where nothing can be read, the
@@ -25,17 +25,51 @@ pub fn available() -> Option<u64> {
 
 /// The smallest limit of a group and those above it.
 fn limit_of(mount: &Path, group: &ProcessCGroup) -> Option<u64> {
+    // "max" is no limit.
+    let texts = texts_of(mount, group, "memory", ["memory.max", "memory.limit_in_bytes"]);
+    texts.iter().filter_map(|text| text.trim().parse().ok()).min()
+}
+
+/// CPUs that the control groups let this process and its descendants have together, by quota.
+#[must_use]
+pub fn cpu_quota() -> Option<f64> {
+    let groups = Process::myself().and_then(|process| process.cgroups());
+    let groups = groups.map(|groups| groups.0).unwrap_or_default();
+    let quotas = groups.iter().filter_map(|group| quota_of(Path::new(MOUNT), group));
+    quotas.reduce(f64::min)
+}
+
+fn quota_of(mount: &Path, group: &ProcessCGroup) -> Option<f64> {
+    let quotas = texts_of(mount, group, "cpu", ["cpu.max", "cpu.cfs_quota_us"]);
+    let periods = texts_of(mount, group, "cpu", ["cpu.max", "cpu.cfs_period_us"]);
+    // "50000 100000" in v2; -1 or "max" is no quota.
+    let first = |text: &str| text.split_whitespace().next().and_then(|word| word.parse().ok());
+    let last = |text: &str| text.split_whitespace().next_back().and_then(|word| word.parse().ok());
+    let share = |(quota, period): (&String, &String)| {
+        let (quota, period): (f64, f64) = (first(quota)?, last(period)?);
+        (quota > 0.0 && period > 0.0).then_some(quota / period)
+    };
+    quotas.iter().zip(&periods).filter_map(share).reduce(f64::min)
+}
+
+/// What a file says in a group and in those above it: the first name in v2, the second in v1, where
+/// it is of that controller. A group that is not mounted here has no file.
+fn texts_of(
+    mount: &Path,
+    group: &ProcessCGroup,
+    controller: &str,
+    [v2, v1]: [&str; 2],
+) -> Vec<String> {
     let (root, file) = if group.hierarchy == 0 {
-        (mount.to_owned(), "memory.max")
-    } else if group.controllers.iter().any(|name| name == "memory") {
-        (mount.join("memory"), "memory.limit_in_bytes")
+        (mount.to_owned(), v2)
+    } else if group.controllers.iter().any(|name| name == controller) {
+        (mount.join(controller), v1)
     } else {
-        return None;
+        return Vec::new();
     };
     let path: PathBuf = root.join(group.pathname.trim_start_matches('/'));
     let groups = path.ancestors().take_while(|path| path.starts_with(&root));
-    // "max" is no limit; a group that is not mounted here has no file.
-    groups.filter_map(|path| fs::read_to_string(path.join(file)).ok()?.trim().parse().ok()).min()
+    groups.filter_map(|path| fs::read_to_string(path.join(file)).ok()).collect()
 }
 
 #[cfg(test)]
@@ -72,6 +106,29 @@ mod tests {
             (5, &["cpu", "cpuacct"], "/d", None),
         ] {
             let found = limit_of(mount, &group(hierarchy, controllers, path));
+            assert_eq!(found, expected, "{hierarchy} {path}");
+        }
+    }
+
+    #[test]
+    fn the_smallest_quota_up_to_the_root() {
+        let folder = tempfile::tempdir().unwrap();
+        let mount = folder.path();
+        write(mount, "cpu.max", "max 100000\n");
+        write(mount, "a/cpu.max", "50000 100000\n");
+        write(mount, "a/b/cpu.max", "max 100000\n");
+        write(mount, "cpu/d/cpu.cfs_quota_us", "150000\n");
+        write(mount, "cpu/d/cpu.cfs_period_us", "100000\n");
+        write(mount, "cpu/e/cpu.cfs_quota_us", "-1\n");
+        write(mount, "cpu/e/cpu.cfs_period_us", "100000\n");
+        for (hierarchy, controllers, path, expected) in [
+            (0, [].as_slice(), "/a/b", Some(0.5)),
+            (0, &[], "/", None),
+            (2, &["cpu", "cpuacct"], "/d", Some(1.5)),
+            (2, &["cpu"], "/e", None),
+            (4, &["memory"], "/d", None),
+        ] {
+            let found = quota_of(mount, &group(hierarchy, controllers, path));
             assert_eq!(found, expected, "{hierarchy} {path}");
         }
     }

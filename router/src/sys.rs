@@ -197,6 +197,29 @@ pub fn backlog(listener: BorrowedFd<'_>) -> io::Result<(u32, u32)> {
     }
 }
 
+/// Packets that a socket had no room for since it was made (`SK_MEMINFO_DROPS`): of a listening one,
+/// clients that did not get into its backlog.
+///
+/// # Errors
+/// The errno of getsockopt(2).
+pub fn drops(socket: BorrowedFd<'_>) -> io::Result<u32> {
+    /// include/uapi/linux/sock_diag.h
+    const SK_MEMINFO_DROPS: usize = 8;
+    let mut info = [0u32; SK_MEMINFO_DROPS + 1];
+    let mut len = socklen(size_of_val(&info));
+    // SAFETY: pointer and length are those of `info`; the kernel writes no more.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_MEMINFO,
+            info.as_mut_ptr().cast(),
+            &raw mut len,
+        )
+    };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(info[SK_MEMINFO_DROPS]) }
+}
+
 /// A child that ended, as waitid(2) tells it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct EndedChild {

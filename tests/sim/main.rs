@@ -451,7 +451,7 @@ impl Game {
                 }
             }
             Move::Close => self.close(),
-            Move::Reload(rolling) => self.table.reload(rolling),
+            Move::Reload(rolling) => self.reload(rolling),
             Move::StopSlot => {
                 let slot = self.any_slot();
                 self.table.stop_slot(slot);
@@ -469,6 +469,17 @@ impl Game {
             _ => self.dice.below(200 * MS),
         };
         self.table.run_for(pause);
+    }
+
+    /// A reload, sometimes with another configuration.
+    fn reload(&mut self, rolling: bool) {
+        if self.dice.permille(300) {
+            let new = self.another_config();
+            // The table goes by what was in force at first: a slot may now have a second worker.
+            self.table.outgrow |= new.limits.max_connections.is_some();
+            self.table.core.reconfigure_at_reload(new);
+        }
+        self.table.reload(rolling);
     }
 
     /// A move of the operator's.
@@ -510,6 +521,27 @@ impl Game {
             101 => Move::Pause,
             102..=104 => Move::Resume,
             _ => Move::RestartSlot,
+        }
+    }
+
+    /// What a file may say at a reload.
+    fn another_config(&mut self) -> Config {
+        let other = any_config(&mut self.dice);
+        let now = self.table.config;
+        Config {
+            limits: Limits {
+                hung_timeout: other.limits.hung_timeout,
+                max_connections: other.limits.max_connections,
+                ..now.limits
+            },
+            slow_start: other.slow_start,
+            graceful_timeout: Duration::from_secs(self.dice.between(1, 4)),
+            kill_after: Duration::from_millis(self.dice.between(200, 1000)),
+            stop_signal_first: other.stop_signal_first,
+            max_surge: other.max_surge,
+            soak: other.soak,
+            max_draining: other.max_draining,
+            ..now
         }
     }
 

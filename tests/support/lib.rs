@@ -29,7 +29,7 @@ pub use figures::{Figure, figure, record, soak, soak_or};
 pub use guard::Guard;
 pub use http::{Client, Failure, Outcome, Pending, Reply, hammer};
 pub use lines::Lines;
-pub use primary::{Croupier, Finished, ListenerStatus, Status, Totals, WorkerStatus};
+pub use primary::{Advice, Croupier, Finished, ListenerStatus, Status, Totals, WorkerStatus};
 pub use process::{
     Process, children_of, cpu_time, descriptors, field_of_status, line_of_status, marked,
     parent_of, state_of, stop_process, wake_ups,

@@ -32,7 +32,16 @@ pub struct Status {
     pub stopping: bool,
     pub listeners: Vec<ListenerStatus>,
     pub workers: Vec<WorkerStatus>,
+    pub advice: Vec<Advice>,
     pub totals: Totals,
+}
+
+/// A piece of advice.
+#[derive(Debug, Clone, Deserialize)]
+#[expect(missing_docs, reason = "the README's table of the status says what each means")]
+pub struct Advice {
+    pub about: String,
+    pub text: String,
 }
 
 /// One listener.

@@ -2,7 +2,9 @@
 
 use std::os::unix::fs::PermissionsExt;
 
-use croupier_tests::{Client, Guard};
+use croupier_tests::{Client, Guard, PATIENCE, wait_until};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::Value;
 
 use crate::programs::one_at_a_time;
@@ -147,4 +149,74 @@ fn every_command_has_a_man_page_and_a_completion() {
     bash.args(["-c", &ask]);
     let answer = guard.finish(bash);
     assert_eq!(answer.expect_code(0).stdout.trim(), "--graceful-timeout", "{answer:?}");
+}
+
+/// A program that says which version it is, and the file that makes it so.
+fn version(guard: &Guard, port: u16, mode: &str, more: &str) {
+    let server: Vec<String> =
+        one_at_a_time(port).into_iter().map(|word| word.into_string().unwrap()).collect();
+    let script = format!("echo mode $MODE of $CROUPIER_GENERATION; exec {}", server.join(" "));
+    let text = format!(
+        "command = ['sh', '-c', '{script}']\nworkers = 2\nsoak = \"100ms\"\n{more}\n[env]\nMODE = \"{mode}\"\n"
+    );
+    guard.write("croupier.toml", &text);
+}
+
+#[test]
+fn a_reload_reads_the_file_again_and_a_wrong_one_changes_nothing() {
+    let guard = Guard::new("config-reload");
+    let port = guard.port();
+    version(&guard, port, "one", "");
+    let croupier = guard.run::<&str>([]).ready();
+    let generations = || -> Vec<Option<u32>> {
+        croupier.status().workers.iter().map(|worker| worker.generation).collect()
+    };
+    version(&guard, port, "two", "graceful-timeout = \"5s\"");
+    let reload = croupier.ask(&["reload"]);
+    let said = &reload.expect_code(0).stdout;
+    assert!(said.contains("croupier.toml changes env.MODE, graceful-timeout"), "{said}");
+    croupier.wait_for_line("mode two of 2");
+    assert_eq!(generations(), [Some(2); 2]);
+
+    // A line that is wrong, and one that is right but cannot be obeyed now.
+    for (line, wanted) in [
+        ("sok = \"1s\"", "croupier.toml:4: sok is no setting; did you mean soak?"),
+        ("policy = \"rr\"", "croupier.toml:4: policy cannot change while croupier runs"),
+    ] {
+        version(&guard, port, "three", line);
+        croupier
+            .ask(&["reload"])
+            .expect_code(1)
+            .expect_error(&["no reload, and nothing is changed", wanted]);
+        croupier.signal(Signal::SIGHUP);
+        wait_until(PATIENCE, "it is in the log, twice", || {
+            let count = croupier.stderr().count(wanted);
+            if count == 2 { Ok(()) } else { Err(count) }
+        });
+        assert_eq!(generations(), [Some(2); 2]);
+        assert_eq!(Client::port(port).get("/").unwrap().status, 200);
+    }
+    std::fs::remove_file(guard.path("croupier.toml")).unwrap();
+    croupier.ask(&["reload"]).expect_code(1).expect_error(&["croupier.toml: cannot be read"]);
+
+    // What is read well but does not hold: the old go on, also those that crash, as what they were.
+    guard.write("croupier.toml", "command = [\"false\"]\nworkers = 2\nsoak = \"100ms\"\n");
+    croupier.ask(&["reload"]).expect_code(1).expect_error(&["exited with status 1"]);
+    assert_eq!(generations(), [Some(2); 2]);
+    let before = croupier.stdout().count("mode two of 2");
+    let victim = croupier.status().slot(1).cloned().unwrap();
+    kill(Pid::from_raw(victim.pid.unwrap()), Signal::SIGKILL).unwrap();
+    croupier.wait_status("the next", |status| {
+        status.slot(1).filter(|worker| worker.id > victim.id).map(|_| ())
+    });
+    wait_until(PATIENCE, "the old command", || {
+        let count = croupier.stdout().count("mode two of 2");
+        if count == before + 1 { Ok(()) } else { Err(count) }
+    });
+
+    version(&guard, port, "four", "");
+    croupier.signal(Signal::SIGUSR2);
+    croupier.wait_for_line("mode four of 4");
+    croupier.wait_for_line("nobody is left to drain");
+    croupier.stop_well();
 }

@@ -141,7 +141,7 @@ fn a_crash_loop_is_cheap_and_a_start_ends_it() {
 }
 
 /// `croupier run` under another command.
-fn under(guard: &Guard, command: &mut Command, words: &[String]) {
+pub(crate) fn under(guard: &Guard, command: &mut Command, words: &[String]) {
     let (program, rest) = words.split_first().unwrap();
     let mut outer = guard.command(program);
     outer.args(rest).arg(command.get_program()).args(command.get_args());

@@ -4,21 +4,25 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod advice;
 mod attacks;
 mod bench;
 mod bench_program;
 mod blocked;
 mod capacity;
 mod care;
+mod cells;
 mod cli;
 mod config;
 mod crash;
+mod doctor;
 mod drain;
 mod drive;
 mod events;
 mod examples;
 mod faults;
 mod flags;
+mod haproxy;
 mod harness;
 mod hostile;
 mod idle;
@@ -38,3 +42,5 @@ mod sticky;
 mod stop;
 mod tidy;
 mod troubles;
+mod tutorials;
+mod watch;

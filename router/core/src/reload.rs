@@ -29,6 +29,8 @@
 //! | a slot is started by hand, or a scale adds it | it starts under the old number, and has its turn |
 //! | a stop | it wins: the reload fails, new workers that are not ready are killed, everybody else drains |
 
+use crate::config::Config;
+use crate::dealer::Rules;
 use crate::event::{Generation, Loads, ReloadFault, Report, WorkerId};
 use crate::primary::Core;
 use crate::seat::Listens;
@@ -48,6 +50,10 @@ pub(crate) struct Reload {
     pub(crate) held: Generation,
     /// The last reload that was decided, while somebody of it may still be leaving.
     decided: Option<Generation>,
+    /// What the next one that begins is to be run with.
+    config: Option<Config>,
+    /// What was in force before the one that is under way.
+    before: Option<Config>,
 }
 
 /// What is under way.
@@ -75,6 +81,8 @@ impl Default for Reload {
             last: Generation(1),
             held: Generation(1),
             decided: None,
+            config: None,
+            before: None,
         }
     }
 }
@@ -118,7 +126,24 @@ impl Core {
         self.begin_to_reload(rolling);
     }
 
+    /// The next reload that begins takes this configuration with it: it is in force from then on for
+    /// everybody, and not any more when that reload fails. What the workers that there are were made
+    /// for stays: slots, policy, the largest window, when they are ready, the key of `ip`.
+    pub fn reconfigure_at_reload(&mut self, config: Config) {
+        self.reload.config = Some(config);
+    }
+
+    fn adopt(&mut self, new: Config) {
+        let Config { slots, policy, queue_limit, ready, sticky_key, seed, .. } = self.config;
+        self.config = Config { slots, policy, queue_limit, ready, sticky_key, seed, ..new };
+        self.dealer.rules = Rules::new(&self.config);
+    }
+
     fn begin_to_reload(&mut self, rolling: bool) {
+        if let Some(new) = self.reload.config.take() {
+            self.reload.before = Some(self.config);
+            self.adopt(new);
+        }
         let generation = Generation(self.reload.last.0.saturating_add(1));
         self.reload.last = generation;
         self.drop_recycling();
@@ -239,6 +264,7 @@ impl Core {
             self.reload.way = Way::Nothing;
             self.reload.decided = Some(generation);
             self.reload.held = generation;
+            self.reload.before = None;
             self.report(Report::ReloadDone { generation });
         } else {
             let left = if rolling { self.max_surge() } else { u16::MAX };
@@ -395,6 +421,9 @@ impl Core {
         let Some(generation) = self.reload.generation() else { return };
         self.reload.way = Way::Nothing;
         self.reload.decided = Some(generation);
+        if let Some(before) = self.reload.before.take() {
+            self.adopt(before);
+        }
         let stops = why == ReloadFault::Stopped;
         if stops {
             self.reload.next = None;

@@ -77,6 +77,8 @@ pub struct Totals {
     pub hung: u64,
     /// Workers that were replaced because they had had their time.
     pub recycled: u64,
+    /// How often windows would have grown beyond `queue_limit`.
+    pub capped: u64,
 }
 
 impl Core {
@@ -120,7 +122,7 @@ impl Core {
     /// Counters since the start.
     #[must_use]
     pub fn totals(&self) -> Totals {
-        self.ledger.totals
+        Totals { capped: self.dealer.pace.capped(), ..self.ledger.totals }
     }
 
     /// Workers that are ready now.

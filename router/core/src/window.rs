@@ -146,6 +146,8 @@ pub(crate) struct Pace {
     short: Sample,
     /// Seen only after a while, because clients come in waves: that they are too large.
     long: Sample,
+    /// How often they would have grown beyond the limit.
+    capped: u64,
 }
 
 impl Pace {
@@ -158,7 +160,13 @@ impl Pace {
             turn: Turn { began: now, dealt: 0, end: End::Open },
             short: Sample::new(now),
             long: Sample::new(now),
+            capped: 0,
         }
+    }
+
+    /// How often a larger limit would have made wake-ups better.
+    pub(crate) fn capped(&self) -> u64 {
+        self.capped
     }
 
     pub(crate) fn size(&self) -> u16 {
@@ -199,7 +207,9 @@ impl Pace {
             self.size = self.shrunk(share, now);
             self.long.turns = 0;
         } else if self.short.turns >= SHORT {
-            self.size = self.grown(share, now);
+            let wanted = self.grown(share, now);
+            self.capped += u64::from(wanted > self.limit);
+            self.size = wanted.min(self.limit);
             self.short.turns = 0;
         }
         if self.size != before {
@@ -212,7 +222,8 @@ impl Pace {
         (self.size / 2).max(1)
     }
 
-    /// Larger, if most of the last turns were for a few connections that filled the windows.
+    /// Larger, if most of the last turns were for a few connections that filled the windows. The limit is
+    /// not looked at.
     fn grown(&self, share: u32, now: Now) -> u16 {
         let filled = self.short.filled * 2 >= self.short.turns;
         let enough = if self.size < DEEP { share.max(BATCH) } else { BATCH };
@@ -220,8 +231,8 @@ impl Pace {
             return self.size;
         }
         let (ceiling, until, _) = self.ceiling;
-        let most = if now < until { ceiling } else { self.limit };
-        self.size.saturating_mul(2).min(most).min(self.limit).max(self.size)
+        let most = if now < until { ceiling } else { u16::MAX };
+        self.size.saturating_mul(2).min(most).max(self.size)
     }
 
     /// Smaller, if turns are seldom, deal more than they need to, or do not fill the windows.
@@ -344,6 +355,22 @@ mod tests {
             2,
             "far too early"
         );
+    }
+
+    #[test]
+    fn a_limit_that_is_too_low_is_counted() {
+        let mut now = 0;
+        let mut pace = Pace::new(2, Now(0));
+        assert_eq!(turns(&mut pace, &mut now, 8, 1, 20 * US, End::Full), 2);
+        assert_eq!(pace.capped(), 0);
+        assert_eq!(turns(&mut pace, &mut now, 80, 1, 20 * US, End::Full), 2);
+        assert!(pace.capped() >= 8, "{}", pace.capped());
+        // Seldom, or full of what slow workers leave: a larger limit would not help.
+        for (each, end) in [(MS, End::Full), (20 * US, End::Open), (20 * US, End::Empty)] {
+            let mut pace = Pace::new(1, Now(now));
+            turns(&mut pace, &mut now, 200, 1, each, end);
+            assert_eq!(pace.capped(), 0, "{end:?}");
+        }
     }
 
     #[test]

@@ -605,3 +605,44 @@ fn a_worker_that_comes_back_is_no_stranger() {
     let to_the_first = new.iter().filter(|(_, _, worker)| *worker == 1).count();
     assert!((45..=55).contains(&to_the_first), "its whole share: {to_the_first} of {}", new.len());
 }
+
+/// What a reload brings is in force from its beginning, and not any more when it has failed.
+#[test]
+fn a_configuration_comes_with_a_reload_and_goes_when_that_fails() {
+    let mut table = Table::of(config(2, Policy::Least), Habit::default());
+    table.start();
+    let given = Config {
+        ready_timeout: Duration::from_secs(1),
+        soak: Duration::from_millis(100),
+        // What stays as it is.
+        slots: 5,
+        policy: Policy::Ip,
+        ..config(2, Policy::Least)
+    };
+    let soaks = |table: &Table| -> Vec<Duration> {
+        let reports = table.story.reports.iter();
+        let of = |report: &Report| {
+            if let Report::Soaking { wait, .. } = report { Some(*wait) } else { None }
+        };
+        reports.filter_map(|(_, report)| of(report)).collect()
+    };
+    table.core.reconfigure_at_reload(given);
+    table.habits = Box::new(|_, _, _| Habit { never_ready: true, ..Habit::default() });
+    table.reload(false);
+    table.run_for(2 * SEC);
+    assert!(failure(&table).is_some(), "after one second, not after sixty");
+    assert_eq!(soaks(&table), []);
+    // The next one has what was in force before.
+    table.habits = Box::new(|_, _, _| Habit::default());
+    table.reload(false);
+    table.run_for(5 * SEC);
+    assert_eq!(soaks(&table), [Duration::from_secs(1); 2]);
+    table.core.reconfigure_at_reload(given);
+    table.reload(false);
+    table.run_for(5 * SEC);
+    assert_eq!(soaks(&table).get(2..), Some([Duration::from_millis(100); 2].as_slice()));
+    assert_eq!(everybody(&table).len(), 2, "as many slots as ever");
+    table.reload(false);
+    table.run_for(5 * SEC);
+    assert_eq!(soaks(&table).last(), Some(&Duration::from_millis(100)), "it stays in force");
+}

@@ -4,7 +4,7 @@
 //! library, the variables that a worker gets. Promises: what cannot work is refused before anything
 //! starts, with the reason and what to do instead. Never does: start anything.
 
-mod preload;
+pub mod preload;
 pub mod program;
 
 use std::ffi::{OsStr, OsString};
@@ -131,19 +131,17 @@ pub fn resolve(config: &RunConfig) -> Result<Resolved, ResolveError> {
             if let Some(obstacle) = binary.obstacle(config.ids.as_ref()) {
                 return Err(ResolveError::Obstacle { program: binary.path, obstacle });
             }
-            (Adapter::Preload, Some(preload::library(config)?))
+            (Adapter::Preload, Some(library(config)?))
         }
         // The library only rides along here, to count closed connections.
-        AdapterChoice::Shim => {
-            match (binary.obstacle(config.ids.as_ref()), preload::library(config)) {
-                (None, Ok(library)) => (Adapter::Shim, Some(library)),
-                (Some(_), _) => (Adapter::Shim, None),
-                (None, Err(error)) => {
-                    notes.push(format!("closed connections are not counted: {error}"));
-                    (Adapter::Shim, None)
-                }
+        AdapterChoice::Shim => match (binary.obstacle(config.ids.as_ref()), library(config)) {
+            (None, Ok(library)) => (Adapter::Shim, Some(library)),
+            (Some(_), _) => (Adapter::Shim, None),
+            (None, Err(error)) => {
+                notes.push(format!("closed connections are not counted: {error}"));
+                (Adapter::Shim, None)
             }
-        }
+        },
         AdapterChoice::ListenFds => (Adapter::ListenFds, None),
         AdapterChoice::Fd => (Adapter::Fd, None),
     };
@@ -252,6 +250,10 @@ fn given(config: &RunConfig, name: &str) -> Option<OsString> {
     let named = |pair: &&(OsString, OsString)| pair.0 == OsStr::new(name);
     let all = config.env.iter().rev().chain(config.care.variables.iter().rev());
     all.into_iter().find(named).map(|(_, value)| value.clone())
+}
+
+fn library(config: &RunConfig) -> Result<PathBuf, PreloadError> {
+    preload::library(config.preload_path.as_deref(), config.ids.as_ref())
 }
 
 #[cfg(test)]

@@ -10,10 +10,10 @@ use std::path::{Path, PathBuf};
 
 use nix::unistd::{Gid, Uid};
 
-use crate::config::{Ids, RunConfig};
+use crate::config::Ids;
 
 /// The library's file name.
-pub(super) const FILE: &str = "libcroupier_preload.so";
+pub const FILE: &str = "libcroupier_preload.so";
 
 /// Why the library cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -58,11 +58,11 @@ fn list(paths: &[PathBuf]) -> String {
 
 /// The library for this run: `--preload-path` (a file or its folder), beside the executable, or in
 /// `../lib/croupier` from there.
-pub(super) fn library(config: &RunConfig) -> Result<PathBuf, PreloadError> {
+pub fn library(path: Option<&Path>, ids: Option<&Ids>) -> Result<PathBuf, PreloadError> {
     let executable = std::env::current_exe().unwrap_or_default();
-    let (candidates, advice) = match &config.preload_path {
+    let (candidates, advice) = match path {
         Some(given) => {
-            let file = if given.is_dir() { given.join(FILE) } else { given.clone() };
+            let file = if given.is_dir() { given.join(FILE) } else { given.to_path_buf() };
             (vec![file], "give its path with --preload-path")
         }
         None => beside(&executable),
@@ -75,10 +75,10 @@ pub(super) fn library(config: &RunConfig) -> Result<PathBuf, PreloadError> {
     if library.as_os_str().as_bytes().iter().any(|byte| b" :".contains(byte)) {
         return Err(PreloadError::Unlistable(library.display().to_string()));
     }
-    match barrier(&library, config.ids.as_ref()) {
+    match barrier(&library, ids) {
         None => Ok(library),
         Some(barrier) => {
-            let user = match &config.ids {
+            let user = match ids {
                 Some(Ids { user_name: Some(name), .. }) => name.clone(),
                 Some(ids) => ids.uid.to_string(),
                 None => nix::unistd::geteuid().to_string(),

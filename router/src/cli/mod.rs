@@ -6,6 +6,7 @@
 mod bench;
 mod check;
 mod completions;
+mod doctor;
 mod events;
 mod kill;
 mod logs;
@@ -111,6 +112,7 @@ enum Command {
     Unit(Box<unit::UnitArgs>),
     Bench(bench::BenchArgs),
     Ls(ls::LsArgs),
+    Doctor(doctor::DoctorArgs),
     Logs(logs::LogsArgs),
     Status(status::StatusArgs),
     Events(events::EventsArgs),
@@ -185,6 +187,7 @@ pub fn execute(
         }
         Command::Bench(args) => bench::execute(&args, words),
         Command::Ls(args) => ls::execute(&args),
+        Command::Doctor(args) => doctor::execute(&args),
         Command::Logs(args) => logs::execute(&args, say),
         Command::Status(args) => status::execute(&args),
         Command::Events(args) => events::execute(&args, say),

@@ -585,6 +585,22 @@ pub struct RunArgs {
     )]
     pub preload_path: Option<PathBuf>,
 
+    /// Reload when something in PATH changes, for development. PATH: a file or a folder with all below it;
+    /// default: the working directory. Repeatable.
+    ///
+    /// A reload can only succeed or change nothing. .git, node_modules, target, __pycache__, venv and
+    /// editors' temporary files are not looked at; the config file is.
+    #[arg(
+        long,
+        value_name = "PATH",
+        env = "CROUPIER_WATCH",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = ".",
+        help_heading = heading::RELOADING
+    )]
+    pub watch: Vec<PathBuf>,
+
     /// Read settings from this file. Default: croupier.toml, where it is in the working directory.
     ///
     /// Its keys are these flags' names. A flag, or its variable, wins over the file. A reload reads

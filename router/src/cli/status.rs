@@ -112,6 +112,9 @@ fn render(status: &Status) -> String {
     text.push_str(&workers(status));
     text.push('\n');
     text.push_str(&totals(status));
+    for advice in &status.advice {
+        text.push_str(&format!("advice: {}\n", advice.text));
+    }
     text
 }
 
@@ -208,7 +211,7 @@ fn totals(status: &Status) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::control::messages::{ListenerStatus, SCHEMA, Totals, WorkerState};
+    use crate::control::messages::{Advice, ListenerStatus, SCHEMA, Totals, WorkerState};
 
     fn worker(slot: u16, state: WorkerState) -> WorkerStatus {
         WorkerStatus {
@@ -273,6 +276,7 @@ mod tests {
                 queue_depth: Some(0),
             }],
             workers,
+            advice: vec![Advice { about: "lag".into(), text: "do this".into() }],
             totals: Totals { accepted: 120_034, handed_off: 120_030, ..Totals::default() },
         }
     }
@@ -298,6 +302,7 @@ w10    -    -     -  backoff               -       -       -       -         -  
 accepted 120,034, handed off 120,030, salvaged 0, stolen 0, refused 0, shed 0; nobody had room 0 times
 workers: 0 hung, 0 recycled
 accept to hand-off: p50 -, p99 -
+advice: do this
 ";
         assert_eq!(render(&status), wanted, "\n{}", render(&status));
     }

@@ -158,3 +158,42 @@ fn variables_are_named_like_their_flags() {
         assert_eq!(env, Some(wanted), "--{long}: every flag of run has a variable of its name");
     }
 }
+
+/// The README's table of flags, from the parser.
+fn table_of_flags() -> String {
+    let command = super::command();
+    let run = command.find_subcommand("run").unwrap();
+    let mut table = String::new();
+    for group in super::run::heading::ALL {
+        table.push_str(&format!("| **{group}** | | |\n"));
+        for arg in run.get_arguments().filter(|arg| arg.get_help_heading() == Some(group)) {
+            let long = arg.get_long().unwrap_or_default();
+            let short = arg.get_short().map_or_else(String::new, |short| format!("`-{short}`, "));
+            let mut defaults = arg.get_default_values().iter().map(|one| one.to_string_lossy());
+            let default = defaults.next().map_or_else(String::new, |one| format!("`{one}`"));
+            let help = arg.get_help().map(ToString::to_string).unwrap_or_default();
+            let help = help.replace('|', "\\|");
+            table.push_str(&format!("| {short}`--{long}` | {default} | {help} |\n"));
+        }
+    }
+    table
+}
+
+/// `make docs` writes it.
+#[test]
+fn the_readme_has_every_flag_and_its_default() {
+    const BEGIN: &str = "<!-- flags: made by make docs -->\n";
+    const END: &str = "<!-- end of flags -->\n";
+
+    let path = root().join("README.md");
+    let readme = std::fs::read_to_string(&path).unwrap();
+    let (before, rest) = readme.split_once(BEGIN).unwrap();
+    let (_, after) = rest.split_once(END).unwrap();
+    let table = format!("\n| flag | default | |\n|---|---|---|\n{}\n", table_of_flags());
+    let wanted = format!("{before}{BEGIN}{table}{END}{after}");
+    if std::env::var_os("CROUPIER_DOCS").is_some_and(|what| what == "write") {
+        std::fs::write(&path, &wanted).unwrap();
+    } else {
+        assert!(readme == wanted, "README.md does not have the flags as they are: run make docs");
+    }
+}

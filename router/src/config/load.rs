@@ -15,6 +15,42 @@ use super::file::{self, Entry, File, Place};
 use super::{ConfigError, RunConfig, Surroundings};
 use crate::cli::run::{FromFile, RunArgs};
 
+/// What a reload can change; all else is named and refused. A new flag is of these when what it sets is
+/// looked up anew for each worker, or whenever it is needed.
+const AT_RELOAD: [&str; 25] = [
+    "chdir",
+    "command",
+    "drain-timeout",
+    "env-file",
+    "graceful-timeout",
+    "hung-timeout",
+    "kill-after",
+    "max-connections",
+    "max-draining",
+    "max-lifetime",
+    "max-rss",
+    "max-surge",
+    "min-uptime",
+    "preload-path",
+    "ready-probe",
+    "ready-timeout",
+    "slow-start",
+    "soak",
+    "stall-after",
+    "stay",
+    "sticky-bound",
+    "stop-exit-codes",
+    "stop-signal",
+    "stop-signal-first",
+    "umask",
+];
+
+/// Whether a setting may differ after a reload.
+#[must_use]
+pub fn changes_at_reload(name: &str) -> bool {
+    name.starts_with("env.") || AT_RELOAD.contains(&name)
+}
+
 /// Settings whose values are nobody's business.
 const SECRET: [&str; 1] = ["sticky-seed"];
 
@@ -83,6 +119,8 @@ pub struct Origin {
     /// Its words, the subcommand's name first.
     words: Vec<OsString>,
     file: Option<ConfigFile>,
+    /// The machine does not change because a file does.
+    around: Surroundings,
 }
 
 #[derive(Debug, Clone)]
@@ -144,7 +182,7 @@ pub fn load(
             return Err(ConfigError::value("--profile", profile, why).into());
         }
     };
-    Origin { command, words, file }.read(around)
+    Origin { command, words, file, around: around.clone() }.read()
 }
 
 impl Origin {
@@ -153,7 +191,7 @@ impl Origin {
     ///
     /// # Errors
     /// [`LoadError`].
-    pub fn read(&self, around: &Surroundings) -> Result<Loaded, LoadError> {
+    pub fn read(&self) -> Result<Loaded, LoadError> {
         let pristine = (self.command)();
         let file = match &self.file {
             Some(known) => file::read(&known.path, known.profile.as_deref(), &pristine)?,
@@ -170,10 +208,19 @@ impl Origin {
             workers: matches.value_source("workers") == Some(ValueSource::DefaultValue),
         };
         let mut settings = settings(&(self.command)(), &matches, &file);
-        let mut config = RunConfig::new(args, around)?;
+        let mut config = RunConfig::new(args, &self.around)?;
         config.file = self.to_string();
+        if let Some(file) = self.file().filter(|file| file.is_file() && !config.watch.is_empty()) {
+            config.watch.push(file.to_owned());
+        }
         note_platform(&mut settings, &config);
         Ok(Loaded { config, settings, origin: self.clone() })
+    }
+
+    /// Whether reading it again can bring anything new.
+    #[must_use]
+    pub fn rereads(&self, config: &RunConfig) -> bool {
+        self.file.is_some() || !config.care.variables.is_empty()
     }
 
     /// The file and the profile, if there are any.
@@ -440,6 +487,18 @@ MODE = "dev"
         let strange = folder.load(FULL, &["--profile", "prod"]).unwrap_err();
         assert!(strange.contains("--profile prod: there is no such; the profiles of"), "{strange}");
         assert!(strange.ends_with("are dev"), "{strange}");
+    }
+
+    #[test]
+    fn what_a_reload_can_change_are_settings() {
+        let command = crate::cli::command();
+        let run = command.find_subcommand("run").unwrap();
+        for name in AT_RELOAD.iter().filter(|name| **name != "command") {
+            let known = run.get_arguments().any(|arg| arg.get_long() == Some(name));
+            assert!(known, "{name} is no flag any more: take it out of AT_RELOAD");
+        }
+        assert!(AT_RELOAD.is_sorted());
+        assert!(changes_at_reload("env.MODE") && !changes_at_reload("policy"));
     }
 
     #[test]

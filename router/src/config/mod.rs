@@ -25,8 +25,8 @@ pub use care::{Care, parse_umask};
 pub use file::{DEFAULT_FILE, Place};
 pub use ids::Ids;
 pub use inherited::Inherited;
-pub use load::{LoadError, Loaded, Origin, Setting, Source, load};
-pub use run::{MaxRss, RunConfig, Workers};
+pub use load::{LoadError, Loaded, Origin, Setting, Source, changes_at_reload, load};
+pub use run::{Machine, MaxRss, RunConfig, Workers};
 pub use surroundings::Surroundings;
 pub use template::expand;
 pub use values::{

@@ -68,10 +68,23 @@ pub struct RunConfig {
     pub env: Vec<(OsString, OsString)>,
     /// `--max-rss`.
     pub max_rss: Option<MaxRss>,
+    /// `--watch`, and with it the file.
+    pub watch: Vec<PathBuf>,
     /// The file, and its profile, that had a say; empty without one.
     pub file: String,
     /// Processes, and what is done by the clock.
     pub care: Care,
+    /// What the machine has, for advice.
+    pub machine: Machine,
+}
+
+/// What a run can be compared with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Machine {
+    /// CPUs that this process may use.
+    pub cpus: u16,
+    /// The kernel's largest backlog (`net.core.somaxconn`).
+    pub somaxconn: u32,
 }
 
 /// How much memory a worker may have.
@@ -181,8 +194,10 @@ impl RunConfig {
             preload_path: args.preload_path,
             env,
             max_rss,
+            watch: args.watch,
             file: String::new(),
             care,
+            machine: Machine { cpus: around.cpus, somaxconn: around.somaxconn },
         })
     }
 }

@@ -273,8 +273,20 @@ pub struct Status {
     pub listeners: Vec<ListenerStatus>,
     /// Every worker, and for each slot without one a line of its own; by slot, then by id.
     pub workers: Vec<WorkerStatus>,
+    /// What the operator could do better: each piece once, for as long as the primary runs.
+    #[serde(default)]
+    pub advice: Vec<Advice>,
     /// Sums since the start.
     pub totals: Totals,
+}
+
+/// A piece of advice.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Advice {
+    /// `proxy`, `backlog`, `open-files`, `somaxconn`, `queue-limit`, `workers` or `lag`.
+    pub about: String,
+    /// What was seen and what to do.
+    pub text: String,
 }
 
 /// Of a version that does not say it: none is beyond.

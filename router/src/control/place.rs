@@ -164,7 +164,11 @@ pub fn all_directories() -> Vec<PathBuf> {
     all
 }
 
-fn usable_directory() -> Result<PathBuf, PlaceError> {
+/// The first of [`own_directories`] in which sockets can be made.
+///
+/// # Errors
+/// None can be used, and why not each.
+pub fn usable_directory() -> Result<PathBuf, PlaceError> {
     let mut refusals = Vec::new();
     for directory in own_directories() {
         match make_private(&directory) {

@@ -559,6 +559,7 @@ mod tests {
             stopping: false,
             listeners: Vec::new(),
             workers: Vec::new(),
+            advice: Vec::new(),
             totals: Totals::default(),
         }))
     }

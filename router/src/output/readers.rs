@@ -316,19 +316,24 @@ mod tests {
         let mut quick = bench.reader(follow);
         // They are there before the first line is.
         drop(bench.output.last_lines(1));
+        let (read, has_read) = crossbeam_channel::unbounded();
         let quick = std::thread::spawn(move || {
             (0..LINES).all(|number| match next(&mut quick) {
-                Reply::Said { text } => text.starts_with(&format!("[w0] {number} ")),
+                Reply::Said { text } => {
+                    if number % 500 == 499 {
+                        read.send(()).unwrap();
+                    }
+                    text.starts_with(&format!("[w0] {number} "))
+                }
                 Reply::Done | Reply::Event(_) | Reply::Status(_) | Reply::Failed { .. } => false,
             })
         });
         let padding = "x".repeat(90);
         for number in 0..LINES {
             writeln!(bench.workers[0], "{number} {padding}").unwrap();
-            if number % 500 == 0 {
-                // Lines must not come faster than the quick one, which shares its CPU, can read.
-                drop(bench.output.last_lines(1));
-                std::thread::yield_now();
+            if number % 500 == 499 {
+                // Lines do not come faster than the quick one reads.
+                has_read.recv().unwrap();
             }
         }
         let quick_has_all = quick.join().unwrap();

@@ -233,9 +233,11 @@ impl Primary {
 
     /// What a worker notes of a sticky client while it serves it: a second hash for each connection,
     /// and only under `ip`.
-    fn mark_of(&self, peer: &RawAddress<PEER_MAX>) -> u16 {
+    fn mark_of(&mut self, peer: &RawAddress<PEER_MAX>) -> u16 {
         if self.config.core.policy == Policy::Ip {
-            croupier_core::mark(address::client(peer), self.config.core.sticky_key)
+            let client = address::client(peer);
+            self.adviser.crowd.count(client);
+            croupier_core::mark(client, self.config.core.sticky_key)
         } else {
             0
         }

@@ -285,9 +285,12 @@ impl Primary {
         self.commands.interrupts += 1;
     }
 
-    fn reload(&mut self, asked_by: &str) {
+    pub(super) fn reload(&mut self, asked_by: &str) {
         log::info!("reload (asked by {asked_by})");
-        self.tell(Event::ReloadAsked { rolling: false });
+        match self.read_again() {
+            Ok(()) => self.tell(Event::ReloadAsked { rolling: false }),
+            Err(why) => log::error!("{why}"),
+        }
     }
 
     fn reopen_log(&self) {
@@ -406,6 +409,10 @@ impl Primary {
             }
             Request::Reload { rolling, wait } => {
                 log::info!("reload (asked by croupier reload)");
+                if let Err(why) = self.read_again() {
+                    log::error!("{why}");
+                    return Some(Reply::Failed { why });
+                }
                 if wait {
                     self.commands.reloads.push(Reloader { client, generation: None, failed: None });
                 }

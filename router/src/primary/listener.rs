@@ -362,6 +362,11 @@ impl Listener {
         }
     }
 
+    /// Packets that found no room here: of clients that found the backlog full, mostly.
+    pub(crate) fn drops(&self) -> u32 {
+        sys::drops(self.socket.as_fd()).unwrap_or(0)
+    }
+
     /// Clients in the backlog and its limit; `None` for a Unix socket.
     pub(crate) fn backlog_depth(&self) -> Option<(u32, u32)> {
         sys::backlog(self.socket.as_fd()).ok()

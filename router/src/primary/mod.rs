@@ -9,11 +9,13 @@
 //!             check.rs      asks a new worker (`--ready-probe`)
 //!             posts.rs      messages to and from workers' processes
 //!             replace.rs    what a reload says
+//!             features.rs   what the kernel must be able to do
 //!             hands.rs      slots that the operator starts and stops
 //!             drive.rs      scale, pause, resume, restart, kill
 //!             happenings.rs `croupier events`
 //!             memory.rs     who was killed for lack of memory
 //!             limits.rs     what hung workers, recycling and admission say
+//!             advice.rs     what the operator could do better
 //!             commands.rs   status, stop, reload, wait from the command line
 //!             service.rs    tells the service manager (sd_notify)
 //!             health.rs     `--report`, and the delay before a stop
@@ -28,14 +30,17 @@
 
 mod accept;
 mod address;
+mod advice;
 mod alarm;
 mod announce;
 mod answers;
 mod channel;
 mod check;
 mod commands;
+mod crowd;
 mod disposal;
 mod drive;
+pub mod features;
 mod hands;
 mod happenings;
 mod health;
@@ -61,6 +66,9 @@ mod status;
 mod supervise;
 mod tokens;
 mod turns;
+mod versions;
+mod watch;
 mod worker;
 
+pub use advice::open_files_needed;
 pub use start::run;

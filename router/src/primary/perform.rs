@@ -151,7 +151,7 @@ impl Primary {
         let Some(worker) = self.workers.get(worker) else { return };
         match signal {
             SignalKind::Stop => {
-                process::signal_group(worker, self.config.stop_signal);
+                process::signal_group(worker, self.stop_signal_of(worker.id));
                 // A stopped process would only hear it when it is continued.
                 process::signal_group(worker, Signal::SIGCONT);
             }
@@ -161,6 +161,14 @@ impl Primary {
                 process::signal_main(worker, Signal::SIGCONT);
             }
         }
+    }
+
+    /// A program ends at the signal that it was started to end at.
+    fn stop_signal_of(&self, worker: WorkerId) -> Signal {
+        let generation = self.generation_of(worker);
+        generation.map_or(self.config.stop_signal, |generation| {
+            self.launcher.of(generation).config.stop_signal
+        })
     }
 
     fn forget(&mut self, worker: WorkerId) {

@@ -63,7 +63,8 @@ impl Primary {
                 self.step(&format!("watching {workers} for {wait:?}"));
             }
             Report::ReloadDone { generation } => {
-                self.step(&format!("every slot has a worker of generation {}", generation.0))
+                self.version_holds(generation);
+                self.step(&format!("every slot has a worker of generation {}", generation.0));
             }
             Report::Drains { worker, slot } => self.leaves(worker, slot),
             Report::Drained { worker } => self.step(&format!("worker {} has ended", worker.0)),
@@ -107,7 +108,7 @@ impl Primary {
         }
     }
 
-    fn step(&mut self, text: &str) {
+    pub(super) fn step(&mut self, text: &str) {
         log::info!("reload: {text}");
         self.commands.reload_says(text, self.poll.registry());
     }
@@ -134,6 +135,7 @@ impl Primary {
     }
 
     fn reload_over(&mut self, generation: Generation) {
+        self.version_is_over();
         // Whoever is not forgotten yet is dead: its numbers are final.
         while let Some(leaver) = self.replacing.leavers.first().copied() {
             self.note_end_of_leaver(leaver.worker);
@@ -174,6 +176,7 @@ impl Primary {
         self.commands.reload_began(generation);
         let rolling = if rolling { ", rolling" } else { "" };
         self.step(&format!("generation {} begins{rolling}", generation.0));
+        self.version_begins(generation);
     }
 
     fn refuse_reloads(&mut self) {
@@ -216,6 +219,7 @@ impl Primary {
             }
         }
         self.commands.reload_failed(generation, &text);
+        self.version_fails(generation, kept);
     }
 
     fn reason(&mut self, worker: WorkerId, slot: SlotId, was_ready: bool, fault: Fault) -> String {
@@ -279,7 +283,7 @@ impl Primary {
             .collect()
     }
 
-    fn generation_of(&self, worker: WorkerId) -> Option<Generation> {
+    pub(super) fn generation_of(&self, worker: WorkerId) -> Option<Generation> {
         self.core.workers().find(|view| view.worker == worker).map(|view| view.generation)
     }
 

@@ -72,6 +72,15 @@ impl Sampler {
     }
 }
 
+impl Primary {
+    /// The limit may have changed.
+    pub(super) fn note_max_rss(&mut self) {
+        if let (Some(sampler), Some(max)) = (&mut self.sampler, &self.config.max_rss) {
+            sampler.limit = max.bytes;
+        }
+    }
+}
+
 fn after(now: u64) -> u64 {
     now.saturating_add(u64::try_from(SAMPLE_EVERY.as_nanos()).unwrap_or(u64::MAX))
 }

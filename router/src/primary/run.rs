@@ -17,6 +17,7 @@ use mio::{Events, Interest, Poll};
 use signal_hook_mio::v1_0::Signals;
 use slab::Slab;
 
+use super::advice::Adviser;
 use super::alarm::Alarm;
 use super::announce::Announcer;
 use super::check::Checks;
@@ -38,6 +39,8 @@ use super::start::Launcher;
 use super::status::Meters;
 use super::tokens::Source;
 use super::turns::Work;
+use super::versions::Versions;
+use super::watch::Watcher;
 use super::worker::Workers;
 use crate::config::RunConfig;
 use crate::output::Output;
@@ -89,6 +92,9 @@ pub(super) struct Primary {
     pub(super) output: Option<Output>,
     pub(super) announcer: Announcer,
     pub(super) replacing: Replacing,
+    pub(super) versions: Versions,
+    /// `--watch`.
+    pub(super) watcher: Option<Watcher>,
     pub(super) hands: Hands,
     pub(super) driving: Driving,
     pub(super) happenings: Happenings,
@@ -98,6 +104,7 @@ pub(super) struct Primary {
     pub(super) _pid_file: Option<PidFile>,
     pub(super) memory: Memory,
     pub(super) meters: Meters,
+    pub(super) adviser: Adviser,
     /// `--max-rss`.
     pub(super) sampler: Option<Sampler>,
     pub(super) outcome: Option<Outcome>,
@@ -146,6 +153,7 @@ impl Primary {
             self.accept_all();
             self.look_at_hands();
             self.announce();
+            self.advise_if_due();
             self.meters.turns.ended(self.now);
         }
     }
@@ -156,6 +164,7 @@ impl Primary {
             Source::Rescue => {
                 self.take_rescued();
                 self.take_samples();
+                self.take_changes();
             }
             Source::Questions => self.take_questions(),
             Source::Question(key) => self.take_question(key),

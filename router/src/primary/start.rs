@@ -3,6 +3,7 @@
 //! Owns how a worker is started ([`Launcher`]). Every failure before the first worker starts is
 //! fatal and said in one line.
 
+use std::collections::BTreeMap;
 use std::ffi::{CString, OsString};
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -26,11 +27,13 @@ use signal_hook::consts::signal::{
 use signal_hook_mio::v1_0::Signals;
 use slab::Slab;
 
+use super::advice::Adviser;
 use super::alarm::Alarm;
 use super::announce::Announcer;
 use super::check::Checks;
 use super::commands::{Commands, Ending};
 use super::drive::Driving;
+use super::features::{self, Feature};
 use super::hands::Hands;
 use super::happenings::Happenings;
 use super::health::Health;
@@ -48,10 +51,12 @@ use super::service::Service;
 use super::socket_file::Rights;
 use super::status::Meters;
 use super::tokens::{CONTROL_BASE, Source};
+use super::versions::Versions;
+use super::watch::{WatchError, Watcher};
 use super::worker::{Worker, Workers};
 use super::{accept, address, channel};
 use crate::adapter::{self, Adapter, Resolved};
-use crate::config::{ListenAddress, Loaded, RunConfig, expand};
+use crate::config::{ListenAddress, Loaded, MaxRss, RunConfig, expand};
 use crate::control::place::Place;
 use crate::control::server::ControlServer;
 use crate::diagnose;
@@ -72,6 +77,9 @@ pub enum StartError {
     /// The program cannot be run as a worker.
     #[error(transparent)]
     Program(#[from] adapter::ResolveError),
+    /// Files cannot be watched.
+    #[error(transparent)]
+    Watch(#[from] WatchError),
     /// An `-l` cannot be bound.
     #[error(transparent)]
     Bind(#[from] diagnose::BindError),
@@ -123,6 +131,7 @@ impl StartError {
         match self {
             Self::Program(error) => error.exit_code(),
             Self::Bind(_)
+            | Self::Watch(_)
             | Self::PidFile(_)
             | Self::LogFile { .. }
             | Self::Ended { .. }
@@ -141,12 +150,11 @@ fn cannot(what: &'static str) -> impl Fn(io::Error) -> StartError {
 /// # Errors
 /// [`StartError`]: it did not start.
 pub fn run(loaded: Loaded) -> Result<u8, StartError> {
-    let Loaded { config, .. } = loaded;
     sys::forget_the_parent().map_err(cannot("close what the parent left open"))?;
-    let resolved = adapter::resolve(&config)?;
+    let resolved = adapter::resolve(&loaded.config)?;
     check_kernel()?;
     let nofile = raise_nofile().map_err(cannot("read the limit of open files"))?;
-    let mut primary = assemble(config, resolved, nofile)?;
+    let mut primary = assemble(loaded, resolved, nofile)?;
     primary._pid_file = primary.config.care.pid_file.as_deref().map(PidFile::write).transpose()?;
     primary.declare()?;
     primary.announce_start();
@@ -176,15 +184,30 @@ fn open_output(config: &RunConfig) -> Result<Output, StartError> {
     Output::start(config.log_format, file).map_err(cannot("take over the output"))
 }
 
+fn start_watcher(config: &RunConfig, waker: &Arc<Waker>) -> Result<Option<Watcher>, StartError> {
+    if config.watch.is_empty() {
+        return Ok(None);
+    }
+    Ok(Some(Watcher::start(&config.watch, Arc::clone(waker))?))
+}
+
+fn start_sampler(
+    config: &RunConfig,
+    waker: &Arc<Waker>,
+    now: u64,
+) -> Result<Option<Sampler>, StartError> {
+    let start = |max: &MaxRss| Sampler::start(max.bytes, Arc::clone(waker), now);
+    let sampler = config.max_rss.as_ref().map(start).transpose();
+    sampler.map_err(cannot("start the thread that looks at memory"))
+}
+
 fn assemble(
-    config: RunConfig,
+    loaded: Loaded,
     resolved: Resolved,
     nofile: libc::rlimit,
 ) -> Result<Primary, StartError> {
-    nix::sys::prctl::set_child_subreaper(true).map_err(|error| StartError::Kernel {
-        what: "adopt orphans (PR_SET_CHILD_SUBREAPER)",
-        source: error.into(),
-    })?;
+    let Loaded { config, settings, origin } = loaded;
+    features::subreaper().map_err(|source| StartError::Kernel { what: features::ADOPT, source })?;
     let poll = Poll::new().map_err(cannot("make an epoll"))?;
     let registry = poll.registry();
     let waker = Waker::new(registry, Source::Rescue.token()).map_err(cannot("make a waker"))?;
@@ -197,12 +220,8 @@ fn assemble(
     let place = Place::take(&config.name, config.control.as_deref());
     let commands = Commands::new(place, |path| ControlServer::bind(path, registry, CONTROL_BASE));
     let now = sys::monotonic_ns();
-    let sampler = config
-        .max_rss
-        .as_ref()
-        .map(|max| Sampler::start(max.bytes, Arc::clone(&waker), now))
-        .transpose()
-        .map_err(cannot("start the thread that looks at memory"))?;
+    let sampler = start_sampler(&config, &waker, now)?;
+    let watcher = start_watcher(&config, &waker)?;
     let mut core = config.core;
     core.limits.waiting_max = waiting_max(nofile.rlim_max);
     let primary = Primary {
@@ -223,6 +242,8 @@ fn assemble(
         output: Some(output),
         announcer: Announcer::new(now),
         replacing: Replacing::default(),
+        versions: Versions::new(origin, settings),
+        watcher,
         hands: Hands::new(config.workers.count),
         driving: Driving::default(),
         happenings: Happenings::default(),
@@ -231,6 +252,7 @@ fn assemble(
         _pid_file: None,
         memory: Memory::of_this_process(now),
         meters: Meters::new(now),
+        adviser: Adviser::new(now, nofile.rlim_max),
         sampler,
         outcome: None,
         bells_set: false,
@@ -270,20 +292,15 @@ fn waiting_max(descriptors: u64) -> u16 {
 fn check_kernel() -> Result<(), StartError> {
     let [a, b, c, d, ..] = random_token().map_err(cannot("get random bytes"))?;
     channel::name_after([a, b, c, d]);
-    let missing = |what: &'static str| {
-        move |source: io::Error| match source.raw_os_error() {
+    for Feature { what, try_it } in features::AT_START {
+        try_it().map_err(|source| match source.raw_os_error() {
             // Not the kernel's age: this machine has nothing left to give now.
             Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM | libc::ENOBUFS) => {
                 StartError::System { what, source }
             }
             _ => StartError::Kernel { what, source },
-        }
-    };
-    channel::calibrate()
-        .map_err(missing("count descriptors queued on a Unix socket (SIOCOUTQ)"))?;
-    super::page::SharedPage::new(WorkerId(0))
-        .map_err(missing("seal shared memory (memfd_create)"))?;
-    super::worker::doorbell().map_err(missing("make an eventfd"))?;
+        })?;
+    }
     Ok(())
 }
 
@@ -355,14 +372,22 @@ impl Primary {
 /// How workers are started.
 #[derive(Debug)]
 pub(super) struct Launcher {
-    resolved: Resolved,
+    first: Launch,
+    /// By the generation that began with it, where a reload read another.
+    later: BTreeMap<u32, Launch>,
     nofile: libc::rlimit,
     policy: Policy,
     ready: ReadyRule,
     uids: [u32; 3],
     queue_depth: u32,
     raw_output: bool,
-    config: Box<RunConfig>,
+}
+
+/// What the workers of a generation are.
+#[derive(Debug, Clone)]
+pub(super) struct Launch {
+    pub(super) resolved: Resolved,
+    pub(super) config: Box<RunConfig>,
 }
 
 impl Launcher {
@@ -371,7 +396,8 @@ impl Launcher {
         let worker = config.ids.as_ref().map_or(own, |ids| ids.uid.as_raw());
         let depth = u32::from(config.core.queue_limit);
         Self {
-            resolved,
+            first: Launch { resolved, config: Box::new(config.clone()) },
+            later: BTreeMap::new(),
             nofile,
             policy: config.core.policy,
             ready: config.core.ready,
@@ -382,30 +408,58 @@ impl Launcher {
                 depth
             },
             raw_output: config.raw_output,
-            config: Box::new(config.clone()),
+        }
+    }
+
+    /// What a worker of this generation is: also one that crashes while a later one is being tried.
+    pub(super) fn of(&self, generation: Generation) -> &Launch {
+        self.later.range(..=generation.0).next_back().map_or(&self.first, |(_, launch)| launch)
+    }
+
+    fn latest(&self) -> &Launch {
+        self.later.values().next_back().unwrap_or(&self.first)
+    }
+
+    /// From this generation on. What the primary listens on is what it is.
+    pub(super) fn begin(&mut self, generation: Generation, mut launch: Launch) {
+        launch.config.listen.clone_from(&self.first.config.listen);
+        self.later.insert(generation.0, launch);
+    }
+
+    /// This generation did not hold, and nobody of it is left.
+    pub(super) fn forget(&mut self, generation: Generation) {
+        self.later.remove(&generation.0);
+    }
+
+    /// Nobody is of an earlier generation than this any more.
+    pub(super) fn forget_before(&mut self, generation: Generation) {
+        let kept = self.later.split_off(&generation.0.saturating_add(1));
+        if let Some((_, last)) = std::mem::replace(&mut self.later, kept).pop_last() {
+            self.first = last;
         }
     }
 
     /// The addresses that `-l` came to.
     fn know_addresses(&mut self, bound: Vec<ListenAddress>) {
-        for (spec, address) in self.config.listen.iter_mut().zip(bound) {
+        for (spec, address) in self.first.config.listen.iter_mut().zip(bound) {
             spec.public = address;
         }
     }
 
     /// What is run, for people.
     pub(super) fn title(&self) -> String {
-        let words: Vec<_> = self.config.command.iter().map(|word| word.to_string_lossy()).collect();
+        let command = &self.latest().config.command;
+        let words: Vec<_> = command.iter().map(|word| word.to_string_lossy()).collect();
         words.join(" ")
     }
 
     /// What a person may want to know of how the program was understood.
     pub(super) fn notes(&self) -> &[String] {
-        &self.resolved.notes
+        &self.latest().resolved.notes
     }
 
     pub(super) fn adapter(&self) -> Adapter {
-        self.resolved.adapter
+        self.first.resolved.adapter
     }
 
     /// Whether a process of this user may speak for a worker.
@@ -443,11 +497,11 @@ impl Launcher {
         worker: &mut Worker,
         listeners: &mut Slab<Listener>,
     ) -> io::Result<Vec<OwnedFd>> {
-        let backlog = i32::try_from(self.config.backlog).unwrap_or(i32::MAX);
+        let backlog = i32::try_from(self.first.config.backlog).unwrap_or(i32::MAX);
         let mut inherit = Vec::new();
         let declared = listeners.iter_mut().filter(|(_, l)| l.origin == Origin::Declared);
         for (_, listener) in declared.take(INHERIT_MAX) {
-            match self.resolved.adapter {
+            match self.adapter() {
                 Adapter::Preload | Adapter::Shim => {}
                 Adapter::Fd => {
                     let address = address::raw(&listener.bound());
@@ -482,6 +536,7 @@ impl Launcher {
         ask: &str,
         inherit: Vec<OwnedFd>,
     ) -> io::Result<Started> {
+        let Launch { resolved, config } = self.of(generation);
         let (slot, token, id) = (worker.slot, &worker.token, worker.id);
         let place = adapter::Place {
             slot: slot.0,
@@ -489,14 +544,14 @@ impl Launcher {
             generation: generation.0,
             control: format!("{}@{ask}", hex(token)),
         };
-        let mut environment = adapter::spawn_env(&self.config, &self.resolved, &place);
+        let mut environment = adapter::spawn_env(config, resolved, &place);
         if let Some((_, name)) = &worker.notify {
             environment.push(("NOTIFY_SOCKET".into(), format!("@{name}").into()));
         }
         let mut arguments: Vec<OsString> =
-            self.resolved.argv.iter().map(|word| expand(word, slot.0, id.0)).collect();
-        let mut program = self.resolved.program.clone();
-        match self.resolved.adapter {
+            resolved.argv.iter().map(|word| expand(word, slot.0, id.0)).collect();
+        let mut program = resolved.program.clone();
+        match resolved.adapter {
             Adapter::Preload | Adapter::Shim => {}
             Adapter::Fd => environment.push((CHANNEL_VAR.into(), FIRST_INHERITED.into())),
             Adapter::ListenFds => {
@@ -506,46 +561,44 @@ impl Launcher {
         }
         let handed = matches!(self.policy, Policy::Shared | Policy::Reuseport);
         let silent = self.ready == ReadyRule::Start
-            && self.config.listen.is_empty()
-            && matches!(self.resolved.adapter, Adapter::Preload | Adapter::Shim);
+            && config.listen.is_empty()
+            && matches!(resolved.adapter, Adapter::Preload | Adapter::Shim);
         let setup = ChildSetup {
             nofile: self.nofile,
-            ids: self.config.ids.as_ref().map(|ids| {
+            ids: config.ids.as_ref().map(|ids| {
                 let groups = ids.groups.iter().map(|group| group.as_raw()).collect();
                 (ids.uid.as_raw(), ids.gid.as_raw(), groups)
             }),
             // Without a channel nothing else tells the worker that the primary is gone: under these policies,
             // and where it was said that the program never listens.
-            death_signal: (handed || silent).then_some(self.config.stop_signal as i32),
+            death_signal: (handed || silent).then_some(config.stop_signal as i32),
             inherit: inherit.iter().map(AsRawFd::as_raw_fd).collect(),
-            umask: self.config.care.umask,
-            folder: self.config.care.folder.as_deref().map(c_path).transpose()?,
+            umask: config.care.umask,
+            folder: config.care.folder.as_deref().map(c_path).transpose()?,
         };
         let started = process::start(&program, &arguments, &environment, setup, self.raw_output);
-        started.map_err(|error| self.why_not_started(error, &program))
+        started.map_err(|error| why_not_started(config, error, &program))
     }
 }
 
-impl Launcher {
-    /// Says of an errno that the child came to where it was: execve(2) and chdir(2) have the same.
-    fn why_not_started(&self, error: io::Error, program: &Path) -> io::Error {
-        if let Some(folder) = self.config.care.folder.as_ref().filter(|folder| !folder.is_dir()) {
-            let text = format!("--chdir {}: {error}", folder.display());
-            return io::Error::new(error.kind(), text);
-        }
-        if error.kind() == io::ErrorKind::PermissionDenied
-            && let Some(ids) = &self.config.ids
-            && let Some(barrier) = adapter::closed_to(program, ids)
-        {
-            let user = ids.user_name.clone().unwrap_or_else(|| ids.uid.to_string());
-            let text = format!(
-                "user {user} may not pass {}; open it, or put the program where that user can",
-                barrier.display()
-            );
-            return io::Error::new(error.kind(), text);
-        }
-        error
+/// Says of an errno that the child came to where it was: execve(2) and chdir(2) have the same.
+fn why_not_started(config: &RunConfig, error: io::Error, program: &Path) -> io::Error {
+    if let Some(folder) = config.care.folder.as_ref().filter(|folder| !folder.is_dir()) {
+        let text = format!("--chdir {}: {error}", folder.display());
+        return io::Error::new(error.kind(), text);
     }
+    if error.kind() == io::ErrorKind::PermissionDenied
+        && let Some(ids) = &config.ids
+        && let Some(barrier) = adapter::closed_to(program, ids)
+    {
+        let user = ids.user_name.clone().unwrap_or_else(|| ids.uid.to_string());
+        let text = format!(
+            "user {user} may not pass {}; open it, or put the program where that user can",
+            barrier.display()
+        );
+        return io::Error::new(error.kind(), text);
+    }
+    error
 }
 
 fn c_path(path: &Path) -> io::Result<CString> {

@@ -106,6 +106,11 @@ impl Meters {
         self.exhausted += 1;
     }
 
+    /// Whether accept has found no descriptor or no memory.
+    pub(super) const fn ran_out(&self) -> bool {
+        self.exhausted > 0
+    }
+
     /// True once a second at most.
     pub(super) fn second_passed(&mut self, now: u64) -> bool {
         let passed = now.saturating_sub(self.last_second) >= SECOND;
@@ -160,6 +165,7 @@ impl Primary {
         for worker in self.workers.iter_mut().filter(|worker| worker.page.attached) {
             worker.page.drop_dead_lines(super::process::exists);
         }
+        self.advise();
         let totals = self.core.totals();
         Status {
             schema: SCHEMA,
@@ -173,6 +179,7 @@ impl Primary {
             stopping: self.is_ending(),
             listeners: self.listener_statuses(),
             workers: self.worker_statuses(),
+            advice: self.adviser.given(),
             totals: Totals {
                 accepted: totals.accepted,
                 handed_off: totals.handed_off,

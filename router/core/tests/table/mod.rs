@@ -211,7 +211,7 @@ pub(crate) struct Table {
     stopping: bool,
     forgotten: BTreeSet<u32>,
     /// Somebody was said to have too much memory.
-    outgrow: bool,
+    pub(crate) outgrow: bool,
     /// A page did not say what was so, and a connection from then may be left.
     misled: bool,
     probe_serials: BTreeSet<u64>,

@@ -1,0 +1,190 @@
+//! Advice: each piece is provoked here, and alone; one run provokes none.
+
+use std::net::Ipv4Addr;
+
+use croupier_tests::{Client, Croupier, Guard, PATIENCE, now, skip, stop_process, wait_until, wrk};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::crash::under;
+use crate::programs::one_at_a_time;
+
+fn run<'guard>(guard: &'guard Guard, flags: &[&str], port: u16) -> Croupier<'guard> {
+    let mut args: Vec<std::ffi::OsString> = flags.iter().map(Into::into).collect();
+    args.push("--".into());
+    args.extend(one_at_a_time(port));
+    guard.run(args).ready()
+}
+
+/// What the advice in the status is about; each piece is in the log and in the text as well, once.
+fn given(croupier: &Croupier<'_>) -> Vec<String> {
+    let advice = croupier.status().advice;
+    let text = croupier.ask(&["status"]).stdout;
+    for one in &advice {
+        assert_eq!(text.matches(&format!("advice: {}", one.text)).count(), 1, "{text}");
+        croupier.wait_for_line(&format!("advice: {}", one.text));
+        assert_eq!(croupier.stderr().count(&one.text), 1);
+    }
+    assert_eq!(croupier.stderr().count("advice: "), advice.len());
+    advice.into_iter().map(|one| one.about).collect()
+}
+
+fn wait_for(croupier: &Croupier<'_>, about: &str) -> String {
+    let text = croupier.wait_status(about, |status| {
+        status.advice.iter().find(|one| one.about == about).map(|one| one.text.clone())
+    });
+    assert_eq!(given(croupier), [about]);
+    text
+}
+
+/// So many requests, each from the address that `from` gives.
+fn ask(port: u16, count: u32, from: impl Fn(u32) -> Ipv4Addr + Sync) {
+    std::thread::scope(|scope| {
+        for thread in 0..4 {
+            let from = &from;
+            scope.spawn(move || {
+                for number in (thread..count).step_by(4) {
+                    Client::port(port).from(from(number)).get("/").unwrap();
+                }
+            });
+        }
+    });
+}
+
+#[test]
+fn nothing_is_said_when_all_is_well() {
+    let guard = Guard::new("advice-none");
+    let port = guard.port();
+    let croupier = run(&guard, &["-w", "1", "-p", "ip"], port);
+    // Twice as many as a look at addresses takes.
+    ask(port, 2100, |number| Ipv4Addr::from(0x7f01_0000 + number));
+    assert_eq!(given(&croupier), [""; 0]);
+    croupier.stop_well();
+}
+
+#[test]
+fn clients_behind_a_proxy() {
+    let guard = Guard::new("advice-proxy");
+    let port = guard.port();
+    let croupier = run(&guard, &["-w", "1", "-p", "ip"], port);
+    let often = Ipv4Addr::new(127, 9, 8, 7);
+    let other = |number| Ipv4Addr::from(0x7f01_0000 + number);
+    ask(port, 1100, |number| if number % 4 == 0 { other(number) } else { often });
+    let text = wait_for(&croupier, "proxy");
+    assert!(text.contains("127.9.8.7") && text.contains("behind a proxy"), "{text}");
+    croupier.stop_well();
+
+    // Only sticky clients suffer from it.
+    let port = guard.port();
+    let croupier = run(&guard, &["-w", "1"], port);
+    ask(port, 1100, |_| often);
+    assert_eq!(given(&croupier), [""; 0]);
+    croupier.stop_well();
+}
+
+#[test]
+fn a_backlog_that_overflows() {
+    let guard = Guard::new("advice-backlog");
+    let port = guard.port();
+    let croupier = run(&guard, &["-w", "1", "--queue-limit", "1", "--backlog", "1"], port);
+    // The kernel takes the larger of the two, and the program asks for 128: all must be held.
+    let pid = croupier.status().slot(0).unwrap().pid.unwrap();
+    stop_process(pid);
+    let client = Client::port(port).patience(std::time::Duration::from_millis(200));
+    let limit = croupier.status().listeners.first().unwrap().backlog.unwrap();
+    let mut held = Vec::new();
+    let refused = (0..limit + 20).find_map(|_| match client.open() {
+        Ok(open) => {
+            held.push(open);
+            None
+        }
+        Err(failure) => Some(failure),
+    });
+    assert!(refused.is_some(), "{} of {limit} are held", held.len());
+    let text = wait_for(&croupier, "backlog");
+    assert!(text.contains(&format!("127.0.0.1:{port} overflows")), "{text}");
+    kill(Pid::from_raw(pid), Signal::SIGCONT).unwrap();
+    drop(held);
+    croupier.stop_well();
+}
+
+#[test]
+fn a_low_limit_of_open_files() {
+    let guard = Guard::new("advice-files");
+    let port = guard.port();
+    let mut args: Vec<std::ffi::OsString> = ["-w", "1", "--"].map(Into::into).into();
+    args.extend(one_at_a_time(port));
+    let croupier = guard.run_with(args, |command| {
+        let limited = ["sh", "-c", "ulimit -n 150; exec \"$@\"", "sh"].map(str::to_owned);
+        under(&guard, command, &limited);
+    });
+    let croupier = croupier.ready();
+    let text = wait_for(&croupier, "open-files");
+    assert!(text.contains("is 150") && text.contains("LimitNOFILE"), "{text}");
+    croupier.stop_well();
+}
+
+#[test]
+fn a_backlog_that_the_kernel_cuts() {
+    let guard = Guard::new("advice-somaxconn");
+    let port = guard.port();
+    let croupier = run(&guard, &["-w", "1", "--backlog", "1000000"], port);
+    let text = wait_for(&croupier, "somaxconn");
+    assert!(text.contains("net.core.somaxconn=1000000"), "{text}");
+    croupier.stop_well();
+}
+
+#[test]
+fn a_queue_limit_that_is_too_low() {
+    let guard = Guard::new("advice-queue");
+    let port = guard.port();
+    let croupier = run(&guard, &["-w", "1", "--queue-limit", "1"], port);
+    let text = wait_until(PATIENCE, "advice about the queue limit", || {
+        let Some(_) = wrk(&guard, port, "/", 32, &["-d", "1s"]) else { return Ok(None) };
+        let advice = croupier.status().advice;
+        let found = advice.iter().find(|one| one.about == "queue-limit");
+        found.map(|one| Some(one.text.clone())).ok_or(advice)
+    });
+    let Some(text) = text else { skip!("a_queue_limit_that_is_too_low", "wrk is not installed") };
+    assert!(text.contains("--queue-limit 1 is reached"), "{text}");
+    croupier.stop_well();
+}
+
+#[test]
+fn more_workers_than_help() {
+    let guard = Guard::new("advice-workers");
+    let port = guard.port();
+    let cpus = std::thread::available_parallelism().unwrap().get();
+    let workers = (cpus * 2 + 1).to_string();
+    let croupier = run(&guard, &["-w", &workers], port);
+    let text = wait_for(&croupier, "workers");
+    assert!(text.contains(&format!("{workers} workers")), "{text}");
+    croupier.stop_well();
+    let twice = (cpus * 2).to_string();
+    let port = guard.port();
+    let croupier = run(&guard, &["-w", &twice], port);
+    assert_eq!(given(&croupier), [""; 0]);
+    croupier.stop_well();
+}
+
+#[test]
+fn a_worker_whose_event_loop_lags() {
+    let guard = Guard::new("advice-lag");
+    let port = guard.port();
+    let croupier = run(&guard, &["-w", "1"], port);
+    let pid = croupier.status().slot(0).unwrap().pid.unwrap();
+    stop_process(pid);
+    let waits = Client::port(port).send("/").unwrap();
+    croupier.wait_status("it to be handed over", |status| (status.open().0 == 1).then_some(()));
+    let since = now();
+    wait_until(PATIENCE, "more than a second", || {
+        let waited = since.elapsed();
+        if waited.as_millis() > 1100 { Ok(()) } else { Err(waited) }
+    });
+    assert_eq!(given(&croupier), [""; 0]);
+    kill(Pid::from_raw(pid), Signal::SIGCONT).unwrap();
+    assert_eq!(waits.reply().unwrap().status, 200);
+    let text = wait_for(&croupier, "lag");
+    assert!(text.starts_with("worker 1 "), "{text}");
+    croupier.stop_well();
+}

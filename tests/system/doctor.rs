@@ -1,0 +1,163 @@
+//! `croupier doctor` on this machine, and on machines that lack something.
+
+use std::net::TcpListener;
+
+use croupier_tests::{Finished, Guard, croupier, find_program, fixture, skip};
+
+use crate::cells::CpuCell;
+
+/// One line of the table: its level, and all that is said.
+fn finding(ended: &Finished, check: &str) -> (String, String) {
+    let about = |line: &&str| line.get(6..).is_some_and(|rest| rest.starts_with(check));
+    let line = ended.stdout.lines().find(about).unwrap();
+    (line.get(..4).unwrap().trim().to_owned(), line.to_owned())
+}
+
+#[test]
+fn a_machine_on_which_tests_run_is_well() {
+    let guard = Guard::new("doctor-well");
+    let port = guard.port();
+    let listen = format!("127.0.0.1:{port}");
+    let ended = guard.croupier(["doctor", "-l", &listen, "-l", "unix:app.sock"]);
+    ended.expect_code(0);
+    assert!(!ended.stdout.contains("fail"), "{}", ended.stdout);
+    for check in
+        ["kernel", "preload", "control socket", &format!("-l {listen}"), "-l unix:app.sock"]
+    {
+        assert_eq!(finding(&ended, check).0, "ok", "{}", ended.stdout);
+    }
+    assert!(finding(&ended, "preload").1.ends_with("libcroupier_preload.so loads"));
+    assert!(finding(&ended, "control socket").1.contains(guard.path("run").to_str().unwrap()));
+    // It has only looked: the address is as free as before, and no file is there.
+    drop(TcpListener::bind(("127.0.0.1", port)).unwrap());
+    assert!(!guard.path("app.sock").exists());
+
+    let json = guard.croupier(["doctor", "--json"]);
+    json.expect_code(0);
+    let report: serde_json::Value = serde_json::from_str(&json.stdout).unwrap();
+    assert_eq!((&report["schema"], &report["ok"]), (&1.into(), &true.into()));
+    let findings = report["findings"].as_array().unwrap();
+    assert!(findings.len() >= 10, "{report}");
+    for finding in findings {
+        assert!(["ok", "warn"].contains(&finding["level"].as_str().unwrap()), "{finding}");
+        assert_eq!(finding["level"] == "ok", finding["advice"].is_null(), "{finding}");
+    }
+}
+
+#[test]
+fn what_fails_is_named_with_what_to_do() {
+    let guard = Guard::new("doctor-fails");
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let listen = taken.local_addr().unwrap().to_string();
+    let ended = guard.croupier(["doctor", "--listen", &listen]);
+    ended.expect_code(1);
+    let (level, line) = finding(&ended, &format!("-l {listen}"));
+    assert!(level == "fail" && line.contains("it is in use by"), "{line}");
+    assert!(ended.stdout.contains("\u{2192} "), "{}", ended.stdout);
+
+    let missing = guard.path("nowhere");
+    let ended = guard.croupier(["doctor", "--preload-path", missing.to_str().unwrap()]);
+    ended.expect_code(1);
+    let (level, line) = finding(&ended, "preload");
+    assert!(level == "fail" && line.contains(missing.to_str().unwrap()), "{line}");
+    guard.croupier(["doctor", "-l", "nonsense"]).expect_code(2);
+}
+
+#[test]
+fn a_low_limit_of_open_files_is_a_warning() {
+    let guard = Guard::new("doctor-files");
+    let mut command = guard.command("sh");
+    command.args(["-c", "ulimit -n 150; exec \"$0\" doctor"]).arg(croupier());
+    let ended = guard.finish(command);
+    ended.expect_code(0);
+    let (level, line) = finding(&ended, "open files");
+    assert!(level == "warn" && line.contains("limit 150"), "{line}");
+    assert!(ended.stdout.contains("LimitNOFILE="), "{}", ended.stdout);
+}
+
+/// A container whose seccomp profile does not know memfd_create(2).
+#[test]
+fn a_system_call_that_is_forbidden_is_named() {
+    const SOURCE: &str = r#"
+#include <errno.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
+#include <stddef.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+int main(int argc, char **argv)
+{
+    struct sock_filter code[] = {
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_memfd_create, 0, 1),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EPERM),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+    };
+    struct sock_fprog filter = {sizeof code / sizeof *code, code};
+    if (argc < 2 || prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) ||
+        prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &filter))
+        return 99;
+    execv(argv[1], argv + 1);
+    return 98;
+}
+"#;
+    let guard = Guard::new("doctor-seccomp");
+    let confine = fixture(&guard.write("confine.c", SOURCE), &guard.path("confine"), &[]);
+    let confined = |words: &[&str]| {
+        let mut command = guard.command(&confine);
+        command.arg(croupier()).args(words);
+        guard.finish(command)
+    };
+    let ended = confined(&["doctor"]);
+    if ended.code == Some(99) {
+        skip!("doctor-seccomp", "no right to set a seccomp filter");
+    }
+    ended.expect_code(1);
+    let (level, line) = finding(&ended, "kernel");
+    assert!(level == "fail" && line.contains("cannot seal shared memory"), "{line}");
+    assert!(
+        finding(&ended, "confinement").1.contains("a seccomp filter is on"),
+        "{}",
+        ended.stdout
+    );
+    assert!(ended.stdout.contains("seccomp profile"), "{}", ended.stdout);
+    // A start says the same, and does not try.
+    let ended = confined(&["run", "-w", "1", "sh", "-c", "exit"]);
+    ended.expect_code(1).expect_error(&["cannot seal shared memory"]);
+}
+
+/// /tmp and /run are somebody else's.
+#[test]
+fn no_place_for_the_control_socket_is_a_warning() {
+    let guard = Guard::new("doctor-control");
+    let Some(unshare) = find_program("unshare") else {
+        skip!("doctor-control", "unshare is not installed")
+    };
+    let script = "mount -t tmpfs -o ro none /tmp && mount -t tmpfs -o ro none /run || exit 99; \
+                  unset XDG_RUNTIME_DIR; exec \"$0\" doctor";
+    let mut command = guard.command(unshare);
+    command.current_dir("/").args(["-m", "sh", "-c", script]).arg(croupier());
+    let ended = guard.finish(command);
+    if ended.code == Some(99) || ended.stderr.contains("unshare") {
+        skip!("doctor-control", "no right to a mount namespace");
+    }
+    ended.expect_code(0);
+    let (level, line) = finding(&ended, "control socket");
+    assert!(level == "warn" && line.contains("set XDG_RUNTIME_DIR or --control"), "{line}");
+}
+
+#[test]
+fn a_part_of_a_cpu_is_a_warning() {
+    let guard = Guard::new("doctor-quota");
+    let cell = match CpuCell::new(&guard, 50) {
+        Ok(cell) => cell,
+        Err(why) => skip!("doctor-quota", "{why}"),
+    };
+    let mut command = guard.command("sh");
+    command.args(["-c", &format!("{} && exec \"$0\" doctor", cell.enter())]).arg(croupier());
+    let ended = guard.finish(command);
+    ended.expect_code(0);
+    let (level, line) = finding(&ended, "CPUs");
+    assert!(level == "warn" && line.contains("quota 0.50 CPUs: -w auto starts 1"), "{line}");
+}
