@@ -134,8 +134,10 @@ fn no_place_for_the_control_socket_is_a_warning() {
     let Some(unshare) = find_program("unshare") else {
         skip!("doctor-control", "unshare is not installed")
     };
-    let script = "mount -t tmpfs -o ro none /tmp && mount -t tmpfs -o ro none /run || exit 99; \
-                  unset XDG_RUNTIME_DIR; exec \"$0\" doctor";
+    // The checkout may be somewhere in /tmp: its programs are reached by another way.
+    let script = "mount --bind \"$(dirname \"$0\")\" /mnt && mount -t tmpfs -o ro none /tmp \
+                  && mount -t tmpfs -o ro none /run || exit 99; \
+                  unset XDG_RUNTIME_DIR; exec /mnt/croupier doctor";
     let mut command = guard.command(unshare);
     command.current_dir("/").args(["-m", "sh", "-c", script]).arg(croupier());
     let ended = guard.finish(command);
