@@ -104,14 +104,15 @@ impl Core {
         if now < becomes_late {
             return Some(becomes_late);
         }
+        if worker.lateness == Lateness::No && *suspects >= SUSPECTS_MAX {
+            // Before the kernel is asked: where all of 256 are suspects, asking about each is dear too.
+            return Some(now.after(WATCH));
+        }
         if loads.queued_exact(seat.id) == Some(0) {
             // It is about to count what it has claimed; whether it does, the audit sees.
             return Some(now.after(stall_after.max(WATCH)));
         }
         if worker.lateness == Lateness::No {
-            if *suspects >= SUSPECTS_MAX {
-                return Some(now.after(WATCH));
-            }
             *suspects += 1;
             if loads.lacks_cpu(seat.id) {
                 return Some(now.after(WATCH));
