@@ -14,7 +14,7 @@ use croupier_core::event::{
 use croupier_core::time::Now;
 
 use table::players::{Habit, Honesty};
-use table::{MS, SEC, Table, config};
+use table::{MS, SEC, Table, config, within};
 
 fn reported(table: &Table, is_it: impl Fn(&Report) -> bool) -> usize {
     table.story.reports.iter().filter(|(_, report)| is_it(report)).count()
@@ -30,10 +30,6 @@ fn ended(table: &Table) -> bool {
 
 fn state(table: &Table, worker: u32) -> &'static str {
     table.core.workers().find(|view| view.worker.0 == worker).map_or("forgotten", |view| view.state)
-}
-
-fn within(table: &mut Table, limit: u64, is_so: impl Fn(&Table) -> bool) {
-    assert!(table.run_until(limit, is_so), "{}", table.picture());
 }
 
 /// A client whose connection stays open for so long.

@@ -16,7 +16,7 @@ use croupier_core::event::{
 };
 
 use table::players::Habit;
-use table::{MS, SEC, Table, config};
+use table::{MS, SEC, Table, busy_for, config, name, within};
 
 fn reported(table: &Table, is_it: impl Fn(&Report) -> bool) -> usize {
     table.story.reports.iter().filter(|(_, report)| is_it(report)).count()
@@ -24,22 +24,6 @@ fn reported(table: &Table, is_it: impl Fn(&Report) -> bool) -> usize {
 
 fn states(table: &Table) -> Vec<&'static str> {
     table.core.slots().map(|slot| slot.state).collect()
-}
-
-fn name(table: &Table, worker: u32) -> &'static str {
-    table.core.workers().find(|view| view.worker.0 == worker).map_or("forgotten", |view| view.state)
-}
-
-fn within(table: &mut Table, limit: u64, is_so: impl Fn(&Table) -> bool) {
-    assert!(table.run_until(limit, is_so), "{}", table.picture());
-}
-
-fn busy_for(table: &mut Table, ns: u64) {
-    let end = table.now + ns;
-    while table.now < end {
-        table.client(Client::Local);
-        table.run_for(MS);
-    }
 }
 
 /// Everything that `croupier events` tells, in words: `fork 3`, `scaled 2 4`, `paused all`.

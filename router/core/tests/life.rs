@@ -12,7 +12,7 @@ use croupier_core::event::{
 };
 
 use table::players::Habit;
-use table::{MS, SEC, Table, US, config};
+use table::{MS, SEC, Table, US, config, name};
 
 fn reported(table: &Table, is_it: impl Fn(&Report) -> bool) -> usize {
     table.story.reports.iter().filter(|(_, report)| is_it(report)).count()
@@ -20,10 +20,6 @@ fn reported(table: &Table, is_it: impl Fn(&Report) -> bool) -> usize {
 
 fn outcome(table: &Table) -> Option<Outcome> {
     table.story.outcome.map(|(_, outcome)| outcome)
-}
-
-fn name(table: &Table, worker: u32) -> &'static str {
-    table.core.workers().find(|view| view.worker.0 == worker).map_or("forgotten", |view| view.state)
 }
 
 #[test]

@@ -12,7 +12,7 @@ use croupier_core::event::{
 };
 
 use table::players::Habit;
-use table::{MS, SEC, Table, config};
+use table::{MS, SEC, Table, busy_for, config, name, within};
 
 fn reported(table: &Table, is_it: impl Fn(&Report) -> bool) -> usize {
     table.story.reports.iter().filter(|(_, report)| is_it(report)).count()
@@ -20,14 +20,6 @@ fn reported(table: &Table, is_it: impl Fn(&Report) -> bool) -> usize {
 
 fn at(table: &Table, is_it: impl Fn(&Report) -> bool) -> Vec<u64> {
     table.story.reports.iter().filter(|(_, report)| is_it(report)).map(|(at, _)| *at).collect()
-}
-
-fn name(table: &Table, worker: u32) -> &'static str {
-    table.core.workers().find(|view| view.worker.0 == worker).map_or("forgotten", |view| view.state)
-}
-
-fn within(table: &mut Table, limit: u64, is_so: impl Fn(&Table) -> bool) {
-    assert!(table.run_until(limit, is_so), "{}", table.picture());
 }
 
 fn limited(slots: u16, limits: Limits) -> Config {
@@ -46,14 +38,6 @@ fn stick(table: &mut Table, worker: u32) {
 fn clients(table: &mut Table, count: usize) {
     for _ in 0..count {
         table.client(Client::Local);
-    }
-}
-
-fn busy_for(table: &mut Table, ns: u64) {
-    let end = table.now + ns;
-    while table.now < end {
-        table.client(Client::Local);
-        table.run_for(MS);
     }
 }
 

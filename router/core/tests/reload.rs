@@ -13,7 +13,7 @@ use croupier_core::event::{
 };
 
 use table::players::Habit;
-use table::{MS, SEC, Table, config};
+use table::{MS, SEC, Table, busy_for, config, name, within};
 
 const NEW: Generation = Generation(2);
 
@@ -46,23 +46,6 @@ fn failure(table: &Table) -> Option<(ReloadFault, u16)> {
 fn everybody(table: &Table) -> Vec<(u16, u32, u32, &'static str)> {
     let views = table.core.workers();
     views.map(|view| (view.slot.0, view.worker.0, view.generation.0, view.state)).collect()
-}
-
-fn name(table: &Table, worker: u32) -> &'static str {
-    table.core.workers().find(|view| view.worker.0 == worker).map_or("forgotten", |view| view.state)
-}
-
-fn within(table: &mut Table, limit: u64, is_so: impl Fn(&Table) -> bool) {
-    assert!(table.run_until(limit, is_so), "{}", table.picture());
-}
-
-/// Clients all the time, while time passes.
-fn busy_for(table: &mut Table, ns: u64) {
-    let end = table.now + ns;
-    while table.now < end {
-        table.client(Client::Local);
-        table.run_for(MS);
-    }
 }
 
 #[test]

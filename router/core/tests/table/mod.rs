@@ -1160,3 +1160,23 @@ impl Table {
         text
     }
 }
+
+/// The state of a worker, in a word.
+pub(crate) fn name(table: &Table, worker: u32) -> &'static str {
+    table.core.workers().find(|view| view.worker.0 == worker).map_or("forgotten", |view| view.state)
+}
+
+/// It becomes so within `limit` nanoseconds.
+#[track_caller]
+pub(crate) fn within(table: &mut Table, limit: u64, is_so: impl Fn(&Table) -> bool) {
+    assert!(table.run_until(limit, is_so), "{}", table.picture());
+}
+
+/// Clients all the time, while `ns` nanoseconds pass.
+pub(crate) fn busy_for(table: &mut Table, ns: u64) {
+    let end = table.now + ns;
+    while table.now < end {
+        table.client(Client::Local);
+        table.run_for(MS);
+    }
+}
