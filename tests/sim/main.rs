@@ -41,6 +41,8 @@ use table::{MS, SEC, Table, US, config};
 /// Virtual time in which everything must be well again: the longest backoff, and the time that a
 /// few hundred queued connections take.
 const WELL_WITHIN: u64 = 60 * SEC;
+/// More slots than a day ever has.
+const SLOTS_OF_A_DAY: u16 = 16;
 
 #[test]
 fn everything_goes_wrong_and_then_right() {
@@ -376,11 +378,11 @@ impl Game {
             self.table.run_for(pause);
         }
         self.table.asleep_until = self.table.now;
-        for slot in 0..7 {
+        for slot in 0..SLOTS_OF_A_DAY {
             self.table.start_slot(slot);
         }
         // First as many as there ever are: the places of those that go are kept.
-        for slots in [7, 4] {
+        for slots in [SLOTS_OF_A_DAY, 4] {
             self.recover();
             self.table.scale(Scale::To(slots));
             self.table.run_for(MS);
@@ -475,9 +477,9 @@ impl Game {
     fn reload(&mut self, rolling: bool) {
         if self.dice.permille(300) {
             let new = self.another_config();
-            // The table goes by what was in force at first: a slot may now have a second worker.
+            // Whoever was given a limit has it still when a reload takes it away.
             self.table.outgrow |= new.limits.max_connections.is_some();
-            self.table.core.reconfigure_at_reload(new);
+            self.table.reconfigure(new);
         }
         self.table.reload(rolling);
     }
@@ -529,11 +531,10 @@ impl Game {
         let other = any_config(&mut self.dice);
         let now = self.table.config;
         Config {
-            limits: Limits {
-                hung_timeout: other.limits.hung_timeout,
-                max_connections: other.limits.max_connections,
-                ..now.limits
-            },
+            // As often as not the number that it was, so that what was scaled by hand stays.
+            slots: if self.dice.permille(500) { other.slots } else { 4 },
+            max_active: other.max_active,
+            limits: Limits { max_lifetime: now.limits.max_lifetime, ..other.limits },
             slow_start: other.slow_start,
             graceful_timeout: Duration::from_secs(self.dice.between(1, 4)),
             kill_after: Duration::from_millis(self.dice.between(200, 1000)),

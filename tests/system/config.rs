@@ -79,12 +79,12 @@ fn check_says_what_would_run_and_who_says_so() {
     let lines: Vec<Vec<&str>> =
         checked.stdout.lines().map(|line| line.split_whitespace().collect()).collect();
     for wanted in [
-        ["policy", "rr", "flag"].as_slice(),
-        &["workers", "3", "croupier.toml:2"],
-        &["soak", "0", "croupier.toml:7,", "profile", "dev"],
-        &["max-rss", "1G", "CROUPIER_MAX_RSS"],
-        &["kill-after", "2s", "default"],
-        &["env.TOKEN", "(not", "shown)", "croupier.toml:5"],
+        ["policy", "rr", "no", "flag"].as_slice(),
+        &["workers", "3", "yes", "croupier.toml:2"],
+        &["soak", "0", "yes", "croupier.toml:7,", "profile", "dev"],
+        &["max-rss", "1G", "yes", "CROUPIER_MAX_RSS"],
+        &["kill-after", "2s", "yes", "default"],
+        &["env.TOKEN", "(not", "shown)", "yes", "croupier.toml:5"],
     ] {
         assert!(lines.iter().any(|line| line == wanted), "{wanted:?} in {}", checked.stdout);
     }
@@ -100,7 +100,8 @@ fn check_says_what_would_run_and_who_says_so() {
     let of = |name: &str| settings.iter().find(|one| one["name"] == name).unwrap();
     let soak = of("soak");
     assert_eq!((&soak["value"], &soak["from"]), (&"2s".into(), &"file".into()));
-    assert_eq!(soak["at"], "croupier.toml:3");
+    assert_eq!((&soak["at"], &soak["reload"]), (&"croupier.toml:3".into(), &true.into()));
+    assert_eq!(of("listen")["reload"], false);
     assert_eq!(of("env.TOKEN")["value"], Value::Null);
     assert_eq!(of("policy")["from"], "default");
 
@@ -218,5 +219,79 @@ fn a_reload_reads_the_file_again_and_a_wrong_one_changes_nothing() {
     croupier.signal(Signal::SIGUSR2);
     croupier.wait_for_line("mode four of 4");
     croupier.wait_for_line("nobody is left to drain");
+    croupier.stop_well();
+}
+
+#[test]
+fn the_number_of_workers_follows_the_file() {
+    let guard = Guard::new("config-workers");
+    let port = guard.port();
+    let says = |workers: &str| {
+        let text = format!("{}soak = \"50ms\"\nworkers = {workers}\n", command(port));
+        guard.write("croupier.toml", &text);
+    };
+    says("2");
+    let croupier = guard.run::<&str>([]).ready();
+    let ready = || -> Vec<(u16, Option<u32>)> {
+        croupier.status().ready().map(|worker| (worker.slot, worker.generation)).collect()
+    };
+    says("4");
+    let reload = croupier.ask(&["reload"]);
+    let said = &reload.expect_code(0).stdout;
+    assert!(said.contains("croupier.toml changes workers"), "{said}");
+    assert!(said.contains("4 slots instead of 2"), "{said}");
+    assert_eq!(ready(), [0, 1, 2, 3].map(|slot| (slot, Some(2))), "all there when it has ended");
+    // By hand, and the file does not say anything new.
+    croupier.ask(&["scale", "3"]).expect_code(0);
+    croupier.ask(&["reload"]).expect_code(0);
+    assert_eq!(ready(), [0, 1, 2].map(|slot| (slot, Some(3))));
+    // What is wrong, and what does not hold, changes no number.
+    says("0");
+    let wanted = "croupier.toml:3: workers 0: there must be at least 1 worker";
+    croupier.ask(&["reload"]).expect_code(1).expect_error(&["nothing is changed", wanted]);
+    guard.write("croupier.toml", "command = [\"false\"]\nsoak = \"50ms\"\nworkers = 1\n");
+    croupier.ask(&["reload"]).expect_code(1).expect_error(&["exited with status 1"]);
+    assert_eq!(ready(), [0, 1, 2].map(|slot| (slot, Some(3))));
+    says("1");
+    croupier.signal(Signal::SIGHUP);
+    croupier.wait_for_line("1 slot instead of 3");
+    croupier.wait_status("one worker", |status| (status.workers.len() == 1).then_some(()));
+    assert_eq!(ready(), [(0, Some(5))]);
+    assert_eq!(Client::port(port).get("/").unwrap().status, 200);
+    croupier.stop_well();
+}
+
+#[test]
+fn limits_follow_the_file() {
+    let guard = Guard::new("config-limits");
+    let port = guard.port();
+    let says = |more: &str| {
+        let text = format!("{}soak = \"50ms\"\nworkers = 2\n{more}\n", command(port));
+        guard.write("croupier.toml", &text);
+    };
+    says("max-total = 1");
+    let croupier = guard.run::<&str>([]).ready();
+    let client = Client::port(port);
+    let fifo = guard.fifo("first");
+    let first = client.send(&format!("/block?fifo={}", fifo.display())).unwrap();
+    croupier.wait_status("the first", |status| (status.open() == (0, 1)).then_some(()));
+    let second = client.send("/").unwrap();
+    croupier.wait_status("the second waits", |status| (status.totals.waits > 0).then_some(()));
+    assert!(!second.answered());
+    // The first is still being served when the second has its answer.
+    says("max-total = 2\nreport = \"1s\"");
+    croupier.signal(Signal::SIGHUP);
+    assert_eq!(second.reply().unwrap().status, 200);
+    croupier.wait_for_line("health: 2 of 2 workers ready");
+    std::fs::write(&fifo, "").unwrap();
+    assert_eq!(first.reply().unwrap().status, 200);
+    croupier.wait_for_line("nobody is left to drain");
+    // A limit that there was not at all at the start.
+    says("max-rss = \"1K\"");
+    croupier.ask(&["reload"]).expect_code(0);
+    croupier
+        .wait_status("one that was replaced", |status| (status.totals.recycled > 0).then_some(()));
+    says("");
+    croupier.ask(&["reload"]).expect_code(0);
     croupier.stop_well();
 }

@@ -159,9 +159,9 @@ impl Admission {
 
     /// When something of this is to be looked at.
     pub(crate) fn deadline(&self, wait: Option<Duration>, now: Now) -> Option<Now> {
-        let wait = wait?;
         let fronts = self.lines.iter().filter_map(|line| line.waiting.front());
-        let overdue = fronts.map(|(_, since)| since.after(wait)).filter(|at| *at > now);
+        let overdue = fronts.filter_map(|(_, since)| Some(since.after(wait?)));
+        let overdue = overdue.filter(|at| *at > now);
         let others = [self.take_at, self.look_at, self.episode.map(|episode| episode.ends)];
         overdue.chain(others.into_iter().flatten()).min()
     }
@@ -254,7 +254,6 @@ impl Core {
 
     /// One step further with those that wait in hand.
     pub(crate) fn go_on_admitting(&mut self) {
-        let Some(wait) = self.config.limits.max_queue_wait else { return };
         let now = self.dealer.now;
         if let Some(episode) = self.admission.episode
             && episode.ends <= now
@@ -262,11 +261,12 @@ impl Core {
             self.admission.episode = None;
             self.report(Report::ShedEnded { shed: episode.shed });
         }
-        if self.is_paused() {
-            // Nobody is measured, and nobody is turned away.
+        // In a pause nobody is measured, and nobody is turned away; nor when a reload took the limit
+        // away, where those in hand are served in their turn.
+        let Some(wait) = self.config.limits.max_queue_wait.filter(|_| !self.is_paused()) else {
             self.admission.take_at = None;
             return;
-        }
+        };
         let due = self.admission.take_at.is_some_and(|at| at <= now);
         if due {
             // Whoever came since the last time has waited for less than the time between.

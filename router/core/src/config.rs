@@ -138,7 +138,8 @@ impl Limits {
 /// Everything the core must know before its first event.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Config {
-    /// How many slots there are at the start. At least 1.
+    /// How many slots there are at the start, and after a reload that brings another number than the
+    /// last one did. At least 1.
     pub slots: u16,
     /// How to deal.
     pub policy: Policy,

@@ -27,10 +27,14 @@
 //! | another reload is asked for | it queues; two that queue are one |
 //! | a slot is stopped by hand, a scale takes it away, or its old worker ends for good | both its workers leave; the reload goes on without it |
 //! | a slot is started by hand, or a scale adds it | it starts under the old number, and has its turn |
+//! | it brings another number of slots | a reload that fails changes no number. Those that are too many are not replaced, and leave when it has held; those that are missing start then, under the new number |
+//! | that number would leave nobody who serves | it is refused, and who was to leave is replaced like the others |
+//! | it brings the number that it brought last | what was scaled by hand since then stays |
+//! | a scale by hand while it brings another number | the operator's word is the later one |
 //! | a stop | it wins: the reload fails, new workers that are not ready are killed, everybody else drains |
 
-use crate::config::Config;
-use crate::dealer::Rules;
+use crate::config::{Config, Limits};
+use crate::dealer::{Rules, Total};
 use crate::event::{Generation, Loads, ReloadFault, Report, WorkerId};
 use crate::primary::Core;
 use crate::seat::Listens;
@@ -54,6 +58,8 @@ pub(crate) struct Reload {
     config: Option<Config>,
     /// What was in force before the one that is under way.
     before: Option<Config>,
+    /// How many slots there are to be when the one that is under way has held, if it says so.
+    slots: Option<u16>,
 }
 
 /// What is under way.
@@ -83,6 +89,7 @@ impl Default for Reload {
             decided: None,
             config: None,
             before: None,
+            slots: None,
         }
     }
 }
@@ -103,6 +110,16 @@ impl Reload {
     /// Whether this worker was started by the reload that is under way.
     pub(crate) fn started(&self, worker: &Worker) -> bool {
         self.generation() == Some(worker.generation)
+    }
+
+    /// The operator has said how many slots there are to be: what a file says comes before that.
+    pub(crate) fn forget_slots(&mut self) {
+        self.slots = None;
+    }
+
+    /// Whether this slot goes when the reload has held.
+    fn takes_away(&self, at: usize) -> bool {
+        self.slots.is_some_and(|to| at >= usize::from(to))
     }
 
     pub(crate) fn deadline(&self) -> Option<Now> {
@@ -127,20 +144,27 @@ impl Core {
     }
 
     /// The next reload that begins takes this configuration with it: it is in force from then on for
-    /// everybody, and not any more when that reload fails. What the workers that there are were made
-    /// for stays: slots, policy, the largest window, when they are ready, the key of `ip`.
+    /// everybody, and not any more when that reload fails. Another number of slots than the last
+    /// configuration had is there when the reload has held. What the workers that there are were made
+    /// for stays: policy, the largest window, when they are ready, the key of `ip`; and what the
+    /// machine allows.
     pub fn reconfigure_at_reload(&mut self, config: Config) {
         self.reload.config = Some(config);
     }
 
     fn adopt(&mut self, new: Config) {
-        let Config { slots, policy, queue_limit, ready, sticky_key, seed, .. } = self.config;
-        self.config = Config { slots, policy, queue_limit, ready, sticky_key, seed, ..new };
+        let Config { policy, queue_limit, ready, sticky_key, seed, .. } = self.config;
+        let limits = Limits { waiting_max: self.config.limits.waiting_max, ..new.limits };
+        self.config = Config { policy, queue_limit, ready, sticky_key, seed, limits, ..new };
         self.dealer.rules = Rules::new(&self.config);
+        // Who was full may have room now, and the other way round.
+        self.dealer.total = Total::Open;
+        self.dealer.new_epoch();
     }
 
     fn begin_to_reload(&mut self, rolling: bool) {
         if let Some(new) = self.reload.config.take() {
+            self.reload.slots = (new.slots != self.config.slots).then_some(new.slots);
             self.reload.before = Some(self.config);
             self.adopt(new);
         }
@@ -220,6 +244,7 @@ impl Core {
                 slot.beside == Beside::Nobody
                     && slot.state != SlotState::Down
                     && !self.is_of(slot.state.worker(), generation)
+                    && !self.reload.takes_away(*at)
             })
         };
         let lost = |at: &usize| {
@@ -260,12 +285,21 @@ impl Core {
     /// The new workers that there are have held.
     fn soaked(&mut self, generation: Generation, rolling: bool) {
         let done = self.next_to_replace(generation).is_none();
+        if done && let Some(why) = self.reload.slots.and_then(|to| self.scale_fault(to)) {
+            self.reload.slots = None;
+            self.report(Report::ScaleRefused { why });
+            self.reload.way = Way::Fill { generation, rolling, left: 1 };
+            return;
+        }
         if done {
             self.reload.way = Way::Nothing;
             self.reload.decided = Some(generation);
             self.reload.held = generation;
             self.reload.before = None;
             self.report(Report::ReloadDone { generation });
+            if let Some(to) = self.reload.slots.take() {
+                self.scale_to(to);
+            }
         } else {
             let left = if rolling { self.max_surge() } else { u16::MAX };
             self.reload.way = Way::Fill { generation, rolling, left };
@@ -420,6 +454,7 @@ impl Core {
     pub(crate) fn fail_reload(&mut self, why: ReloadFault) {
         let Some(generation) = self.reload.generation() else { return };
         self.reload.way = Way::Nothing;
+        self.reload.slots = None;
         self.reload.decided = Some(generation);
         if let Some(before) = self.reload.before.take() {
             self.adopt(before);

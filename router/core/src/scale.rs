@@ -10,6 +10,7 @@
 //! | | it starts, waits, or has failed; is stopped by hand | nobody is there, and the slot is gone with its past |
 //! | | everybody who serves would go, and nobody who stays is ready | refused: a scale never takes the last one who serves |
 //! | | a reload, a restart | those go on without the slots that go |
+//! | | a reload brings another number of slots | it is this one that counts; what a reload itself asks for comes when it has held |
 //! | more | | new slots start at once, under the generation that holds; a reload has them in their turn |
 //! | | the last worker of such a slot still drains | the new one does not wait for it |
 //! | any | a slot that stays has failed | it is tried again: the operator wants so many |
@@ -37,6 +38,13 @@ impl Core {
         if let Some(why) = self.scale_fault(to) {
             return self.report(Report::ScaleRefused { why });
         }
+        self.reload.forget_slots();
+        self.scale_to(to);
+    }
+
+    /// Another number of slots, one that [`Self::scale_fault`] has nothing against.
+    pub(crate) fn scale_to(&mut self, to: u16) {
+        let from = self.slot_count();
         if from != to {
             self.report(Report::Scaled { from, to });
         }
@@ -49,7 +57,7 @@ impl Core {
         self.recount();
     }
 
-    fn scale_fault(&self, to: u16) -> Option<ScaleFault> {
+    pub(crate) fn scale_fault(&self, to: u16) -> Option<ScaleFault> {
         let serves = |slot: &Slot| matches!(slot.state, SlotState::Up { .. });
         let (stay, go) = self.slots.split_at(self.slots.len().min(usize::from(to)));
         if self.stop.is_under_way() {

@@ -12,11 +12,13 @@ use super::run::RunArgs;
 use super::table::{Align, Table};
 use super::{Exit, code, subcommand};
 use crate::adapter::{self, Resolved};
-use crate::config::{LoadError, Loaded, RunConfig, Setting, Source, Surroundings, load};
+use crate::config::{
+    LoadError, Loaded, RunConfig, Setting, Source, Surroundings, changes_at_reload, load,
+};
 
 const AFTER_HELP: &str = "\
-Takes what `croupier run` takes: put check in its place. Nothing is started. Exit status: 0 it would
-start, 2 it would not, and why.
+Takes what `croupier run` takes: put check in its place. Nothing is started. RELOAD says what may change
+in the file at a reload; the rest needs a restart. Exit status: 0 it would start, 2 it would not, and why.
 
 Examples:
   croupier check
@@ -59,6 +61,8 @@ struct Line {
     from: &'static str,
     /// The variable, or file and line.
     at: Option<String>,
+    /// Whether it may be another one after a reload.
+    reload: bool,
 }
 
 pub(super) fn execute(args: &CheckArgs, words: Vec<OsString>) -> Result<Exit, LoadError> {
@@ -97,7 +101,7 @@ fn line(setting: &Setting, config: &RunConfig) -> Line {
         Source::Default => ("default", None),
     };
     let value = if setting.is_secret() { None } else { value(setting, config) };
-    Line { name: setting.name.clone(), value, from, at }
+    Line { name: setting.name.clone(), value, from, at, reload: changes_at_reload(&setting.name) }
 }
 
 fn text(loaded: &Loaded, resolved: &Resolved) -> String {
@@ -117,14 +121,15 @@ fn text(loaded: &Loaded, resolved: &Resolved) -> String {
         text.push('\n');
     }
     text.push('\n');
-    let mut table =
-        Table::new(&[("SETTING", Align::Left), ("VALUE", Align::Left), ("FROM", Align::Left)]);
+    let columns = ["SETTING", "VALUE", "RELOAD", "FROM"].map(|name| (name, Align::Left));
+    let mut table = Table::new(&columns);
     for setting in &loaded.settings {
         let value = match (setting.is_secret() && !setting.values.is_empty(), setting) {
             (true, _) => "(not shown)".into(),
             (false, setting) => value(setting, config).unwrap_or_else(|| "-".into()),
         };
-        table.row(vec![setting.name.clone(), value, setting.source.to_string()]);
+        let reload = if changes_at_reload(&setting.name) { "yes" } else { "no" };
+        table.row(vec![setting.name.clone(), value, reload.into(), setting.source.to_string()]);
     }
     text.push_str(&table.render(""));
     text

@@ -17,7 +17,7 @@ use crate::cli::run::{FromFile, RunArgs};
 
 /// What a reload can change; all else is named and refused. A new flag is of these when what it sets is
 /// looked up anew for each worker, or whenever it is needed.
-const AT_RELOAD: [&str; 25] = [
+const AT_RELOAD: [&str; 33] = [
     "chdir",
     "command",
     "drain-timeout",
@@ -25,24 +25,32 @@ const AT_RELOAD: [&str; 25] = [
     "graceful-timeout",
     "hung-timeout",
     "kill-after",
+    "max-active",
     "max-connections",
     "max-draining",
     "max-lifetime",
+    "max-queue-wait",
     "max-rss",
     "max-surge",
+    "max-total",
     "min-uptime",
     "preload-path",
     "ready-probe",
     "ready-timeout",
+    "report",
+    "shed",
     "slow-start",
     "soak",
     "stall-after",
     "stay",
     "sticky-bound",
+    "stop-delay",
     "stop-exit-codes",
     "stop-signal",
     "stop-signal-first",
     "umask",
+    "worker-memory",
+    "workers",
 ];
 
 /// Whether a setting may differ after a reload.

@@ -210,15 +210,14 @@ impl Commands {
         }
     }
 
-    /// Reloads up to this generation are over.
-    pub(super) fn reload_over(&mut self, generation: Generation, registry: &Registry) {
+    /// Reloads up to this generation are over: who waited for them, and why they failed.
+    pub(super) fn reload_over(
+        &mut self,
+        generation: Generation,
+    ) -> Vec<(ClientId, Option<String>)> {
         let is_over = |waiter: &mut Reloader| waiter.generation.is_some_and(|g| g <= generation);
-        let over: Vec<Reloader> = self.reloads.extract_if(.., is_over).collect();
-        let Some(server) = &mut self.server else { return };
-        for Reloader { client, failed, .. } in over {
-            let reply = failed.map_or(Reply::Done, |why| Reply::Failed { why });
-            server.reply(client, &reply, registry);
-        }
+        let over = self.reloads.extract_if(.., is_over);
+        over.map(|waiter| (waiter.client, waiter.failed)).collect()
     }
 
     /// The reloads that queue will not come.

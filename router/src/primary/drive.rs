@@ -20,18 +20,41 @@ use crate::control::server::ClientId;
 /// Why what was asked for last does not happen, and who paused.
 #[derive(Debug, Default)]
 pub(super) struct Driving {
-    refused: Option<String>,
+    asked: Asked,
     /// All are paused because of a WINCH: a HUP ends that.
     by_signal: bool,
 }
 
+/// What was asked for last.
+#[derive(Debug, Default)]
+enum Asked {
+    /// Nothing, or nobody waits for the answer any more.
+    #[default]
+    Nothing,
+    /// As far as is known it happens.
+    Something,
+    /// It does not, and why.
+    Refused(String),
+}
+
 impl Primary {
+    /// Why what `event` asks for does not happen, if it does not.
+    fn ask_for(&mut self, event: Event) -> Option<String> {
+        self.driving.asked = Asked::Something;
+        self.tell(event);
+        self.settle();
+        match std::mem::take(&mut self.driving.asked) {
+            Asked::Refused(why) => Some(why),
+            Asked::Nothing | Asked::Something => None,
+        }
+    }
+
     /// `croupier scale`.
     pub(super) fn scale(&mut self, client: ClientId, by: ScaleBy, wait: bool) -> Option<Reply> {
         self.settle();
         let from = self.core.slot_count();
         log::info!("scale {} (asked by croupier scale)", words_of_scale(by.into()));
-        if let Some(why) = self.try_scale(by.into()) {
+        if let Some(why) = self.ask_for(Event::ScaleAsked(by.into())) {
             return Some(Reply::Failed { why });
         }
         let to = self.core.slot_count();
@@ -54,18 +77,10 @@ impl Primary {
         self.wait_for(client, goal, slots, wait)
     }
 
-    /// Why not, if it does not happen.
-    fn try_scale(&mut self, scale: Scale) -> Option<String> {
-        self.driving.refused = None;
-        self.tell(Event::ScaleAsked(scale));
-        self.settle();
-        self.driving.refused.take()
-    }
-
     /// TTIN and TTOU.
     pub(super) fn scale_by_signal(&mut self, scale: Scale, signal: &str) {
         log::info!("scale {} (asked by {signal})", words_of_scale(scale));
-        if let Some(why) = self.try_scale(scale) {
+        if let Some(why) = self.ask_for(Event::ScaleAsked(scale)) {
             log::warn!("no scale: {why}");
         }
     }
@@ -76,7 +91,7 @@ impl Primary {
             return Reply::Failed { why };
         }
         for slot in which(slots) {
-            if let Some(why) = self.try_pause(slot) {
+            if let Some(why) = self.ask_for(Event::PauseAsked { slot }) {
                 return Reply::Failed { why };
             }
         }
@@ -96,13 +111,6 @@ impl Primary {
         };
         self.commands.say_to(client, &text, self.poll.registry());
         Reply::Done
-    }
-
-    fn try_pause(&mut self, slot: Option<SlotId>) -> Option<String> {
-        self.driving.refused = None;
-        self.tell(Event::PauseAsked { slot });
-        self.settle();
-        self.driving.refused.take()
     }
 
     /// `croupier resume`.
@@ -131,7 +139,7 @@ impl Primary {
         }
         let was_paused = self.core.is_paused();
         log::info!("pause (asked by WINCH)");
-        match self.try_pause(None) {
+        match self.ask_for(Event::PauseAsked { slot: None }) {
             Some(why) => log::warn!("no pause: {why}"),
             None => self.driving.by_signal |= !was_paused,
         }
@@ -201,11 +209,17 @@ impl Primary {
     }
 
     pub(super) fn scale_refused(&mut self, why: ScaleFault) {
-        self.driving.refused = Some(words_of_fault(why));
+        let why = words_of_fault(why);
+        if let Asked::Nothing = self.driving.asked {
+            // It was the file.
+            self.step(&format!("the number of workers stays as it is: {why}"));
+        } else {
+            self.driving.asked = Asked::Refused(why);
+        }
     }
 
     pub(super) fn pause_refused(&mut self, why: PauseFault) {
-        self.driving.refused = Some(match why {
+        self.driving.asked = Asked::Refused(match why {
             PauseFault::Stopping => "it is stopping".to_owned(),
             PauseFault::ByThemselves => format!(
                 "under policy {} workers accept by themselves; croupier stop SLOT… makes clients wait",
@@ -215,18 +229,12 @@ impl Primary {
     }
 
     pub(super) fn scaled(&mut self, from: u16, to: u16) {
-        log::info!("{} instead of {from}", plural(to.into(), "slot"));
+        self.note_scale(from, to);
         self.hands.resize(to);
         for slot in to..from {
             self.slot_stopped(SlotId(slot));
         }
-        if let Some(max) = self.config.max_rss.take() {
-            let max = max.with_workers(to);
-            if let Some(sampler) = &mut self.sampler {
-                sampler.set_limit(max.bytes);
-            }
-            self.config.max_rss = Some(max);
-        }
+        self.note_max_rss();
     }
 
     /// A restart did not hold: whoever waits for it hears that.

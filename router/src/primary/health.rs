@@ -28,11 +28,16 @@ struct Every {
     accepted: u64,
 }
 
+impl Every {
+    fn new(every: Duration, now: u64, accepted: u64) -> Self {
+        let nanos = u64::try_from(every.as_nanos()).unwrap_or(u64::MAX);
+        Self { nanos, at: now.saturating_add(nanos), accepted }
+    }
+}
+
 impl Health {
     pub(super) fn new(now: u64, report: Option<Duration>) -> Self {
-        let nanos = report.map(|every| u64::try_from(every.as_nanos()).unwrap_or(u64::MAX));
-        let report = nanos.map(|nanos| Every { nanos, at: now.saturating_add(nanos), accepted: 0 });
-        Self { report, stop_at: None }
+        Self { report: report.map(|every| Every::new(every, now, 0)), stop_at: None }
     }
 
     pub(super) fn deadline(&self) -> Option<u64> {
@@ -69,6 +74,16 @@ impl Primary {
         let stands = self.stands();
         self.service.stopping(&stands);
         true
+    }
+
+    /// `--report` may be another one.
+    pub(super) fn note_report(&mut self) {
+        let (now, accepted) = (self.now, self.core.totals().accepted);
+        let new = self.config.care.report.map(|every| Every::new(every, now, accepted));
+        let nanos = |every: &Option<Every>| every.as_ref().map(|every| every.nanos);
+        if nanos(&new) != nanos(&self.health.report) {
+            self.health.report = new;
+        }
     }
 
     /// Whatever of this is due.

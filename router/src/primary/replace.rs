@@ -9,7 +9,9 @@ use croupier_core::event::{
 };
 
 use super::announce::{how, plural, plural_of};
+use super::hands::Goal;
 use super::run::Primary;
+use crate::control::messages::Reply;
 
 /// What a reload's end depends on.
 #[derive(Debug, Default)]
@@ -20,6 +22,8 @@ pub(super) struct Replacing {
     dropped: u64,
     /// Workers that drain while others go on.
     leavers: Vec<Leaver>,
+    /// Slots that have come since it began.
+    added: Vec<SlotId>,
     /// Why the last worker that was not ready in time was not.
     not_ready: Option<(WorkerId, String)>,
 }
@@ -149,7 +153,25 @@ impl Primary {
             }
         };
         self.step(&format!("nobody is left to drain; {cut} cut at the drain-timeout{dropped}"));
-        self.commands.reload_over(generation, self.poll.registry());
+        for (client, failed) in self.commands.reload_over(generation) {
+            let reply = match failed {
+                Some(why) => Some(Reply::Failed { why }),
+                // Those that came with another number of workers start only now.
+                None => self.wait_for(client, Goal::Up, self.replacing.added.clone(), true),
+            };
+            if let Some(reply) = reply {
+                self.commands.reply_to(client, &reply, self.poll.registry());
+            }
+        }
+    }
+
+    /// There is another number of slots.
+    pub(super) fn note_scale(&mut self, from: u16, to: u16) {
+        let text = format!("{} instead of {from}", plural(to.into(), "slot"));
+        log::info!("{text}");
+        self.commands.reload_says(&text, self.poll.registry());
+        self.replacing.added.retain(|slot| slot.0 < to);
+        self.replacing.added.extend((from..to).map(SlotId));
     }
 
     /// A worker that drained has ended: what it had open, by its page, its clients have lost.
@@ -173,6 +195,7 @@ impl Primary {
         if self.replacing.leavers.is_empty() {
             self.replacing = Replacing::default();
         }
+        self.replacing.added.clear();
         self.commands.reload_began(generation);
         let rolling = if rolling { ", rolling" } else { "" };
         self.step(&format!("generation {} begins{rolling}", generation.0));

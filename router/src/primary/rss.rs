@@ -62,21 +62,28 @@ impl Sampler {
         Ok(Self { limit, orders, found, next_at: Some(after(now)) })
     }
 
-    /// `auto`, with another number of workers.
-    pub(super) const fn set_limit(&mut self, bytes: u64) {
-        self.limit = bytes;
-    }
-
     pub(super) const fn deadline(&self) -> Option<u64> {
         self.next_at
     }
 }
 
 impl Primary {
-    /// The limit may have changed.
+    /// The limit may have changed, and with `auto` the workers that share it.
     pub(super) fn note_max_rss(&mut self) {
-        if let (Some(sampler), Some(max)) = (&mut self.sampler, &self.config.max_rss) {
-            sampler.limit = max.bytes;
+        let slots = self.core.slot_count();
+        self.config.max_rss = self.config.max_rss.take().map(|max| max.with_workers(slots));
+        let limit = self.config.max_rss.as_ref().map(|max| max.bytes);
+        match (&mut self.sampler, limit) {
+            (Some(sampler), Some(bytes)) => sampler.limit = bytes,
+            (sampler @ None, Some(bytes)) => {
+                match Sampler::start(bytes, Arc::clone(&self.waker), self.now) {
+                    Ok(started) => *sampler = Some(started),
+                    Err(error) => log::error!(
+                        "--max-rss has no effect: cannot start the thread that looks at memory: {error}"
+                    ),
+                }
+            }
+            (sampler, None) => *sampler = None,
         }
     }
 }

@@ -6,6 +6,7 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::Arc;
 use std::time::Duration;
 
 use croupier_core::Core;
@@ -73,6 +74,8 @@ pub(super) struct Primary {
     pub(super) config: RunConfig,
     pub(super) core: Core,
     pub(super) poll: Poll,
+    /// For threads that have found something.
+    pub(super) waker: Arc<mio::Waker>,
     pub(super) alarm: Alarm,
     /// `CLOCK_MONOTONIC` at the start of this turn, nanoseconds.
     pub(super) now: u64,

@@ -70,9 +70,7 @@ impl Primary {
         names.dedup();
         names.retain(|name| values(old(name)) != values(new(name)));
         for name in &names {
-            let switched =
-                *name == "max-rss" && values(old(name)).is_empty() != values(new(name)).is_empty();
-            if changes_at_reload(name) && !switched {
+            if changes_at_reload(name) {
                 continue;
             }
             let place = new(name).map_or_else(String::new, |one| one.source.to_string());
@@ -91,8 +89,6 @@ impl Primary {
         let changed = names.iter().map(|name| (*name).to_owned()).collect();
         // Only what was read can have changed; this would be another without a reason of the user's.
         config.name.clone_from(&self.config.name);
-        config.workers = self.config.workers.clone();
-        config.core.limits.waiting_max = self.config.core.limits.waiting_max;
         let resolved = adapter::resolve(&config).map_err(|error| error.to_string())?;
         let launch = Launch { resolved, config: Box::new(config) };
         Ok(Version { launch, settings, changed })
@@ -109,7 +105,13 @@ impl Primary {
         let settings = std::mem::replace(&mut self.versions.settings, settings);
         self.versions.before = Some((config, settings));
         self.launcher.begin(generation, launch);
+        self.note_settings();
+    }
+
+    /// Others are in force: what does not ask for them whenever it needs them hears of it.
+    fn note_settings(&mut self) {
         self.note_max_rss();
+        self.note_report();
     }
 
     pub(super) fn version_holds(&mut self, generation: Generation) {
@@ -122,7 +124,7 @@ impl Primary {
         let Some((config, settings)) = self.versions.before.take() else { return };
         self.config = config;
         self.versions.settings = settings;
-        self.note_max_rss();
+        self.note_settings();
         if kept == 0 {
             self.versions.failed = Some(generation);
         }

@@ -219,6 +219,11 @@ pub(crate) struct Table {
     pub(crate) down: BTreeSet<u16>,
     /// The answers that are awaited: by the connection, of whom.
     check_serials: BTreeMap<u64, u32>,
+    /// What the next reload brings, and what goes back in force when it fails.
+    next_config: Option<Config>,
+    config_before: Option<Config>,
+    /// More than `max_total`, as that was more, or nothing, a moment ago.
+    too_many: usize,
 }
 
 impl Table {
@@ -255,6 +260,9 @@ impl Table {
             probe_serials: BTreeSet::new(),
             down: BTreeSet::new(),
             check_serials: BTreeMap::new(),
+            next_config: None,
+            config_before: None,
+            too_many: 0,
         };
         table.open(0);
         table
@@ -646,10 +654,30 @@ impl Table {
                     self.config.slots = to;
                     self.down.retain(|slot| *slot < to);
                 }
+                self.note_config(report);
                 self.stopping |= report == Report::AllDone;
                 self.story.reports.push((self.now, report));
             }
         }
+    }
+
+    /// What is in force, as far as an outsider can tell.
+    fn note_config(&mut self, report: Report) {
+        let slots = self.config.slots;
+        if let Report::ReloadBegan { .. } = report {
+            let next = self.next_config.take();
+            self.config_before = next.map(|next| std::mem::replace(&mut self.config, next));
+        } else if let Report::ReloadFailed { .. } = report {
+            self.config = self.config_before.take().unwrap_or(self.config);
+        } else {
+            return;
+        }
+        self.config.slots = slots;
+        self.too_many = self.open_at_workers();
+    }
+
+    fn open_at_workers(&self) -> usize {
+        self.room.players.values().map(|player| player.queue.len() + player.active.len()).sum()
     }
 
     /// The request of `--ready-probe`, on its way to a worker that starts.
@@ -1024,7 +1052,7 @@ impl Table {
     }
 
     /// What must hold after every turn.
-    fn check(&self) {
+    fn check(&mut self) {
         let mut seen = BTreeMap::new();
         let mut place = |serial: u64, at: &'static str| {
             if !self.probe_serials.contains(&serial)
@@ -1056,15 +1084,16 @@ impl Table {
     }
 
     /// `max_total`: what workers have, and what is on its way to them.
-    fn check_total(&self) {
+    fn check_total(&mut self) {
         let Some(max) = self.config.limits.max_total else { return };
         if self.misled {
             return;
         }
-        let open: usize =
-            self.room.players.values().map(|player| player.queue.len() + player.active.len()).sum();
+        let open = self.open_at_workers();
+        self.too_many = self.too_many.min(open);
+        let max = self.too_many.max(max as usize);
         // Probes are made by the primary, and let in nobody.
-        let most = max as usize + self.probe_serials.len().min(self.room.players.len());
+        let most = max + self.probe_serials.len().min(self.room.players.len());
         assert!(open <= most, "{open} open at {}: {}", self.now, self.picture());
     }
 
@@ -1114,6 +1143,15 @@ impl Table {
     pub(crate) fn restart(&mut self, slot: u16) {
         self.outgrow = true;
         self.tell(Event::RestartAsked { slot: SlotId(slot) });
+    }
+
+    /// The next reload brings this.
+    pub(crate) fn reconfigure(&mut self, new: Config) {
+        let Config { policy, queue_limit, ready, sticky_key, seed, .. } = self.config;
+        let limits = Limits { waiting_max: self.config.limits.waiting_max, ..new.limits };
+        let fixed = Config { policy, queue_limit, ready, sticky_key, seed, limits, ..new };
+        self.next_config = Some(fixed);
+        self.core.reconfigure_at_reload(new);
     }
 
     /// The operator wants a new generation.

@@ -1,0 +1,263 @@
+//! What a reload promises that brings another configuration: what is in force when, and how many slots
+//! there are afterwards.
+
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test fails by panicking")]
+
+mod table;
+
+use std::time::Duration;
+
+use croupier_core::config::{Config, Limits, Policy};
+use croupier_core::event::{Client, Report, Scale, ScaleFault};
+
+use table::players::Habit;
+use table::{MS, SEC, Table, busy_for, config, within};
+
+fn reported(table: &Table, is_it: impl Fn(&Report) -> bool) -> usize {
+    table.story.reports.iter().filter(|(_, report)| is_it(report)).count()
+}
+
+fn over(table: &Table) -> usize {
+    reported(table, |report| matches!(report, Report::ReloadOver { .. }))
+}
+
+fn failed(table: &Table) -> usize {
+    reported(table, |report| matches!(report, Report::ReloadFailed { .. }))
+}
+
+fn scaled(table: &Table) -> Vec<(u16, u16)> {
+    let of = |report: &Report| {
+        if let Report::Scaled { from, to } = report { Some((*from, *to)) } else { None }
+    };
+    table.story.reports.iter().filter_map(|(_, report)| of(report)).collect()
+}
+
+/// Slot and generation of everybody who is ready.
+fn ready(table: &Table) -> Vec<(u16, u32)> {
+    let views = table.core.workers().filter(|view| view.state == "ready");
+    let mut all: Vec<_> = views.map(|view| (view.slot.0, view.generation.0)).collect();
+    all.sort_unstable();
+    all
+}
+
+fn broken() -> Habit {
+    Habit { never_ready: true, ..Habit::default() }
+}
+
+/// What a reload brings is in force from its beginning, and not any more when it has failed.
+#[test]
+fn a_configuration_comes_with_a_reload_and_goes_when_that_fails() {
+    let mut table = Table::of(config(2, Policy::Least), Habit::default());
+    table.start();
+    let given = Config {
+        ready_timeout: Duration::from_secs(1),
+        soak: Duration::from_millis(100),
+        // What stays as it is.
+        policy: Policy::Ip,
+        ..config(2, Policy::Least)
+    };
+    let soaks = |table: &Table| -> Vec<Duration> {
+        let reports = table.story.reports.iter();
+        let of = |report: &Report| {
+            if let Report::Soaking { wait, .. } = report { Some(*wait) } else { None }
+        };
+        reports.filter_map(|(_, report)| of(report)).collect()
+    };
+    table.reconfigure(given);
+    table.habits = Box::new(|_, _, _| broken());
+    table.reload(false);
+    table.run_for(2 * SEC);
+    assert_eq!(failed(&table), 1, "after one second, not after sixty");
+    assert_eq!(soaks(&table), []);
+    // The next one has what was in force before.
+    table.habits = Box::new(|_, _, _| Habit::default());
+    table.reload(false);
+    table.run_for(5 * SEC);
+    assert_eq!(soaks(&table), [Duration::from_secs(1); 2]);
+    table.reconfigure(given);
+    table.reload(false);
+    table.run_for(5 * SEC);
+    assert_eq!(soaks(&table).get(2..), Some([Duration::from_millis(100); 2].as_slice()));
+    table.reload(false);
+    table.run_for(5 * SEC);
+    assert_eq!(soaks(&table).last(), Some(&Duration::from_millis(100)), "it stays in force");
+}
+
+/// A reload of three slots that brings another number of them, under load.
+#[test]
+fn the_number_of_slots_follows_when_the_reload_has_held() {
+    for rolling in [false, true] {
+        for to in [1, 2, 5] {
+            let mut table = Table::of(config(3, Policy::Least), Habit::blocking(3 * MS));
+            table.start();
+            table.reconfigure(Config { slots: to, ..config(3, Policy::Least) });
+            table.reload(rolling);
+            let done =
+                |table: &Table| reported(table, |r| matches!(r, Report::ReloadDone { .. })) == 1;
+            while !done(&table) {
+                assert_eq!((scaled(&table), table.core.slot_count()), (vec![], 3), "not before");
+                busy_for(&mut table, MS);
+            }
+            assert_eq!(scaled(&table), [(3, to)]);
+            let end = table.now + 10 * SEC;
+            while over(&table) == 0 || !table.all_ready() {
+                busy_for(&mut table, MS);
+                assert!(table.now < end, "{}", table.picture());
+            }
+            within(&mut table, SEC, Table::is_quiet);
+            let expected: Vec<_> = (0..to).map(|slot| (slot, 2)).collect();
+            assert_eq!(ready(&table), expected, "rolling {rolling}");
+            let forks = reported(&table, |r| matches!(r, Report::Forked { .. }));
+            assert_eq!(forks, 3 + usize::from(to), "nobody was started only to leave");
+            assert!(table.story.lost.is_empty() && table.story.refused.is_empty());
+        }
+    }
+}
+
+#[test]
+fn a_reload_that_fails_changes_no_number() {
+    for to in [1, 4] {
+        let mut table = Table::of(config(2, Policy::Least), Habit::default());
+        table.start();
+        let given = Config { slots: to, ..config(2, Policy::Least) };
+        let given = Config { ready_timeout: Duration::from_secs(1), ..given };
+        table.reconfigure(given);
+        table.habits = Box::new(|_, _, _| broken());
+        table.reload(false);
+        within(&mut table, 3 * SEC, |table| over(table) == 1);
+        assert_eq!((failed(&table), scaled(&table), ready(&table).len()), (1, vec![], 2));
+        // It was never in force: the same number is news to the next reload.
+        table.habits = Box::new(|_, _, _| Habit::default());
+        table.reconfigure(given);
+        table.reload(false);
+        within(&mut table, 10 * SEC, |table| over(table) == 2 && table.all_ready());
+        assert_eq!((scaled(&table), ready(&table).len()), (vec![(2, to)], usize::from(to)));
+    }
+}
+
+/// A scale by hand stays until the file says another number than it did.
+#[test]
+fn what_was_scaled_by_hand_stays_until_the_number_changes() {
+    let base = config(2, Policy::Least);
+    let mut table = Table::of(base, Habit::default());
+    table.start();
+    table.scale(Scale::To(4));
+    table.start_within(SEC);
+    let reload = |table: &mut Table, slots: u16| {
+        let before = over(table);
+        table.reconfigure(Config { slots, ..base });
+        table.reload(false);
+        within(table, 20 * SEC, |table| over(table) == before + 1 && table.all_ready());
+        table.core.slot_count()
+    };
+    assert_eq!(reload(&mut table, 2), 4, "two as ever");
+    assert_eq!(reload(&mut table, 3), 3, "three is new");
+    table.scale(Scale::Up(2));
+    table.start_within(SEC);
+    assert_eq!(reload(&mut table, 3), 5);
+    assert_eq!(reload(&mut table, 5), 5, "new, and there already");
+    assert_eq!(scaled(&table), [(2, 4), (4, 3), (3, 5)]);
+    // By hand while the reload is under way: the later word.
+    table.reconfigure(Config { slots: 1, ..base });
+    table.reload(false);
+    table.run_for(200 * MS);
+    table.scale(Scale::Down(1));
+    within(&mut table, 20 * SEC, |table| over(table) == 5 && table.all_ready());
+    assert_eq!((table.core.slot_count(), scaled(&table).len()), (4, 4));
+    let last = table.core.workers().map(|view| view.generation.0).min();
+    assert_eq!(last, Some(6), "everybody is new: {}", table.picture());
+}
+
+/// The slots that would stay are stopped by hand: nobody would serve.
+#[test]
+fn a_number_that_leaves_nobody_is_refused_and_everybody_is_replaced() {
+    let mut table = Table::of(config(3, Policy::Least), Habit::default());
+    table.start();
+    table.stop_slot(0);
+    table.run_for(SEC);
+    table.reconfigure(Config { slots: 1, ..config(3, Policy::Least) });
+    table.reload(false);
+    within(&mut table, 20 * SEC, |table| over(table) == 1);
+    let refused = Report::ScaleRefused { why: ScaleFault::NobodyLeft };
+    assert_eq!(reported(&table, |report| *report == refused), 1);
+    assert_eq!((ready(&table), scaled(&table)), (vec![(1, 2), (2, 2)], vec![]));
+}
+
+/// Limits that a reload brings hold at once for those who come, also where others wait already.
+#[test]
+fn limits_that_come_with_a_reload_hold_at_once() {
+    let base = config(2, Policy::Least);
+    let capped = |max_active, max_total| Config {
+        max_active,
+        limits: Limits { max_total, ..base.limits },
+        ..base
+    };
+    for (tight, tight_open, wide, wide_open) in [
+        (capped(Some(1), None), 2, capped(Some(3), None), 6),
+        (capped(None, Some(3)), 3, capped(None, Some(5)), 5),
+        (capped(Some(1), None), 2, capped(None, None), 8),
+        (capped(None, Some(3)), 3, capped(None, None), 8),
+    ] {
+        let mut table = Table::of(tight, Habit::event_loop(100 * SEC));
+        table.start();
+        for _ in 0..8 {
+            table.client(Client::Local);
+        }
+        table.run_for(SEC);
+        assert_eq!(table.story.claims.len(), tight_open);
+        table.reconfigure(wide);
+        table.reload(false);
+        table.run_for(10 * MS);
+        assert_eq!(table.story.claims.len(), wide_open, "no close, no bell, and yet");
+        // And back, for whoever comes next.
+        within(&mut table, 200 * SEC, |table| over(table) == 1 && table.is_quiet());
+        table.reconfigure(tight);
+        table.reload(false);
+        table.run_for(10 * MS);
+        let before = table.story.claims.len();
+        for _ in 0..8 {
+            table.client(Client::Local);
+        }
+        // Before the first new worker is there.
+        table.run_for(20 * MS);
+        assert_eq!(table.story.claims.len() - before, tight_open);
+    }
+}
+
+/// `max_queue_wait` comes while clients wait, and goes while some are in hand.
+#[test]
+fn a_wait_that_comes_with_a_reload_is_measured_and_one_that_goes_resets_nobody() {
+    let base = Config { max_active: Some(1), ..config(1, Policy::Least) };
+    let base = Config { limits: Limits { waiting_max: 10, ..base.limits }, ..base };
+    let wait = Some(Duration::from_millis(400));
+    // What the machine allows is not the file's to say.
+    let limited =
+        Config { limits: Limits { max_queue_wait: wait, waiting_max: 1, ..base.limits }, ..base };
+    let mut table = Table::of(base, Habit::event_loop(20 * SEC));
+    table.start();
+    for _ in 0..6 {
+        table.client(Client::Local);
+    }
+    table.run_for(SEC);
+    assert_eq!(table.core.held(), 0, "they wait in the backlog");
+    table.reconfigure(limited);
+    table.reload(false);
+    table.run_for(110 * MS);
+    // One to the canary, which has room.
+    assert_eq!(table.core.held(), 4, "taken in hand after a quarter");
+    table.run_for(400 * MS);
+    table.client(Client::Local);
+    table.run_for(MS);
+    assert_eq!(table.story.shed.len(), 1);
+    within(&mut table, 60 * SEC, |table| over(table) == 1);
+    let held = table.core.held();
+    assert!(held > 0, "{}", table.picture());
+    table.reconfigure(base);
+    table.reload(false);
+    table.run_for(MS);
+    table.client(Client::Local);
+    within(&mut table, 300 * SEC, Table::is_quiet);
+    assert_eq!(table.story.shed.len(), 1, "nobody is any more");
+    assert_eq!(reported(&table, |report| matches!(report, Report::ShedEnded { .. })), 1);
+    assert_eq!(table.core.poll_timeout(), None);
+}
