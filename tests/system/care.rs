@@ -172,6 +172,38 @@ fn variables_come_from_files_and_flags_win() {
     assert!(!refused.stderr.contains("pa$word"), "{refused:?}");
 }
 
+/// Also where no config file is, and where the variables' file was empty at first.
+#[test]
+fn a_reload_reads_variables_again_and_what_is_wrong_changes_nothing() {
+    let guard = Guard::new("care-env-reload");
+    guard.write("app.env", "# nothing yet\n");
+    let script = "echo \"A=$A of $CROUPIER_GENERATION\"; exec sleep infinity";
+    let flags = ["--env-file", "app.env", "-w", "1", "--soak", "50ms"];
+    let croupier = guard.run(saying(&flags, script)).ready();
+    croupier.wait_for_line("A= of 1");
+    guard.write("app.env", "A=two\n");
+    let reload = croupier.ask(&["reload"]);
+    let said = &reload.expect_code(0).stdout;
+    assert!(said.contains("changes env-file"), "{said}");
+    croupier.wait_for_line("A=two of 2");
+    guard.write("app.env", "A=three\nPASSWORD=pa$word\n");
+    let wrong = "--env-file app.env: line 2: a $ stands for itself";
+    let refused = croupier.ask(&["reload"]);
+    refused.expect_code(1).expect_error(&["no reload, and nothing is changed", wrong]);
+    croupier.signal(Signal::SIGHUP);
+    croupier.wait_for_line(wrong);
+    fs::remove_file(guard.path("app.env")).unwrap();
+    let refused = croupier.ask(&["reload"]);
+    refused.expect_code(1).expect_error(&["--env-file app.env: No such file"]);
+    let status = croupier.status();
+    assert_eq!(status.slot(0).unwrap().generation, Some(2), "{status:?}");
+    assert!(!croupier.stderr().text().contains("pa$word"));
+    guard.write("app.env", "A=three\n");
+    croupier.ask(&["reload"]).expect_code(0);
+    croupier.wait_for_line("A=three of 3");
+    croupier.stop_well();
+}
+
 #[test]
 fn the_mask_is_the_workers_alone() {
     let guard = Guard::new("care-umask");

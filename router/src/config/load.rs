@@ -225,10 +225,11 @@ impl Origin {
         Ok(Loaded { config, settings, origin: self.clone() })
     }
 
-    /// Whether reading it again can bring anything new.
+    /// Whether reading it again can bring anything new, where it came to these settings.
     #[must_use]
-    pub fn rereads(&self, config: &RunConfig) -> bool {
-        self.file.is_some() || !config.care.variables.is_empty()
+    pub fn rereads(&self, settings: &[Setting]) -> bool {
+        let reads = |one: &Setting| one.name == "env-file" && !one.values.is_empty();
+        self.file.is_some() || settings.iter().any(reads)
     }
 
     /// The file and the profile, if there are any.

@@ -42,7 +42,7 @@ impl Versions {
 impl Primary {
     /// Before a reload: reads the file again. What is wrong with it is said, and nothing is changed.
     pub(super) fn read_again(&mut self) -> Result<(), String> {
-        let kept = if self.versions.origin.rereads(&self.config) {
+        let kept = if self.versions.origin.rereads(&self.versions.settings) {
             self.next_version().map(Some)
         } else {
             Ok(None)
@@ -85,6 +85,9 @@ impl Primary {
                 text(old(name)),
                 text(new(name))
             ));
+        }
+        if config.care.variables != self.config.care.variables && !names.contains(&"env-file") {
+            names.push("env-file");
         }
         let changed = names.iter().map(|name| (*name).to_owned()).collect();
         // Only what was read can have changed; this would be another without a reason of the user's.
