@@ -120,7 +120,7 @@ pub struct Pinning {
 pub struct Plan {
     /// `bench`, `quick`, `full`, or `own` where engines or workloads were named.
     pub name: String,
-    /// Engines' ids, in the order of the first round; each round begins one further.
+    /// Engines' ids, in the order of the first round; each round begins one further, every other one backwards.
     pub engines: Vec<String>,
     /// Workloads' ids.
     pub workloads: Vec<String>,
@@ -319,6 +319,12 @@ impl Sample {
     #[must_use]
     pub fn primary_ns_per_connection(&self) -> Option<f64> {
         per_connection(self.cpu.as_ref()?.primary_ns?, self.connections)
+    }
+
+    /// The same for each answer: what counts where connections stay open.
+    #[must_use]
+    pub fn primary_ns_per_request(&self) -> Option<f64> {
+        per_connection(self.cpu.as_ref()?.primary_ns?, self.requests)
     }
 
     /// CPU time of all workers for each connection, in ns.

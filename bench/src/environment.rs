@@ -29,7 +29,7 @@ pub fn look(programs: &Programs, pinning: Pinning) -> Environment {
         began: humantime::format_rfc3339_seconds(SystemTime::now()).to_string(),
         kernel: output("uname", &["-sr"]).unwrap_or_default(),
         cpu: of_cpuinfo("model name").unwrap_or_else(|| "unknown".to_owned()),
-        cpus: u32::try_from(own_cpus().len()).unwrap_or(0),
+        cpus: u32::try_from(all_cpus(&pinning)).unwrap_or(0),
         governor: text_of("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
         virtual_machine: of_cpuinfo("flags")
             .is_some_and(|flags| flags.split_whitespace().any(|flag| flag == "hypervisor")),
@@ -57,6 +57,14 @@ pub fn own_cpus() -> Vec<u32> {
         .filter(|cpu| set.is_set(*cpu).unwrap_or(false))
         .filter_map(|cpu| u32::try_from(cpu).ok())
         .collect()
+}
+
+/// How many CPUs the run has: once pinned, this thread itself may use only some of them.
+fn all_cpus(pinning: &Pinning) -> usize {
+    match pinning.generator.len() + pinning.subject.len() {
+        0 => own_cpus().len(),
+        divided => divided,
+    }
 }
 
 /// Divides the CPUs, and puts this thread (and those that it starts) on the generator's.
@@ -177,5 +185,7 @@ mod tests {
         assert_eq!(pinning.subject, [0, 1, 2, 3, 8, 9]);
         assert_eq!(pinning.generator, [10, 11]);
         assert_eq!(divide(&[0, 1, 2, 3]).generator, [3]);
+        assert_eq!(all_cpus(&pinning), 8, "not only those of the generator");
+        assert_eq!(all_cpus(&divide(&[0])), own_cpus().len());
     }
 }

@@ -16,7 +16,7 @@ use crate::data::{Cpu, HistogramError, Memory, Pinning, Sample, TimelineEvent, W
 use crate::engine::{Engine, EngineError, Launch, Programs, Running, Setup};
 use crate::judge::{self, Aside};
 use crate::load::{Common, LongLoad, OpenLoad, Seen, Wrk, WrkError, WrkLoad};
-use crate::process::{cpu_ns, machine_busy, main_thread_cpu_ns, own_cpu, resident_bytes, sleeps};
+use crate::process::{Machine, cpu_ns, main_thread_cpu_ns, own_cpu, resident_bytes, sleeps};
 use crate::workload::{Disturbance, Load, Workload};
 
 /// How long a client waits.
@@ -24,8 +24,6 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const STEP: Duration = Duration::from_millis(100);
 /// When memory is read, as a share of the load.
 const LATE_IN_THE_LOAD: f64 = 0.9;
-/// Connections of an open loop at once.
-const OPEN_MAX: usize = 8_000;
 const LONG_OPEN_RATE: f64 = 4_000.0;
 const LONG_SOURCES: u32 = 64;
 
@@ -72,28 +70,41 @@ struct Reading {
     sleeps: u64,
     workers: BTreeMap<u32, u64>,
     counts: Vec<WorkerCount>,
-    machine: Duration,
+    machine: Machine,
     own: Duration,
     children: Duration,
     at: Instant,
 }
 
 impl Reading {
-    fn take(running: &Running) -> io::Result<Self> {
+    /// Before a load. Workers are asked first: what their answers cost them is not the load's.
+    fn before(running: &Running) -> io::Result<Self> {
+        let counts = running.ask();
+        Self::take(running, counts)
+    }
+
+    /// After it: for the same reason, they are asked last.
+    fn after(running: &Running) -> io::Result<Self> {
+        let reading = Self::take(running, Vec::new())?;
+        Ok(Self { counts: running.ask(), ..reading })
+    }
+
+    fn take(running: &Running, counts: Vec<WorkerCount>) -> io::Result<Self> {
         let dealers = running.dealers();
         let main = dealers.first().copied();
+        let workers = running.announced();
         let of = |pids: Vec<u32>| pids.into_iter().map(|pid| (pid, cpu_ns(pid))).collect();
         let (own, children) = own_cpu()?;
         Ok(Self {
-            counts: running.ask(),
+            machine: Machine::look()?,
+            at: Instant::now(),
             main_ns: main.map_or(0, main_thread_cpu_ns),
             sleeps: main.map_or(0, sleeps),
             dealers: of(dealers),
-            workers: of(running.announced()),
-            machine: machine_busy()?,
+            workers: of(workers),
+            counts,
             own,
             children,
-            at: Instant::now(),
         })
     }
 }
@@ -140,10 +151,10 @@ impl Bench {
         };
         let mut running = Running::start(engine, &setup)?;
         self.warm_up(&running, workload)?;
-        let before = Reading::take(&running)?;
+        let before = Reading::before(&running)?;
         let seed = self.seed + u64::from(round);
         let (result, meanwhile) = self.load(&mut running, engine, workload, seed)?;
-        let after = Reading::take(&running)?;
+        let after = Reading::after(&running)?;
         running.check()?;
         if let Some(error) = meanwhile.error {
             return Err(error.into());
@@ -222,13 +233,15 @@ impl Bench {
         seed: u64,
         length: Duration,
     ) -> Option<OpenLoad> {
-        let Load::Open { rate, arrivals, kinds, sources } = &workload.load else { return None };
+        let Load::Open { rate, arrivals, kinds, sources, at_once } = &workload.load else {
+            return None;
+        };
         Some(OpenLoad {
             common: self.common(running, *sources, seed, length),
             rate: *rate,
             arrivals: *arrivals,
             kinds: kinds.clone(),
-            open_max: OPEN_MAX,
+            open_max: *at_once,
             sticky: workload.sticky,
         })
     }
@@ -453,11 +466,8 @@ fn cpu(before: &Reading, after: &Reading, known: Option<Cpu>, has_primary: bool)
     let generator_ns = known.map_or_else(|| nanoseconds(children), |cpu| cpu.generator_ns);
     let own = after.own.saturating_sub(before.own);
     let ours = Duration::from_nanos(primary + workers_ns) + children + own;
-    let busy = after.machine.saturating_sub(before.machine).saturating_sub(ours);
-    let cpus = thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    let wall = after.at.saturating_duration_since(before.at).as_secs_f64();
-    #[expect(clippy::cast_precision_loss, reason = "a number of CPUs")]
-    let foreign_share = (busy.as_secs_f64() / (wall * cpus as f64)).min(1.0);
+    let wall = after.at.saturating_duration_since(before.at);
+    let foreign_share = after.machine.foreign_share(&before.machine, wall, ours);
     Cpu {
         primary_ns: has_primary.then_some(primary),
         primary_main_ns: has_primary.then(|| after.main_ns.saturating_sub(before.main_ns)),

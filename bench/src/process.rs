@@ -311,20 +311,40 @@ pub fn own_cpu() -> io::Result<(Duration, Duration)> {
     Ok((of(UsageWho::RUSAGE_SELF)?, of(UsageWho::RUSAGE_CHILDREN)?))
 }
 
-/// CPU time of the whole machine that was not idle.
-///
-/// # Errors
-/// If /proc/stat cannot be read.
-pub fn machine_busy() -> io::Result<Duration> {
-    use procfs::CurrentSI;
-    let total = procfs::KernelStats::current().map_err(io::Error::other)?.total;
-    let ticks = total.user
-        + total.nice
-        + total.system
-        + total.irq.unwrap_or(0)
-        + total.softirq.unwrap_or(0)
-        + total.steal.unwrap_or(0);
-    Ok(Duration::from_millis(ticks * 1000 / procfs::ticks_per_second()))
+/// The whole machine's CPUs at one moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Machine {
+    /// How many are there, also those that this process may not use.
+    pub cpus: u32,
+    /// How long they have been idle, all together. Not "busy": that is counted by sampling at ticks, so work
+    /// that keeps step with them counts many times or never; the length of a sleep is measured.
+    pub idle: Duration,
+}
+
+impl Machine {
+    /// Looks.
+    ///
+    /// # Errors
+    /// If /proc/stat cannot be read.
+    pub fn look() -> io::Result<Self> {
+        use procfs::CurrentSI;
+        let stats = procfs::KernelStats::current().map_err(io::Error::other)?;
+        let ticks = stats.total.idle + stats.total.iowait.unwrap_or(0);
+        Ok(Self {
+            cpus: u32::try_from(stats.cpu_time.len()).unwrap_or(u32::MAX),
+            idle: Duration::from_millis(ticks * 1000 / procfs::ticks_per_second()),
+        })
+    }
+
+    /// The share of the machine that was used since an earlier look, `wall` ago, by others than who used
+    /// `ours`.
+    #[must_use]
+    pub fn foreign_share(&self, before: &Self, wall: Duration, ours: Duration) -> f64 {
+        let all = wall * self.cpus;
+        let idle = self.idle.saturating_sub(before.idle);
+        let foreign = all.saturating_sub(idle).saturating_sub(ours);
+        if all.is_zero() { 0.0 } else { foreign.as_secs_f64() / all.as_secs_f64() }
+    }
 }
 
 #[cfg(test)]
@@ -371,6 +391,31 @@ mod tests {
         command.args(["-c", "echo oh; exit 3"]);
         let error = Guarded::piped(&command, &[]).unwrap().output().unwrap_err();
         assert!(error.to_string().contains("exit status: 3: oh"), "{error}");
+    }
+
+    #[test]
+    fn what_is_neither_idle_nor_ours_is_foreign() {
+        let seconds = Duration::from_secs;
+        let before = Machine { cpus: 4, idle: seconds(100) };
+        // Ten seconds of four CPUs: 30 s idle, 6 s ours.
+        let after = Machine { cpus: 4, idle: seconds(130) };
+        let share = after.foreign_share(&before, seconds(10), seconds(6));
+        assert!((share - 0.1).abs() < 1e-9, "{share}");
+        assert!(after.foreign_share(&before, seconds(10), seconds(11)).abs() < 1e-9, "never below");
+        assert!(after.foreign_share(&before, Duration::ZERO, seconds(1)).abs() < 1e-9);
+    }
+
+    #[test]
+    fn a_machine_idles_no_longer_than_it_has_cpus() {
+        let (before, began) = (Machine::look().unwrap(), Instant::now());
+        let own = thread_cpu_ns().unwrap();
+        while thread_cpu_ns().unwrap() < own + 100_000_000 {}
+        let (after, wall) = (Machine::look().unwrap(), began.elapsed());
+        // To two ticks of each CPU.
+        let room = Duration::from_millis(20) * (after.cpus + 1);
+        assert!(after.idle >= before.idle);
+        let most = wall * (after.cpus - 1) + room;
+        assert!(after.idle - before.idle <= most, "{before:?} {after:?} {wall:?}");
     }
 
     #[test]

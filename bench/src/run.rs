@@ -1,8 +1,8 @@
 //! A run: engines × workloads × rounds.
 //!
 //! Owns: the plan, the order and the file. Promises: within a round every engine runs once under a
-//! workload before any runs again, and the order begins one further each round; `results.json` is whole
-//! after every sample; an engine that fails costs its own cell only. Never does: present anything but
+//! workload before any runs again, and the order begins one further each round and turns round;
+//! `results.json` is whole after every sample; an engine that fails costs its own cell only. Never does: present anything but
 //! progress.
 
 use std::io::IsTerminal;
@@ -56,7 +56,7 @@ pub enum Preset {
     Bench,
     /// About two minutes.
     Quick,
-    /// Everything.
+    /// Everything: 5 rounds × 2 s.
     Full,
 }
 
@@ -163,7 +163,7 @@ impl Request {
         let (name, rounds, seconds) = match self.preset {
             Preset::Bench => ("bench", 5, 4.0),
             Preset::Quick => ("quick", 2, 2.0),
-            Preset::Full => ("full", 5, 4.0),
+            Preset::Full => ("full", 5, 2.0),
         };
         let own = !self.engines.is_empty() || !self.workloads.is_empty();
         Plan {
@@ -300,9 +300,7 @@ impl Chosen {
                 }
             }
             for round in 0..results.plan.rounds {
-                let turn = usize::try_from(round).unwrap_or(0) % here.len().max(1);
-                let (last, first) = here.split_at(turn);
-                let order = first.iter().chain(last);
+                let order = order(&here, round).into_iter();
                 all.extend(order.map(|engine| Cell { workload, engine, round }));
             }
         }
@@ -310,6 +308,18 @@ impl Chosen {
         all.sort_by_key(|cell| cell.round);
         all
     }
+}
+
+/// Begins one further each round, every other round backwards: none always runs first, or after the same
+/// other one.
+fn order<T: Copy>(all: &[T], round: u32) -> Vec<T> {
+    let turn = usize::try_from(round).unwrap_or(0) % all.len().max(1);
+    let (last, first) = all.split_at(turn);
+    let mut order: Vec<T> = first.iter().chain(last).copied().collect();
+    if round % 2 == 1 {
+        order.reverse();
+    }
+    order
 }
 
 /// What a sample takes, about, in ms: for the time left.
@@ -423,4 +433,27 @@ fn line(sample: &crate::data::Sample) -> String {
         if warned.is_empty() { "" } else { "; " },
         warned.join(", ")
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::order;
+
+    #[test]
+    fn nobody_always_runs_first_or_after_the_same_one() {
+        let all = [0, 1, 2, 3, 4];
+        let rounds: Vec<Vec<i32>> = (0..4).map(|round| order(&all, round)).collect();
+        for engine in all {
+            assert!(rounds.iter().all(|round| round.contains(&engine)), "each runs in each round");
+            let before = |round: &Vec<i32>| {
+                let at = round.iter().position(|one| *one == engine).unwrap();
+                at.checked_sub(1).map(|at| round[at])
+            };
+            let mut seen: Vec<Option<i32>> = rounds.iter().map(before).collect();
+            seen.sort_unstable();
+            seen.dedup();
+            assert!(seen.len() > 1, "{engine}: {seen:?}");
+        }
+        assert!(order::<i32>(&[], 3).is_empty());
+    }
 }

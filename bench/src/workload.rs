@@ -21,6 +21,10 @@ const TAIL_MS: u32 = 50;
 const TRIVIAL_SECONDS: f64 = 0.000_03;
 /// Open-loop clients come from so many addresses.
 const SOURCES: u32 = 64;
+/// Connections of an open loop at once.
+const AT_ONCE: usize = 8_000;
+/// One client at a time: so rarely that all workers have long been idle when it comes.
+const LONE: f64 = 1_000.0;
 
 /// Who makes the load, with its numbers.
 #[derive(Debug, Clone, PartialEq)]
@@ -42,6 +46,8 @@ pub enum Load {
         kinds: Vec<RequestKind>,
         /// Source addresses.
         sources: u32,
+        /// Most connections at once; what is due meanwhile waits, and its latency counts from when it was due.
+        at_once: usize,
     },
     /// Connections that stay open.
     Long {
@@ -101,7 +107,8 @@ fn kind(path: &str, weight: f64) -> RequestKind {
 /// expensive requests follows it.
 #[must_use]
 pub fn catalogue(cpus: u32) -> Vec<Workload> {
-    let mut all = vec![short(), paced(), expensive(cpus), tail(50), tail(70), keep_alive()];
+    let mut all =
+        vec![short(), paced(), one_by_one(), expensive(cpus), tail(50), tail(70), keep_alive()];
     all.extend([long_few(), long_many(), burst(), stall(), kill(), reload(), sticky()]);
     all.extend([2, 8, 64, 256].map(scale));
     all
@@ -138,7 +145,7 @@ fn workload(id: &str, name: &str, load: Load, figures: &[Figure]) -> Workload {
 }
 
 fn open(rate: f64, kinds: Vec<RequestKind>) -> Load {
-    Load::Open { rate, arrivals: Arrivals::Random, kinds, sources: SOURCES }
+    Load::Open { rate, arrivals: Arrivals::Random, kinds, sources: SOURCES, at_once: AT_ONCE }
 }
 
 fn short() -> Workload {
@@ -163,6 +170,29 @@ fn paced() -> Workload {
          request of nothing; 4 blocking workers; latency from the intended start"
     );
     w.engines.extend(NODE);
+    w
+}
+
+/// What Node's manual says of SCHED_NONE shows here: with nobody who deals, idle workers race for each client.
+fn one_by_one() -> Workload {
+    let figures = [Figure::Balance, Figure::Latency];
+    let load = Load::Open {
+        rate: LONE,
+        arrivals: Arrivals::Even,
+        kinds: vec![kind("/", 1.0)],
+        sources: SOURCES,
+        at_once: 1,
+    };
+    let name = "one client at a time, all workers idle";
+    let mut w = workload("one-by-one", name, load, &figures);
+    w.serving = Serving::EventLoop;
+    w.info.workers = 8;
+    w.info.method = format!(
+        "{LONE} connections/s at equal distances from {SOURCES} addresses, each with a request of \
+         nothing, and none before the last one was answered and closed; 8 workers with event loops; \
+         latency from the intended start"
+    );
+    w.engines = DEALING.iter().copied().chain(["reuseport", "plain-shared"]).chain(NODE).collect();
     w
 }
 
@@ -195,8 +225,9 @@ fn tail(percent: u32) -> Workload {
          worker for {TAIL_MS} ms: 4 blocking workers are busy {load} of the time; latency from the \
          intended start, of the cheap requests also by themselves"
     );
-    let here = ["least", "least-1", "rr", "shared", "plain-reuseport", "haproxy", "nginx"];
-    w.engines = here.into_iter().chain(["floor", "ip", "reuseport", "plain-shared"]).collect();
+    // The floor is the plain round robin that the default is held against.
+    let here = ["least", "least-1", "rr", "shared", "plain-reuseport", "floor", "haproxy"];
+    w.engines = here.into_iter().chain(["nginx", "ip", "reuseport", "plain-shared"]).collect();
     w
 }
 
@@ -325,6 +356,7 @@ fn sticky() -> Workload {
         arrivals: Arrivals::Random,
         kinds: vec![kind("/", 1.0)],
         sources: 1_000,
+        at_once: AT_ONCE,
     };
     let mut w = workload("sticky", "1,000 client addresses that must stay", load, &figures);
     w.sticky = true;

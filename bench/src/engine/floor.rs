@@ -1,12 +1,13 @@
 //! The floor: accept4 + sendmsg + close, in turn, and nothing else.
 //!
 //! Owns: the loop that a hand-off cannot do less than. Promises: takes all that waits at each wake-up,
-//! as croupier does; passfd sends. Never does: count, watch or choose.
+//! as croupier does; passfd sends; a worker whose channel is full (some 280 connections) loses its
+//! turn, and holds up nobody behind it. Never does: count, watch or choose.
 
 use std::fs::File;
 use std::io::{self, ErrorKind};
 use std::net::{Ipv4Addr, TcpListener};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::Stdio;
@@ -14,6 +15,7 @@ use std::process::Stdio;
 use clap::Args;
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, SockaddrIn, bind, listen, setsockopt, socket,
     sockopt,
@@ -60,20 +62,20 @@ pub fn run_floor(arguments: &FloorArgs) -> Result<(), Box<dyn std::error::Error>
         let command = command::worker(program, From::Descriptors, 0, serving, counts);
         let input = Stdio::from(OwnedFd::from(theirs));
         workers.push(Guarded::logged(&command, &[], input, &log)?);
+        mine.set_nonblocking(true)?;
         channels.push(mine);
     }
     Ok(deal(&listener, &channels)?)
 }
 
-/// A worker whose channel is full blocks it: the floor knows no windows. What it accepts must block in the
-/// worker's read, so the listener is std's: mio's makes connections that do not, and the flag travels
-/// with the descriptor.
+/// What it accepts must block in the worker's read, so the listener is std's: mio's makes connections that
+/// do not, and the flag travels with the descriptor.
 fn deal(listener: &TcpListener, channels: &[UnixStream]) -> io::Result<()> {
     let mut poll = Poll::new()?;
     let fd = listener.as_raw_fd();
     poll.registry().register(&mut SourceFd(&fd), Token(0), Interest::READABLE)?;
     let mut events = Events::with_capacity(1);
-    let mut turn = channels.iter().cycle();
+    let mut turn = 0;
     loop {
         match poll.poll(&mut events, None) {
             Ok(()) => {}
@@ -83,14 +85,31 @@ fn deal(listener: &TcpListener, channels: &[UnixStream]) -> io::Result<()> {
         loop {
             match listener.accept() {
                 Ok((connection, _)) => {
-                    let Some(channel) = turn.next() else { return Ok(()) };
-                    channel.send_fd(connection.as_raw_fd())?;
+                    hand_off(channels, &mut turn, connection.as_raw_fd())?;
                 }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => break,
                 Err(error) if error.kind() == ErrorKind::ConnectionAborted => {}
                 Err(error) => return Err(error),
             }
         }
+    }
+}
+
+/// To the next in turn that has room; where nobody has, once the next one has.
+fn hand_off(channels: &[UnixStream], turn: &mut usize, connection: RawFd) -> io::Result<()> {
+    loop {
+        for _ in 0..channels.len() {
+            let Some(channel) = channels.get(*turn) else { return Ok(()) };
+            *turn = (*turn + 1) % channels.len();
+            match channel.send_fd(connection) {
+                Ok(()) => return Ok(()),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+                Err(error) => return Err(error),
+            }
+        }
+        let Some(channel) = channels.get(*turn) else { return Ok(()) };
+        let room = PollFd::new(channel.as_fd(), PollFlags::POLLOUT);
+        poll(&mut [room], PollTimeout::NONE)?;
     }
 }
 
@@ -102,4 +121,34 @@ fn listen_on(port: u16) -> io::Result<TcpListener> {
     bind(fd.as_raw_fd(), &SockaddrIn::from(address))?;
     listen(&fd, Backlog::new(4096)?)?;
     Ok(TcpListener::from(fd))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use passfd::FdPassingExt;
+
+    #[test]
+    fn who_is_full_loses_a_turn_and_holds_up_nobody() {
+        let pairs: Vec<_> = (0..2).map(|_| UnixStream::pair().unwrap()).collect();
+        let (mine, theirs): (Vec<_>, Vec<_>) = pairs.into_iter().unzip();
+        for channel in &mine {
+            channel.set_nonblocking(true).unwrap();
+        }
+        let something = tempfile::tempfile().unwrap();
+        let fd = something.as_raw_fd();
+        let mut full = 0;
+        while mine[0].send_fd(fd).is_ok() {
+            full += 1;
+        }
+        assert!(full > 100, "a channel holds hundreds: {full}");
+        let mut turn = 0;
+        for _ in 0..3 {
+            hand_off(&mine, &mut turn, fd).unwrap();
+        }
+        theirs[1].set_nonblocking(true).unwrap();
+        let received = std::iter::from_fn(|| crate::adopt::receive(&theirs[1]).ok()).count();
+        assert_eq!(received, 3, "all went to the one with room");
+        assert_eq!(turn, 0);
+    }
 }

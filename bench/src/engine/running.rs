@@ -130,7 +130,11 @@ impl Running {
             .read(true)
             .open(folder.path().join("log"))
             .map_err(io_error("the engine's log"))?;
-        let [port] = free_ports::<1>()?;
+        let proxied = matches!(engine.launch, Launch::Haproxy | Launch::Nginx);
+        let behind = if proxied { usize::try_from(setup.workers).unwrap_or(0) } else { 0 };
+        // All at once, so that no two are the same: a worker takes a moment to listen on its own.
+        let ports = free_ports(1 + behind)?;
+        let (port, behind) = ports.split_first().map_or((0, &[][..]), |(own, rest)| (*own, rest));
         let single = matches!(engine.launch, Launch::Single | Launch::NodeSingle);
         let mut running = Self {
             id: engine.info.id.clone(),
@@ -146,12 +150,18 @@ impl Running {
             log,
             folder,
         };
-        running.launch(engine, setup, port)?;
+        running.launch(engine, setup, port, behind)?;
         running.wait_ready(engine.is_croupier())?;
         Ok(running)
     }
 
-    fn launch(&mut self, engine: &Engine, setup: &Setup<'_>, port: u16) -> Result<(), EngineError> {
+    fn launch(
+        &mut self,
+        engine: &Engine,
+        setup: &Setup<'_>,
+        port: u16,
+        behind: &[u16],
+    ) -> Result<(), EngineError> {
         let counts = self.counts();
         let worker = |from, port| {
             command::worker(&setup.programs.worker, from, port, setup.serving, &counts)
@@ -185,7 +195,9 @@ impl Running {
                 }
                 self.root(&command)
             }
-            Launch::Haproxy | Launch::Nginx => self.launch_proxy(engine.launch, setup, port),
+            Launch::Haproxy | Launch::Nginx => {
+                self.launch_proxy(engine.launch, setup, port, behind)
+            }
             Launch::NodeCluster(policy) => {
                 let script = self.node_script()?;
                 self.root(&command::node(&script, port, &counts, policy, setup.workers))
@@ -201,15 +213,12 @@ impl Running {
         launch: Launch,
         setup: &Setup<'_>,
         port: u16,
+        behind: &[u16],
     ) -> Result<(), EngineError> {
         let counts = self.counts();
-        let mut ports = Vec::new();
-        for _ in 0..setup.workers {
-            let [own] = free_ports::<1>()?;
+        for own in behind {
             let program = &setup.programs.worker;
-            let command = command::worker(program, From::Bind, own, setup.serving, &counts);
-            ports.push(own);
-            self.worker(command)?;
+            self.worker(command::worker(program, From::Bind, *own, setup.serving, &counts))?;
         }
         // Before the proxy looks: a worker that does not listen yet counts as down.
         self.wait_for_workers()?;
@@ -218,11 +227,11 @@ impl Running {
         let text = if launch == Launch::Nginx {
             command = Command::new("nginx");
             command.arg("-p").arg(self.folder.path()).arg("-c").arg(&path);
-            proxy::nginx(port, &ports, setup.sticky, self.folder.path())
+            proxy::nginx(port, behind, setup.sticky, self.folder.path())
         } else {
             command = Command::new("haproxy");
             command.args(["-db", "-f"]).arg(&path);
-            proxy::haproxy(port, &ports, setup.sticky)
+            proxy::haproxy(port, behind, setup.sticky)
         };
         fs::write(&path, text).map_err(io_error("the proxy's configuration"))?;
         self.root(&command)
@@ -460,29 +469,23 @@ fn is_alive(pid: u32) -> bool {
     stat.and_then(|process| process.stat().ok()).is_some_and(|stat| stat.state != 'Z')
 }
 
-/// Ports that nobody listens on now.
-fn free_ports<const N: usize>() -> Result<[u16; N], EngineError> {
+/// Different ports that nobody listens on now.
+fn free_ports(count: usize) -> Result<Vec<u16>, EngineError> {
     let mut random = fastrand::Rng::new();
-    let mut found = [0; N];
     let mut held = Vec::new();
-    for place in &mut found {
-        let mut last = io::Error::from(io::ErrorKind::AddrInUse);
-        for _ in 0..1_000 {
-            let port = random.u16(PORTS);
-            match TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)) {
-                Ok(listener) => {
-                    held.push(listener);
-                    *place = port;
-                    break;
-                }
-                Err(error) => last = error,
-            }
+    let mut last = io::Error::from(io::ErrorKind::AddrInUse);
+    for _ in 0..1_000 + 4 * count {
+        let port = random.u16(PORTS);
+        match TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)) {
+            // Held until all are found.
+            Ok(listener) => held.push((port, listener)),
+            Err(error) => last = error,
         }
-        if *place == 0 {
-            return Err(EngineError::Io { what: "a free port", error: last });
+        if held.len() == count {
+            return Ok(held.into_iter().map(|(port, _)| port).collect());
         }
     }
-    Ok(found)
+    Err(EngineError::Io { what: "a free port", error: last })
 }
 
 fn listen_on(port: u16) -> io::Result<OwnedFd> {
@@ -493,4 +496,17 @@ fn listen_on(port: u16) -> io::Result<OwnedFd> {
     bind(fd.as_raw_fd(), &SockaddrIn::from(address))?;
     listen(&fd, Backlog::new(4096)?)?;
     Ok(fd)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ports_are_different_however_many() {
+        let ports = free_ports(1_500).unwrap();
+        let distinct: std::collections::BTreeSet<u16> = ports.iter().copied().collect();
+        assert_eq!((ports.len(), distinct.len()), (1_500, 1_500));
+        assert!(ports.iter().all(|port| PORTS.contains(port)));
+    }
 }

@@ -442,6 +442,7 @@ impl Request {
                     arrivals: Arrivals::Random,
                     kinds: vec![RequestKind { path: self.path.clone(), weight: 1.0 }],
                     sources: SOURCES,
+                    at_once: OPEN_MAX,
                 },
             },
             serving: Serving::OneByOne,

@@ -15,7 +15,7 @@ use serde::Deserialize;
 
 use super::{Policy, Request};
 use crate::load::{Arrivals, Common, OpenLoad, RequestKind};
-use crate::process::{Guarded, ProcessError, cpu_ns, machine_busy, own_cpu, resident_bytes};
+use crate::process::{Guarded, Machine, ProcessError, cpu_ns, own_cpu, resident_bytes};
 
 const READY: Duration = Duration::from_secs(60);
 const LOOK: Duration = Duration::from_millis(20);
@@ -92,7 +92,7 @@ pub(super) struct Reading {
     workers: BTreeMap<u32, u64>,
     /// Connections that each worker took, where croupier counts them.
     claims: BTreeMap<u32, u64>,
-    machine: Duration,
+    machine: Machine,
     own: Duration,
     children: Duration,
     at: Instant,
@@ -234,7 +234,7 @@ impl Subject {
             workers_bytes: family.iter().map(|pid| resident_bytes(*pid)).sum(),
             workers: family.into_iter().map(|pid| (pid, cpu_ns(pid))).collect(),
             claims,
-            machine: machine_busy().map_err(io)?,
+            machine: Machine::look().map_err(io)?,
             own,
             children,
             at: Instant::now(),
@@ -262,11 +262,8 @@ impl Reading {
         let ours = Duration::from_nanos(subject_ns)
             + self.own.saturating_sub(before.own)
             + self.children.saturating_sub(before.children);
-        let busy = self.machine.saturating_sub(before.machine).saturating_sub(ours);
-        let cpus = thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        let cpus = u32::try_from(cpus).map_or(1.0, f64::from);
-        let wall = self.at.saturating_duration_since(before.at).as_secs_f64();
-        if wall > 0.0 { (busy.as_secs_f64() / (wall * cpus)).min(1.0) } else { 0.0 }
+        let wall = self.at.saturating_duration_since(before.at);
+        self.machine.foreign_share(&before.machine, wall, ours)
     }
 }
 
