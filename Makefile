@@ -10,6 +10,8 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 # What the tests skipped on this machine, and what a soak measured.
 SKIPS := $(abspath $(TARGET))/skipped-tests
 FIGURES := $(abspath $(TARGET))/soak-figures
+# Which run is published.
+FROM ?= bench-full
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
@@ -49,11 +51,13 @@ bench: bench-build ## croupier beside SO_REUSEPORT, a shared socket, the floor a
 bench-quick: bench-build ## the same with fewer engines, workloads and rounds: about 2 minutes
 	$(TARGET)/release/croupier-bench run --quick --out $(TARGET)/bench-quick
 
-bench-full: bench-build ## every engine under every workload
+bench-full: bench-build ## every engine under every workload: about 50 minutes
 	$(TARGET)/release/croupier-bench run --full --out $(TARGET)/bench-full
 
-bench-publish: ## the last `make bench` into bench/README.md, bench/chart.svg and README.md
-	cargo run --release -q -p croupier-bench --bin croupier-bench -- report $(TARGET)/bench --publish bench --readme README.md
+# With what the last soak measured, where there was one.
+bench-publish: ## the last `make bench-full` (FROM=bench: the last `make bench`) into bench/*.md, bench/chart.svg and README.md
+	cargo run --release -q -p croupier-bench --bin croupier-bench -- report $(TARGET)/$(FROM) --publish bench \
+		--readme README.md $(if $(wildcard $(FIGURES)),--figures $(FIGURES))
 
 bench-deps: ## what is compared with: wrk, haproxy, nginx, Node, by Debian's packages (as root)
 	scripts/bench-deps

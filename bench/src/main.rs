@@ -49,7 +49,7 @@ struct RunArgs {
     /// About two minutes: 5 engines, 3 workloads, 2 rounds of 2 s.
     #[arg(long, conflicts_with = "full")]
     quick: bool,
-    /// All engines under all workloads.
+    /// All engines under all workloads: 5 rounds of 2 s, about 50 minutes.
     #[arg(long)]
     full: bool,
     /// Rounds of each engine under each workload.
@@ -115,7 +115,7 @@ fn run(arguments: RunArgs) -> Result<(), Failure> {
     if measured == 0 {
         return Err("nothing could be measured; results.json says why".into());
     }
-    let written = croupier_bench::report::write(&request.out)?;
+    let written = croupier_bench::report::write(&request.out, None)?;
     println!("\n{}\n\n{}", written.conclusion, written.page.display());
     Ok(())
 }

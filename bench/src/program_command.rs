@@ -97,7 +97,7 @@ pub(crate) fn run(arguments: ProgramArgs) -> Result<(), super::Failure> {
     if let Some(folder) = &arguments.out {
         std::fs::create_dir_all(folder)?;
         results.write(folder)?;
-        println!("\n{}", report::write(folder)?.page.display());
+        println!("\n{}", report::write(folder, None)?.page.display());
     }
     Ok(())
 }

@@ -217,6 +217,18 @@ fn other_programs_can_read_the_files() {
     }
 }
 
+/// Of many workloads only some stand in the README; the file beside it has all, with every column.
+fn holds_every_table(folder: &Path, readme: &str) {
+    assert!(!readme.contains("### Keep-alive") && !readme.contains("naive p99"));
+    let all = std::fs::read_to_string(folder.join("tables.md")).unwrap();
+    for workload in &synthetic::empty(5).workloads {
+        assert!(all.contains(&format!("\n## {}\n", workload.name)), "{}", workload.name);
+    }
+    assert!(
+        all.contains("naive p99") && all.contains("Synthetic") && all.contains("Not told apart")
+    );
+}
+
 #[test]
 fn documents_get_their_parts_and_nothing_else_changes() {
     let folder = tempfile::tempdir().unwrap();
@@ -247,11 +259,18 @@ fn documents_get_their_parts_and_nothing_else_changes() {
         assert!(!text.contains("replace me"));
         assert!(text.contains("Synthetic"), "made-up figures say so wherever they go");
     }
-    for line in
-        ["| idle primary |", "| primary memory |", "### Heavy tail, load 0.7", "measured elsewhere"]
-    {
+    for line in [
+        "| idle primary |",
+        "| primary memory |",
+        "### Heavy tail, load 0.7",
+        "measured elsewhere",
+        "### At a glance: croupier least beside the others",
+        "### Against the number of workers",
+        "[tables.md](tables.md)",
+    ] {
         assert!(tables.contains(line), "{line}");
     }
+    holds_every_table(folder.path(), &tables);
     for word in ["**Ahead.**", "**Behind.**", "**Cost.**", "](bench/chart.svg)"] {
         assert!(conclusion.contains(word), "{word}");
     }
@@ -271,4 +290,26 @@ fn what_is_no_results_folder_is_named() {
         String::from_utf8_lossy(&bench(&["report"], folder.path()).stderr)
             .contains("not a results file")
     );
+}
+
+#[test]
+fn figures_of_a_soak_fill_their_goals() {
+    let folder = tempfile::tempdir().unwrap();
+    synthetic::whole(2, 5).write(folder.path()).unwrap();
+    let figures = folder.path().join("figures");
+    let told = |arguments: &[&str]| {
+        let output = bench(arguments, folder.path());
+        let text = String::from_utf8(output.stdout).unwrap();
+        (output.status.success(), text + &String::from_utf8_lossy(&output.stderr))
+    };
+    let with = ["report", "--markdown", "--figures", figures.to_str().unwrap()];
+    let (done, said) = told(&with);
+    assert!(!done && said.contains("make soak"), "no such file: {said}");
+    std::fs::write(&figures, "idle wake-ups\t0 in 5s | all\t0\tpass\nrubbish\n").unwrap();
+    let (done, said) = told(&with);
+    assert!(!done && said.contains("line 2"), "{said}");
+    std::fs::write(&figures, "commit\tabc\t-\t-\nidle wake-ups\t0 in 5s | all\t0\tpass\n").unwrap();
+    let (done, said) = told(&with);
+    let row = "idle wake-ups: 0 in 5s \\| all (a soak of commit abc) | met |";
+    assert!(done && said.contains(row), "{said}");
 }

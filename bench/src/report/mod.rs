@@ -12,6 +12,7 @@ mod markdown;
 mod names;
 mod page;
 mod pictures;
+mod soak;
 mod table;
 mod units;
 mod view;
@@ -29,6 +30,7 @@ use view::View;
 
 pub use advice::advice;
 pub use chart::ChartError;
+pub use soak::{Soak, SoakError};
 
 /// A report that cannot be made.
 #[derive(Debug, thiserror::Error)]
@@ -82,9 +84,9 @@ pub struct Written {
 ///
 /// # Errors
 /// If the results cannot be read, or the folder cannot be written.
-pub fn write(folder: &Path) -> Result<Written, ReportError> {
+pub fn write(folder: &Path, soak: Option<&Soak>) -> Result<Written, ReportError> {
     let results = Results::read(folder)?;
-    let view = View::new(&results);
+    let view = View::new(&results).beside(soak);
     let page = folder.join("report.html");
     put(&folder.join("rounds.csv"), export::rounds(&view)?.as_bytes())?;
     put(&folder.join("percentiles.csv"), export::percentiles(&view)?.as_bytes())?;
@@ -93,24 +95,31 @@ pub fn write(folder: &Path) -> Result<Written, ReportError> {
     Ok(Written { page, conclusion: markdown::conclusion(&view).trim().to_owned() })
 }
 
-/// All tables as Markdown.
+/// Goals, summary and all tables as Markdown.
 ///
 /// # Errors
 /// If the results cannot be read.
-pub fn markdown(folder: &Path) -> Result<String, ReportError> {
+pub fn markdown(folder: &Path, soak: Option<&Soak>) -> Result<String, ReportError> {
     let results = Results::read(folder)?;
-    Ok(markdown::results(&View::new(&results)))
+    let view = View::new(&results).beside(soak);
+    Ok(format!("{}\n{}", markdown::results(&view), markdown::everything(&view)))
 }
 
-/// Writes a run into the project's documents: its tables into `<bench>/README.md`, its chart into
-/// `<bench>/chart.svg`, and its conclusion into `readme`, each between its markers.
+/// Writes a run into the project's documents: its goals and main tables into `<bench>/README.md` and its
+/// conclusion into `readme`, each between its markers; all of its tables as `<bench>/tables.md`, its chart
+/// as `<bench>/chart.svg`.
 ///
 /// # Errors
 /// If the results cannot be read, a document has no markers, or cannot be written. Nothing is written
 /// then, as long as the documents can be read.
-pub fn publish(folder: &Path, bench: &Path, readme: &Path) -> Result<(), ReportError> {
+pub fn publish(
+    folder: &Path,
+    bench: &Path,
+    readme: &Path,
+    soak: Option<&Soak>,
+) -> Result<(), ReportError> {
     let results = Results::read(folder)?;
-    let view = View::new(&results);
+    let view = View::new(&results).beside(soak);
     let chart = pictures::emblem(&view)?.ok_or(ReportError::NothingToDraw)?;
     let tables = bench.join("README.md");
     let with_tables = inserted(&tables, Part::Results, &markdown::results(&view))?;
@@ -121,6 +130,7 @@ pub fn publish(folder: &Path, bench: &Path, readme: &Path) -> Result<(), ReportE
     );
     let with_conclusion = inserted(readme, Part::Conclusion, &shown)?;
     put(&bench.join("chart.svg"), chart.figure.standalone().as_bytes())?;
+    put(&bench.join("tables.md"), markdown::tables_file(&view).as_bytes())?;
     put(&tables, with_tables.as_bytes())?;
     put(readme, with_conclusion.as_bytes())
 }

@@ -9,18 +9,22 @@ pub(crate) mod engine {
     pub(crate) const RR: &str = "rr";
     pub(crate) const IP: &str = "ip";
     pub(crate) const SHARED: &str = "shared";
+    pub(crate) const PLAIN_SHARED: &str = "plain-shared";
     pub(crate) const PLAIN_REUSEPORT: &str = "plain-reuseport";
     pub(crate) const FLOOR: &str = "floor";
     pub(crate) const HAPROXY: &str = "haproxy";
     pub(crate) const NGINX: &str = "nginx";
     pub(crate) const NODE_CROUPIER: &str = "node-croupier";
     pub(crate) const NODE_RR: &str = "node-rr";
+    pub(crate) const NODE_NONE: &str = "node-none";
 }
 
 /// Workloads.
 pub(crate) mod workload {
     pub(crate) const SHORT: &str = "short";
     pub(crate) const SHORT_PACED: &str = "short-paced";
+    pub(crate) const CPU: &str = "cpu";
+    pub(crate) const ONE_BY_ONE: &str = "one-by-one";
     pub(crate) const TAIL_70: &str = "tail-70";
     pub(crate) const LONG_FEW: &str = "long-few";
     pub(crate) const LONG_MANY: &str = "long-many";
@@ -45,12 +49,14 @@ mod tests {
             engine::RR,
             engine::IP,
             engine::SHARED,
+            engine::PLAIN_SHARED,
             engine::PLAIN_REUSEPORT,
             engine::FLOOR,
             engine::HAPROXY,
             engine::NGINX,
             engine::NODE_CROUPIER,
             engine::NODE_RR,
+            engine::NODE_NONE,
         ] {
             assert!(engines.iter().any(|engine| engine.info.id == id), "{id}");
         }
@@ -58,6 +64,8 @@ mod tests {
         for id in [
             workload::SHORT,
             workload::SHORT_PACED,
+            workload::CPU,
+            workload::ONE_BY_ONE,
             workload::TAIL_70,
             workload::LONG_FEW,
             workload::LONG_MANY,

@@ -227,7 +227,8 @@ const fn standing_class(standing: Standing) -> &'static str {
     }
 }
 
-fn standing_words(finding: &Finding) -> String {
+/// `▲ 1.6 ×`.
+pub(crate) fn standing_words(finding: &Finding) -> String {
     let factor = if finding.advantage >= 1.0 { finding.advantage } else { 1.0 / finding.advantage };
     let factor = if factor.is_finite() && factor < 1000.0 {
         format!(" {} ×", units::plain(factor))
@@ -277,7 +278,7 @@ fn goals_section(view: &View<'_>) -> Markup {
         section id="goals" {
             h2 { "Goals" }
             (goal_table(&goals::design(view)))
-            p.method { "Verdicts are by the median of ratios made within rounds; names in brackets are warnings that spoil a figure." }
+            p.method { (goals::METHOD) }
             h3 { "Beyond the design" }
             (goal_table(&goals::beyond(view)))
         }
@@ -308,7 +309,7 @@ const fn verdict_class(verdict: Verdict) -> &'static str {
     match verdict {
         Verdict::Met => "met",
         Verdict::Missed => "missed",
-        Verdict::NotMeasured | Verdict::Elsewhere => "open",
+        Verdict::Partly | Verdict::Even | Verdict::NotMeasured | Verdict::Elsewhere => "open",
     }
 }
 

@@ -67,7 +67,9 @@ pub(crate) fn of_workload(
             }
             data::Figure::Latency => pictures.extend(latencies(cells, workload)?),
             data::Figure::Balance => pictures.extend(balances(cells, workload)?),
-            data::Figure::Cpu => pictures.extend(spreads(cells, Measure::PrimaryCpu, workload)?),
+            data::Figure::Cpu => {
+                pictures.extend(spreads(cells, Measure::cost(workload), workload)?);
+            }
             data::Figure::Timeline => pictures.extend(courses(cells, workload)?),
             // Both stand in the table: a chart of few bytes or of zeros shows nothing.
             data::Figure::Memory | data::Figure::Errors => {}
@@ -85,7 +87,7 @@ fn spreads(
     let all: Vec<Dot> = cells
         .iter()
         .filter(|cell| !cell.rounds.is_empty())
-        .filter(|cell| measure != Measure::PrimaryCpu || cell.engine.has_primary)
+        .filter(|cell| measure != Measure::cost(workload) || cell.engine.has_primary)
         .map(|cell| Dot {
             name: cell.engine.name.clone(),
             look: cell.look,

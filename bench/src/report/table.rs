@@ -39,7 +39,7 @@ const NONE: &str = "–";
 type Show = fn(&Cell<'_>) -> Option<String>;
 
 /// Every column that a table may have.
-const COLUMNS: [(&str, &str, Show); 22] = [
+const COLUMNS: [(&str, &str, Show); 23] = [
     ("conn/s", "completed connections per second: median, smallest and largest round", |cell| {
         spread(cell, Measure::ConnectionRate)
     }),
@@ -87,7 +87,12 @@ const COLUMNS: [(&str, &str, Show); 22] = [
     }),
     ("Jain", "Jain's index of fairness; 1 is even", |cell| balance(cell, |balance| balance.jain)),
     ("CPU/conn", "CPU of the primary or proxy for each connection", |cell| {
-        spread(cell, Measure::PrimaryCpu)
+        let few = Measure::cost(cell.workload) != Measure::PrimaryCpu;
+        if few { None } else { spread(cell, Measure::PrimaryCpu) }
+    }),
+    ("CPU/req", "CPU of the primary or proxy for each request", |cell| {
+        let stay = Measure::cost(cell.workload) == Measure::RequestCpu;
+        if stay { spread(cell, Measure::RequestCpu) } else { None }
     }),
     ("workers' CPU/conn", "CPU of all workers for each connection", |cell| {
         Some(units::nanos(cell.spread(Measure::WorkersCpu)?.median))
@@ -104,6 +109,23 @@ const COLUMNS: [(&str, &str, Show); 22] = [
 ];
 
 impl Table {
+    /// With the first column and those of these heads only.
+    pub(crate) fn only(mut self, heads: &[&str]) -> Self {
+        let keep: Vec<bool> = (0..)
+            .zip(&self.columns)
+            .map(|(at, (head, _))| at == 0 || heads.contains(&head.as_str()))
+            .collect();
+        let mut kept = keep.iter();
+        self.columns.retain(|_| kept.next() == Some(&true));
+        for row in &mut self.rows {
+            if let Content::Figures(figures) = &mut row.content {
+                let mut kept = keep.iter();
+                figures.retain(|_| kept.next() == Some(&true));
+            }
+        }
+        self
+    }
+
     /// The table of one workload.
     pub(crate) fn of_workload(view: &View<'_>, workload: &WorkloadInfo) -> Self {
         let cells = view.of_workload(&workload.id).iter().filter(|cell| cell.unplanned.is_none());

@@ -8,6 +8,7 @@ use hdrhistogram::Histogram;
 
 use super::chart::{Look, Unit};
 use super::names;
+use super::soak::Soak;
 use crate::data::{
     self, EngineInfo, EngineKind, Figure, Latencies, Reason, Results, Sample, Warning, WorkerKind,
     WorkloadInfo,
@@ -169,6 +170,8 @@ pub(crate) enum Measure {
     /// Coefficient of variation of connections over workers.
     Unevenness,
     PrimaryCpu,
+    /// The same for each request: of connections that stay open.
+    RequestCpu,
     WorkersCpu,
     PrimaryMemory,
     FailedShare,
@@ -187,6 +190,7 @@ impl Measure {
             Self::Moved => f64::from(sample.schedule?.sources_moved?),
             Self::Unevenness => round.balance().filter(|_| sample.per_worker.len() > 1)?.cv,
             Self::PrimaryCpu => sample.primary_ns_per_connection()?,
+            Self::RequestCpu => sample.primary_ns_per_request()?,
             Self::WorkersCpu => sample.workers_ns_per_connection()?,
             Self::PrimaryMemory => as_f64(sample.memory?.primary_bytes?),
             Self::FailedShare => {
@@ -210,6 +214,7 @@ impl Measure {
             | Self::Moved
             | Self::Unevenness
             | Self::PrimaryCpu
+            | Self::RequestCpu
             | Self::WorkersCpu
             | Self::PrimaryMemory
             | Self::FailedShare => Better::Lower,
@@ -227,6 +232,7 @@ impl Measure {
             Self::Moved => "client addresses that moved between workers",
             Self::Unevenness => "unevenness (CV) over workers",
             Self::PrimaryCpu => "CPU of the primary or proxy per connection",
+            Self::RequestCpu => "CPU of the primary or proxy per request",
             Self::WorkersCpu => "CPU of the workers per connection",
             Self::PrimaryMemory => "memory of the primary or proxy",
             Self::FailedShare => "share of failed requests",
@@ -236,9 +242,12 @@ impl Measure {
     pub(crate) const fn unit(self) -> Unit {
         match self {
             Self::ConnectionRate | Self::RequestRate => Unit::PerSecond,
-            Self::P99 | Self::CheapP99 | Self::Max | Self::PrimaryCpu | Self::WorkersCpu => {
-                Unit::Nanos
-            }
+            Self::P99
+            | Self::CheapP99
+            | Self::Max
+            | Self::PrimaryCpu
+            | Self::RequestCpu
+            | Self::WorkersCpu => Unit::Nanos,
             Self::Moved | Self::Unevenness => Unit::Plain,
             Self::PrimaryMemory => Unit::Bytes,
             Self::FailedShare => Unit::Share,
@@ -248,6 +257,12 @@ impl Measure {
     /// With its unit.
     pub(crate) fn show(self, value: f64) -> String {
         self.unit().show(value)
+    }
+
+    /// What a primary or proxy costs is counted by connections; where they stay open, by requests.
+    pub(crate) fn cost(workload: &WorkloadInfo) -> Self {
+        let stay = workload.figures.contains(&Figure::RequestRate);
+        if stay { Self::RequestCpu } else { Self::PrimaryCpu }
     }
 
     /// The figure that stands for `figure`.
@@ -289,6 +304,8 @@ pub(crate) struct View<'a> {
     cells: Vec<Vec<Cell<'a>>>,
     /// Histograms that could not be read: where, and why.
     pub(crate) broken: Vec<String>,
+    /// What a soak measured, where one is at hand.
+    pub(crate) soak: Option<&'a Soak>,
 }
 
 impl<'a> View<'a> {
@@ -307,7 +324,13 @@ impl<'a> View<'a> {
                     .collect()
             })
             .collect();
-        Self { results, looks, cells, broken }
+        Self { results, looks, cells, broken, soak: None }
+    }
+
+    /// With the figures of a soak.
+    pub(crate) const fn beside(mut self, soak: Option<&'a Soak>) -> Self {
+        self.soak = soak;
+        self
     }
 
     /// All cells of a workload.

@@ -108,6 +108,7 @@ pub(crate) fn finding(first: &Cell<'_>, second: &Cell<'_>, measure: Measure) -> 
         | Measure::CheapP99
         | Measure::Max
         | Measure::PrimaryCpu
+        | Measure::RequestCpu
         | Measure::WorkersCpu
         | Measure::PrimaryMemory => ratio(first, second, measure),
     }
@@ -367,6 +368,7 @@ fn sentence<'a, 'b: 'a>(
             | Measure::Max
             | Measure::Moved
             | Measure::PrimaryCpu
+            | Measure::RequestCpu
             | Measure::WorkersCpu
             | Measure::PrimaryMemory => measure.show(spread.median),
         },
@@ -472,7 +474,9 @@ fn costs(view: &View<'_>) -> Vec<String> {
                 continue;
             }
             let Some(cell) = view.cell(&own.id, &workload.id) else { continue };
-            let Some(cpu) = cell.spread(Measure::PrimaryCpu) else { continue };
+            let measure = Measure::cost(workload);
+            let each = if measure == Measure::RequestCpu { "request" } else { "connection" };
+            let Some(cpu) = cell.spread(measure) else { continue };
             let mut beside = Vec::new();
             for rival in view.of_workload(&workload.id) {
                 let other = rival.engine.id != own.id
@@ -481,7 +485,7 @@ fn costs(view: &View<'_>) -> Vec<String> {
                 if !other {
                     continue;
                 }
-                if let Some(compared) = compare(cell, rival, Measure::PrimaryCpu) {
+                if let Some(compared) = compare(cell, rival, measure) {
                     beside.push(format!(
                         "{} × that of {} ({})",
                         units::plain(compared.ratio.median),
@@ -496,7 +500,7 @@ fn costs(view: &View<'_>) -> Vec<String> {
             let beside =
                 if beside.is_empty() { String::new() } else { format!(": {}", beside.join(", ")) };
             lines.push(format!(
-                "{}: the primary of {} takes {} of CPU for each connection{memory}{beside}. Workers that accept by \
+                "{}: the primary of {} takes {} of CPU for each {each}{memory}{beside}. Workers that accept by \
                  themselves have no such process.",
                 workload.name,
                 own.name,
@@ -579,6 +583,27 @@ mod tests {
         let of_rust = |one: &&Sentence| one.text.contains("croupier least (");
         assert_eq!(summary.ahead.iter().filter(of_rust).count(), 0);
         assert!(summary.behind.iter().any(|one| one.text.contains("which answered")));
+    }
+
+    #[test]
+    fn where_connections_stay_open_a_request_is_what_costs() {
+        let mut results = super::super::synthetic::whole(1, 3);
+        for workload in results.workloads.iter_mut().filter(|one| one.id == "keepalive") {
+            workload.figures.push(Figure::Cpu);
+        }
+        // 64 connections and all the requests in them.
+        for sample in results.samples.iter_mut().filter(|one| one.workload == "keepalive") {
+            sample.connections = 64;
+        }
+        let costs = Summary::of(&View::new(&results)).costs;
+        let keep = costs.iter().find(|one| one.starts_with("Keep-alive: ")).unwrap();
+        assert!(keep.contains("of CPU for each request"), "{keep}");
+        assert!(costs.iter().any(|one| one.contains("of CPU for each connection")), "{costs:?}");
+        let view = View::new(&results);
+        let workload = results.workloads.iter().find(|one| one.id == "keepalive").unwrap();
+        let table = super::super::table::Table::of_workload(&view, workload);
+        let heads: Vec<&str> = table.columns.iter().map(|(head, _)| head.as_str()).collect();
+        assert!(heads.contains(&"CPU/req") && !heads.contains(&"CPU/conn"), "{heads:?}");
     }
 
     #[test]

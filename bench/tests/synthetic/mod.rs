@@ -187,11 +187,13 @@ type Kind = (&'static str, &'static str, &'static str, Generator, u32, &'static 
 
 const RATE: &[Figure] = &[Figure::ConnectionRate, Figure::Balance, Figure::Cpu, Figure::Memory];
 const TAIL: &[Figure] = &[Figure::Latency, Figure::Balance, Figure::Cpu];
+const EVEN: &[Figure] = &[Figure::Balance, Figure::Latency];
 const COURSE: &[Figure] = &[Figure::Timeline, Figure::Latency, Figure::Errors];
 
-pub(crate) const WORKLOADS: [Kind; 15] = [
+pub(crate) const WORKLOADS: [Kind; 16] = [
     ("short", "Short connections, maximum rate", "short", Generator::ClosedWrk, 8, RATE),
     ("short-paced", "Short connections, fixed rate", "short-paced", Generator::Open, 8, TAIL),
+    ("one-by-one", "One client at a time", "one-by-one", Generator::Open, 8, EVEN),
     ("cpu", "Expensive short connections (1 ms of CPU)", "cpu", Generator::Open, 8, TAIL),
     ("tail-50", "Heavy tail, load 0.5", "tail", Generator::Open, 8, TAIL),
     ("tail-70", "Heavy tail, load 0.7", "tail", Generator::Open, 8, TAIL),
