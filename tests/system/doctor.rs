@@ -127,6 +127,29 @@ int main(int argc, char **argv)
     ended.expect_code(1).expect_error(&["cannot seal shared memory"]);
 }
 
+/// A machine that has no program which could load the library: of another libc, or all static.
+#[test]
+fn where_nothing_can_load_the_library_that_is_a_warning() {
+    let guard = Guard::new("doctor-static");
+    let Some(unshare) = find_program("unshare") else {
+        skip!("doctor-static", "unshare is not installed")
+    };
+    let source = guard.write("cat.c", "int main(void) { return 0; }");
+    let cat = fixture(&source, &guard.path("cat"), &["-static"]);
+    // Where /bin is a link to /usr/bin the second covers the first.
+    let script = "for cat in /bin/cat /usr/bin/cat; do \
+                  mount --bind \"$1\" $cat || exit 99; done; exec \"$0\" doctor";
+    let mut command = guard.command(unshare);
+    command.args(["-m", "sh", "-c", script]).arg(croupier()).arg(cat);
+    let ended = guard.finish(command);
+    if ended.code == Some(99) || ended.stderr.contains("unshare") {
+        skip!("doctor-static", "no right to a mount namespace");
+    }
+    ended.expect_code(0);
+    let (level, line) = finding(&ended, "preload");
+    assert!(level == "warn" && line.contains("no program here can load it"), "{line}");
+}
+
 /// /tmp and /run are somebody else's.
 #[test]
 fn no_place_for_the_control_socket_is_a_warning() {

@@ -40,6 +40,7 @@ mod slots;
 mod start;
 mod sticky;
 mod stop;
+mod systemd;
 mod tidy;
 mod troubles;
 mod tutorials;
