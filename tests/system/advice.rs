@@ -1,4 +1,5 @@
-//! Advice: each piece is provoked here, and alone; one run provokes none.
+//! Advice: each piece is provoked here, and alone; one run provokes none, and for each there is a run that
+//! comes close to provoking it.
 
 use std::net::Ipv4Addr;
 
@@ -92,7 +93,9 @@ fn a_backlog_that_overflows() {
     stop_process(pid);
     let client = Client::port(port).patience(std::time::Duration::from_millis(200));
     let limit = croupier.status().listeners.first().unwrap().backlog.unwrap();
-    let mut held = Vec::new();
+    // That many wait is no overflow.
+    let mut held: Vec<_> = (0..limit / 2).map(|_| client.open().unwrap()).collect();
+    assert_eq!(given(&croupier), [""; 0]);
     let refused = (0..limit + 20).find_map(|_| match client.open() {
         Ok(open) => {
             held.push(open);
@@ -111,16 +114,26 @@ fn a_backlog_that_overflows() {
 #[test]
 fn a_low_limit_of_open_files() {
     let guard = Guard::new("advice-files");
-    let port = guard.port();
-    let mut args: Vec<std::ffi::OsString> = ["-w", "1", "--"].map(Into::into).into();
-    args.extend(one_at_a_time(port));
-    let croupier = guard.run_with(args, |command| {
-        let limited = ["sh", "-c", "ulimit -n 150; exec \"$@\"", "sh"].map(str::to_owned);
-        under(&guard, command, &limited);
-    });
-    let croupier = croupier.ready();
+    let limited = |limit: u64| {
+        let mut args: Vec<std::ffi::OsString> = ["-w", "1", "--"].map(Into::into).into();
+        args.extend(one_at_a_time(guard.port()));
+        let script = format!("ulimit -n {limit}; exec \"$@\"");
+        let limited = ["sh", "-c", &script, "sh"].map(str::to_owned);
+        guard.run_with(args, |command| under(&guard, command, &limited)).ready()
+    };
+    let croupier = limited(150);
     let text = wait_for(&croupier, "open-files");
     assert!(text.contains("is 150") && text.contains("LimitNOFILE"), "{text}");
+    croupier.stop_well();
+
+    // What it says may be needed is enough, and one fewer is not.
+    let (_, need) = text.split_once("may need ").unwrap();
+    let need: u64 = need.split(';').next().unwrap().parse().unwrap();
+    let croupier = limited(need - 1);
+    wait_for(&croupier, "open-files");
+    croupier.stop_well();
+    let croupier = limited(need);
+    assert_eq!(given(&croupier), [""; 0]);
     croupier.stop_well();
 }
 
@@ -131,6 +144,12 @@ fn a_backlog_that_the_kernel_cuts() {
     let croupier = run(&guard, &["-w", "1", "--backlog", "1000000"], port);
     let text = wait_for(&croupier, "somaxconn");
     assert!(text.contains("net.core.somaxconn=1000000"), "{text}");
+    croupier.stop_well();
+
+    // As much as it allows is not cut.
+    let most = std::fs::read_to_string("/proc/sys/net/core/somaxconn").unwrap();
+    let croupier = run(&guard, &["-w", "1", "--backlog", most.trim()], guard.port());
+    assert_eq!(given(&croupier), [""; 0]);
     croupier.stop_well();
 }
 
@@ -147,6 +166,13 @@ fn a_queue_limit_that_is_too_low() {
     });
     let Some(text) = text else { skip!("a_queue_limit_that_is_too_low", "wrk is not installed") };
     assert!(text.contains("--queue-limit 1 is reached"), "{text}");
+    croupier.stop_well();
+
+    // The same load with the default.
+    let port = guard.port();
+    let croupier = run(&guard, &["-w", "1"], port);
+    wrk(&guard, port, "/", 32, &["-d", "1s"]).unwrap();
+    assert_eq!(given(&croupier), [""; 0]);
     croupier.stop_well();
 }
 
