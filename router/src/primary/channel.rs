@@ -72,6 +72,11 @@ impl Channel {
         self.receive.as_fd()
     }
 
+    /// What the primary writes to.
+    pub(crate) fn send_end(&self) -> BorrowedFd<'_> {
+        self.send.as_fd()
+    }
+
     /// What the rescue thread reads from.
     pub(crate) fn duplicate(&self) -> Arc<OwnedFd> {
         Arc::clone(&self.receive)

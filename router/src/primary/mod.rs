@@ -40,6 +40,7 @@ mod commands;
 mod crowd;
 mod disposal;
 mod drive;
+mod edges;
 pub mod features;
 mod hands;
 mod happenings;

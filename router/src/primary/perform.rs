@@ -8,6 +8,7 @@ use nix::sys::signal::Signal;
 
 use super::accept::raw_peer;
 use super::disposal::Heard;
+use super::edges::hear_no_more;
 use super::listener::Phase;
 use super::rescue::{Awaited, Rescued};
 use super::run::{Held, Primary};
@@ -18,12 +19,7 @@ impl Primary {
     pub(super) fn perform(&mut self, action: Action) {
         match action {
             Action::HandOff { conn, worker } => self.hand_off(conn, worker),
-            Action::Ring { worker, at_claim, on_close } => {
-                self.bells_set |= at_claim != 0 || on_close;
-                if let Some(worker) = self.workers.get(worker) {
-                    worker.page.ring(at_claim, on_close);
-                }
-            }
+            Action::Ring { worker, at_claim, on_close } => self.ring(worker, at_claim, on_close),
             Action::Refuse { conn } | Action::Shed { conn } => self.refuse(conn),
             Action::TakeBack { worker, max, .. } => self.take_back(worker, max),
             Action::Probe { worker, listener } => {
@@ -188,8 +184,9 @@ impl Primary {
     }
 
     /// Closes what belongs to a worker that is no more, or never was.
-    pub(super) fn retire_descriptors(&self, gone: Worker) {
+    pub(super) fn retire_descriptors(&self, mut gone: Worker) {
         self.unwatch(&gone.bell);
+        hear_no_more(&mut gone, self.poll.registry());
         if let Some((notify, _)) = &gone.notify {
             self.unwatch(notify.as_ref());
         }

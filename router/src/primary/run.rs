@@ -178,6 +178,7 @@ impl Primary {
             }
             Source::Adopted(key) => self.note_adopted(key),
             Source::Bell => {}
+            Source::Room(worker) => self.take_edge(WorkerId(worker)),
             Source::Alarm => self.alarm.rang(),
             Source::Check(worker) => self.take_answer(worker),
             Source::Post(number) => self.read_post(number),
@@ -308,7 +309,7 @@ impl Primary {
 /// What these events make of a turn.
 fn work_of(events: &Events) -> Work {
     let deals = |event: &mio::event::Event| match Source::from(event.token()) {
-        Source::Listener(_) | Source::Bell => true,
+        Source::Listener(_) | Source::Bell | Source::Room(_) => true,
         Source::Signals
         | Source::Rescue
         | Source::Questions

@@ -17,6 +17,8 @@ pub(crate) enum Source {
     Listener(usize),
     /// A worker rings. Which one does not matter: the pages say.
     Bell,
+    /// A worker without a page may have claimed; the worker id.
+    Room(u32),
     /// A worker's sd_notify(3) message; the worker id.
     Notify(u32),
     /// A worker answers its ready-probe; the worker id.
@@ -54,6 +56,7 @@ impl Source {
             Self::Check(worker) => (11, worker as usize),
             Self::Post(number) => (12, number as usize),
             Self::Ended => (13, 0),
+            Self::Room(worker) => (14, worker as usize),
             Self::Control(token) => return token,
         };
         Token((kind << KIND_SHIFT) | (index & INDEX))
@@ -75,6 +78,7 @@ impl Source {
             11 => Self::Check(u32::try_from(index).unwrap_or(0)),
             12 => Self::Post(u32::try_from(index).unwrap_or(0)),
             13 => Self::Ended,
+            14 => Self::Room(u32::try_from(index).unwrap_or(0)),
             _ => Self::Control(token),
         }
     }
@@ -94,6 +98,7 @@ mod tests {
             Source::Listener(3),
             Source::Bell,
             Source::Notify(u32::MAX),
+            Source::Room(u32::MAX),
             Source::Adopted(4),
             Source::Check(u32::MAX),
             Source::Post(7),

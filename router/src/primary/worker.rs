@@ -67,6 +67,8 @@ pub(crate) struct Worker {
     taken: u64,
     probes: Vec<std::net::TcpStream>,
     next_send: usize,
+    /// Its channels are watched, in place of a page's doorbell, until it has claimed so many.
+    pub(crate) heard_until: Option<u64>,
     suspicion: Cell<Option<Suspicion>>,
 }
 
@@ -109,6 +111,7 @@ impl Worker {
             taken: 0,
             probes: Vec::new(),
             next_send: 0,
+            heard_until: None,
             suspicion: Cell::new(None),
         }
     }
@@ -273,7 +276,7 @@ impl Worker {
             self.suspicion.set(None);
             return false;
         };
-        let claimed = self.load().claimed;
+        let claimed = self.claimed();
         match self.suspicion.get() {
             Some(then) if then.pid == pid && then.claimed == claimed => {
                 cpu_ns.saturating_sub(then.cpu_ns) < CPU_ENOUGH_NS
@@ -283,6 +286,16 @@ impl Worker {
                 true
             }
         }
+    }
+
+    /// Connections claimed since it started.
+    pub(crate) fn claimed(&self) -> u64 {
+        self.load().claimed
+    }
+
+    /// The primary's ends of its channels.
+    pub(crate) fn send_ends(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.channels.iter().map(|(channel, _)| channel.send_end())
     }
 
     fn load(&self) -> Load {
