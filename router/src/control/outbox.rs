@@ -1,17 +1,19 @@
 //! What is on its way to a client that reads a stream, as fast or as slowly as it likes.
 //!
-//! Owns the bytes that the client has not taken yet, at most [`OUTBOX_MAX`] and one message, and the
+//! Owns the bytes that the client has not taken yet, at most what it was made for and one message, and the
 //! count of what found no room. Promises: nobody waits for the client; at the place where something is
 //! missing it is told how much, before anything else. Never does: know what the messages are.
 
 use std::io::{self, Write};
 
-/// Bytes that wait for a client; what comes beyond is missed, and counted.
-pub const OUTBOX_MAX: usize = 256 << 10;
+/// Memory that a client keeps which has taken all.
+const SPARE: usize = 4096;
 
 /// See the module.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Outbox {
+    /// Bytes that may wait; what comes beyond is missed, and counted.
+    most: usize,
     unsent: Vec<u8>,
     written: usize,
     missed: u64,
@@ -29,11 +31,17 @@ pub enum Sent {
 }
 
 impl Outbox {
+    /// One in which so many bytes may wait.
+    #[must_use]
+    pub const fn new(most: usize) -> Self {
+        Self { most, unsent: Vec::new(), written: 0, missed: 0 }
+    }
+
     /// Queues one message, or counts it as missed; `note` makes the message that tells how many were.
     pub fn offer(&mut self, message: &[u8], note: impl FnOnce(u64) -> Vec<u8>) {
         // Once it is full, there must be room for more than the next message: else every second one
         // would be a note.
-        let most = if self.missed == 0 { OUTBOX_MAX } else { OUTBOX_MAX / 2 };
+        let most = if self.missed == 0 { self.most } else { self.most / 2 };
         if self.waiting() > most {
             self.missed += 1;
             return;
@@ -52,16 +60,6 @@ impl Outbox {
             self.unsent.extend_from_slice(&note);
         }
         self.unsent.extend_from_slice(message);
-    }
-
-    /// The client has taken all: it is told now what it missed, if nothing else comes. True: there is
-    /// something to send again.
-    pub fn catch_up(&mut self, note: impl FnOnce(u64) -> Vec<u8>) -> bool {
-        let behind = self.missed > 0 && self.waiting() == 0;
-        if behind {
-            self.end(&[], note);
-        }
-        behind
     }
 
     /// Counts messages that are missing before all others.
@@ -91,8 +89,24 @@ impl Outbox {
             }
         }
         self.unsent.clear();
+        self.unsent.shrink_to(SPARE);
         self.written = 0;
         Sent::All
+    }
+
+    /// [`Self::send`] to a client that follows, until it also knows what it missed.
+    pub fn send_and_note(
+        &mut self,
+        stream: &mut impl Write,
+        note: impl FnOnce(u64) -> Vec<u8>,
+    ) -> Sent {
+        match self.send(stream) {
+            Sent::All if self.missed > 0 => {
+                self.end(&[], note);
+                self.send(stream)
+            }
+            sent @ (Sent::All | Sent::Some | Sent::Gone) => sent,
+        }
     }
 }
 
@@ -125,12 +139,13 @@ mod tests {
     #[test]
     fn what_a_slow_client_misses_is_told_where_it_is_missing() {
         const COUNT: u32 = 200_000;
-        let mut outbox = Outbox::default();
+        const MOST: usize = 64 << 10;
+        let mut outbox = Outbox::new(MOST);
         let mut slow = Slow { took: Vec::new(), room: 0 };
         let note = |missed: u64| format!("missed {missed}\n").into_bytes();
         for number in 0..COUNT {
             outbox.offer(format!("{number}\n").as_bytes(), note);
-            assert!(outbox.waiting() <= OUTBOX_MAX + 16);
+            assert!(outbox.waiting() <= MOST + 16);
             slow.room += usize::from(number % 3 == 0);
             assert_ne!(outbox.send(&mut slow), Sent::Gone);
         }

@@ -19,13 +19,14 @@ use nix::unistd::geteuid;
 use slab::Slab;
 
 use super::messages::{Happening, REQUEST_MAX, Reply, Request};
+use super::outbox::{Outbox, Sent};
 use crate::output::{wall_clock, written};
 
 /// Most clients at a time.
 pub const CLIENTS_MAX: usize = 64;
 /// Clients that follow what happens.
 pub const FOLLOWERS_MAX: usize = 16;
-/// Progress that waits for a client that does not read it; what comes beyond is not sent.
+/// Progress, or events, that wait for a client that does not read; what comes beyond is not sent.
 pub const SAID_MAX: usize = 64 << 10;
 /// Clients admitted in one turn of the loop.
 pub const ADMITTED_MAX: usize = 16;
@@ -63,9 +64,7 @@ struct Client {
     id: ClientId,
     stream: UnixStream,
     phase: Phase,
-    /// What is to be sent, and how much of it is.
-    unsent: Vec<u8>,
-    written: usize,
+    outbox: Outbox,
 }
 
 /// A client asks once and is answered once.
@@ -75,9 +74,8 @@ enum Phase {
     Asking(Vec<u8>),
     /// Its request is with the primary.
     Waiting,
-    /// It hears what happens, until it goes or the primary does. So much it has missed since it was
-    /// last up to date.
-    Following { missed: u64 },
+    /// It hears what happens, until it goes or the primary does.
+    Following,
     /// Its reply is on the way. It stays until it goes, or until the primary goes, which is what
     /// `stop` and `wait stopped` wait for.
     Answered,
@@ -165,7 +163,7 @@ impl ControlServer {
         let found = self.clients.iter_mut().find(|(_, one)| one.id == client);
         let Some((key, one)) = found else { return };
         one.phase = Phase::Answered;
-        one.unsent.extend_from_slice(reply.to_line().as_bytes());
+        one.outbox.end(reply.to_line().as_bytes(), missed);
         match one.write() {
             Fate::Stays => {}
             Fate::Goes => self.remove(key, registry),
@@ -177,10 +175,10 @@ impl ControlServer {
     pub fn say(&mut self, client: ClientId, text: &str, registry: &Registry) {
         let found = self.clients.iter_mut().find(|(_, one)| one.id == client);
         let Some((key, one)) = found else { return };
-        if one.unsent.len() - one.written > SAID_MAX {
+        if one.outbox.waiting() > SAID_MAX {
             return;
         }
-        one.unsent.extend_from_slice(Reply::Said { text: text.to_owned() }.to_line().as_bytes());
+        one.outbox.end(Reply::Said { text: text.to_owned() }.to_line().as_bytes(), missed);
         match one.write() {
             Fate::Stays => {}
             Fate::Goes => self.remove(key, registry),
@@ -189,18 +187,18 @@ impl ControlServer {
 
     /// From now on a client hears what happens. False: it is gone, or too many do already.
     pub fn follow(&mut self, client: ClientId) -> bool {
-        let follows = |(_, one): &(usize, &Client)| matches!(one.phase, Phase::Following { .. });
+        let follows = |(_, one): &(usize, &Client)| matches!(one.phase, Phase::Following);
         if self.clients.iter().filter(follows).count() >= FOLLOWERS_MAX {
             return false;
         }
         let found = self.clients.iter_mut().find(|(_, one)| one.id == client);
-        found.map(|(_, one)| one.phase = Phase::Following { missed: 0 }).is_some()
+        found.map(|(_, one)| one.phase = Phase::Following).is_some()
     }
 
     /// Whether anybody follows.
     #[must_use]
     pub fn is_followed(&self) -> bool {
-        self.clients.iter().any(|(_, one)| matches!(one.phase, Phase::Following { .. }))
+        self.clients.iter().any(|(_, one)| matches!(one.phase, Phase::Following))
     }
 
     /// Tells one client that follows.
@@ -286,7 +284,7 @@ impl ControlServer {
         let entry = self.clients.vacant_entry();
         let key = entry.key();
         let phase = Phase::Asking(Vec::new());
-        let client = entry.insert(Client { id, stream, phase, unsent: Vec::new(), written: 0 });
+        let client = entry.insert(Client { id, stream, phase, outbox: Outbox::new(SAID_MAX) });
         let registered = registry.register(
             &mut client.stream,
             Token(self.token_base + 1 + key),
@@ -309,7 +307,7 @@ impl ControlServer {
             .iter()
             .filter(|(_, one)| match one.phase {
                 Phase::Asking(_) | Phase::Answered => true,
-                Phase::Waiting | Phase::Following { .. } => false,
+                Phase::Waiting | Phase::Following => false,
             })
             .min_by_key(|(_, one)| one.id)
             .map(|(key, _)| key);
@@ -379,63 +377,32 @@ impl Client {
     }
 
     fn answer_failure(&mut self, why: &str) {
-        self.unsent = Reply::Failed { why: why.to_owned() }.to_line().into_bytes();
+        self.outbox.end(Reply::Failed { why: why.to_owned() }.to_line().as_bytes(), missed);
         self.phase = Phase::Answered;
     }
 
     /// A line for one that follows.
     fn hear(&mut self, line: &[u8]) -> Fate {
-        let waits = self.unsent.len() - self.written;
-        let Phase::Following { missed } = &mut self.phase else { return Fate::Stays };
-        // Nothing comes before the word that something is missing.
-        if *missed > 0 || waits + line.len() > SAID_MAX {
-            *missed += 1;
+        if !matches!(self.phase, Phase::Following) {
             return Fate::Stays;
         }
-        if self.written > SAID_MAX {
-            // One that is always a little behind.
-            self.unsent.drain(..self.written);
-            self.written = 0;
-        }
-        self.unsent.extend_from_slice(line);
+        self.outbox.offer(line, missed);
         self.write()
     }
 
     /// Writes what there is to write, and what has been missed when all of it is.
     fn write(&mut self) -> Fate {
-        loop {
-            match self.write_unsent() {
-                Fate::Goes => return Fate::Goes,
-                Fate::Stays if !self.unsent.is_empty() => return Fate::Stays,
-                Fate::Stays => {}
-            }
-            let Phase::Following { missed } = &mut self.phase else { return Fate::Stays };
-            let count = std::mem::take(missed);
-            if count == 0 {
-                return Fate::Stays;
-            }
-            let event = Happening::missed(count, written(wall_clock()));
-            self.unsent = Reply::Event(Box::new(event)).to_line().into_bytes();
+        match self.outbox.send_and_note(&mut self.stream, missed) {
+            Sent::All | Sent::Some => Fate::Stays,
+            Sent::Gone => Fate::Goes,
         }
     }
+}
 
-    fn write_unsent(&mut self) -> Fate {
-        while let Some(rest) = self.unsent.get(self.written..).filter(|rest| !rest.is_empty()) {
-            match self.stream.write(rest) {
-                Ok(0) => return Fate::Goes,
-                Ok(count) => self.written += count,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Fate::Stays,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(_) => return Fate::Goes,
-            }
-        }
-        // Written: the memory is not needed while the client stays.
-        if !self.unsent.is_empty() {
-            self.unsent = Vec::new();
-            self.written = 0;
-        }
-        Fate::Stays
-    }
+/// What a follower is told where events are missing.
+fn missed(count: u64) -> Vec<u8> {
+    let event = Happening::missed(count, written(wall_clock()));
+    Reply::Event(Box::new(event)).to_line().into_bytes()
 }
 
 /// Says why, if the socket takes it at once, and closes.
@@ -618,7 +585,7 @@ mod tests {
             last = news.last().unwrap().seq.unwrap();
         }
         assert_eq!((seen, last), (10_000, 9_999));
-        let held: usize = bench.server.clients.iter().map(|(_, one)| one.unsent.capacity()).sum();
+        let held: usize = bench.server.clients.iter().map(|(_, one)| one.outbox.waiting()).sum();
         assert!(held <= 4 * SAID_MAX, "{held} bytes wait");
         let late = read_all(&mut bench, &mut slow);
         let (note, before) = late.split_last().unwrap();
@@ -746,7 +713,7 @@ mod tests {
             bench.server.say(id, &text, bench.poll.registry());
         }
         let (_, one) = bench.server.clients.iter().next().unwrap();
-        let unsent = one.unsent.len() - one.written;
+        let unsent = one.outbox.waiting();
         assert!((SAID_MAX..SAID_MAX + 2000).contains(&unsent), "{unsent}");
         bench.reply(id, &Reply::Done);
         let reader = std::thread::spawn(move || {

@@ -21,6 +21,8 @@ use crate::control::outbox::{Outbox, Sent};
 
 /// Clients of `croupier logs` at a time.
 pub const READERS_MAX: usize = 16;
+/// Bytes of lines that wait for one that does not read them.
+const UNREAD_MAX: usize = 256 << 10;
 /// Bytes of last lines that one of them gets; of more, the oldest are missing.
 const HISTORY_MAX: usize = 1 << 20;
 
@@ -75,7 +77,7 @@ impl Readers {
         tails: &Tails,
         registry: &Registry,
     ) {
-        let mut outbox = Outbox::default();
+        let mut outbox = Outbox::new(UNREAD_MAX);
         if self.all.len() >= READERS_MAX {
             let why = format!("{READERS_MAX} clients read the logs already; end one and try again");
             return refuse(stream, &mut outbox, why);
@@ -145,11 +147,7 @@ impl Readers {
     fn send(&mut self, key: usize, registry: &Registry) {
         let Some(reader) = self.all.get_mut(key) else { return };
         let format = reader.wanted.format;
-        let mut sent = reader.outbox.send(&mut reader.stream);
-        if sent == Sent::All && reader.outbox.catch_up(|missed| note(format, missed)) {
-            sent = reader.outbox.send(&mut reader.stream);
-        }
-        match sent {
+        match reader.outbox.send_and_note(&mut reader.stream, |missed| note(format, missed)) {
             Sent::Some => {}
             Sent::All if !reader.ended => {}
             Sent::All | Sent::Gone => self.remove(key, registry),
