@@ -169,6 +169,43 @@ fn status_is_also_a_table() {
 }
 
 #[test]
+fn a_list_says_what_is_not_as_ever_just_as_the_status_does() {
+    let guard = Guard::new("cli-states");
+    let port = guard.port();
+    let flags = ["-w", "2", "--soak", "60s", "-p", "rr", "--graceful-timeout", "20s"];
+    let croupier = guard.run(args(&flags, port)).ready();
+    let shows = |wanted: &str| {
+        let list = guard.croupier(["ls"]);
+        let row = list.stdout.lines().find(|line| line.starts_with(croupier.name())).unwrap();
+        assert!(row.contains(&format!(" {wanted}  ")), "{wanted} in {row}");
+        let status = croupier.ask(&["status"]).stdout;
+        let first = status.lines().next().unwrap();
+        let wanted = if wanted == "running" { "ready, croupier" } else { wanted };
+        assert!(first.contains(wanted), "{wanted} in {first}");
+    };
+    shows("running");
+    croupier.ask(&["pause"]).expect_code(0);
+    shows("paused");
+    croupier.ask(&["resume"]).expect_code(0);
+    croupier.ask(&["pause", "0"]).expect_code(0);
+    shows("1 paused");
+    // The client of slot 1 keeps it draining.
+    let fifo = guard.fifo("held");
+    let held = Client::port(port).send(&format!("/block?fifo={}", fifo.display())).unwrap();
+    croupier.wait_status("held", |status| (status.open().1 == 1).then_some(()));
+    croupier.ask(&["resume", "0"]).expect_code(0);
+    croupier.ask(&["stop", "1", "--no-wait"]).expect_code(0);
+    shows("1 stopped, 1 draining");
+    croupier.ask(&["reload", "--no-wait"]).expect_code(0);
+    shows("1 stopped, 1 draining, reloading");
+    croupier.ask(&["stop", "--no-wait"]).expect_code(0);
+    shows("stopping");
+    std::fs::write(&fifo, "").unwrap();
+    assert_eq!(held.reply().unwrap().status, 200);
+    croupier.finished(PATIENCE).expect_code(0);
+}
+
+#[test]
 fn wait_returns_when_it_is_so() {
     let guard = Guard::new("cli-wait");
     let port = guard.port();

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use clap::Args;
 
+use super::status::state;
 use super::table::{Align, Table, age};
 use super::{Exit, code};
 use crate::control::client::{ANSWER_WAIT, Found, discover};
@@ -19,6 +20,7 @@ pub(super) fn execute(_args: &LsArgs) -> Exit {
         ("OWNER", Align::Left),
         ("PID", Align::Right),
         ("READY", Align::Left),
+        ("STATE", Align::Left),
         ("POLICY", Align::Left),
         ("UP", Align::Left),
         ("LISTENS ON", Align::Left),
@@ -42,15 +44,25 @@ fn row(found: &mut Found) -> Vec<String> {
         Ok(Reply::Status(status)) => {
             let listens: Vec<&str> =
                 status.listeners.iter().map(|listener| listener.address.as_str()).collect();
-            [ready(&status), status.policy.clone(), age(status.uptime_s), listens.join(" ")]
+            let state = match state(&status) {
+                words if words.is_empty() => "running".to_owned(),
+                words => words.join(", "),
+            };
+            let (policy, up) = (status.policy.clone(), age(status.uptime_s));
+            [ready(&status), state, policy, up, listens.join(" ")]
         }
-        Ok(Reply::Failed { why }) => ["-".into(), "-".into(), "-".into(), why],
+        Ok(Reply::Failed { why }) => unknown(why),
         Ok(Reply::Done | Reply::Said { .. } | Reply::Event(_)) => {
-            ["-".into(), "-".into(), "-".into(), "another version?".into()]
+            unknown("another version?".into())
         }
-        Err(error) => ["-".into(), "-".into(), "-".into(), error.to_string()],
+        Err(error) => unknown(error.to_string()),
     };
     head.into_iter().chain(tail).collect()
+}
+
+fn unknown(why: String) -> [String; 5] {
+    let dash = || "-".to_owned();
+    [dash(), dash(), dash(), dash(), why]
 }
 
 /// `3 of 4`: slots with a ready worker, of the wanted.

@@ -9,7 +9,7 @@ use super::ls::{count_down, count_ready};
 use super::table::{Align, Table, age, bytes, known, micros, number};
 use super::{Exit, Which, code, not_answered, not_found};
 use crate::control::client::{ANSWER_WAIT, find};
-use crate::control::messages::{Reply, Request, Status, WorkerStatus};
+use crate::control::messages::{Reply, Request, Status, WorkerState, WorkerStatus};
 
 const AFTER_HELP: &str = "\
 Columns: QUEUED handed off, not yet claimed; ACTIVE claimed, not yet closed (an estimate);
@@ -71,38 +71,39 @@ fn check(status: &Status) -> Exit {
     // Whoever is paused does not serve, however ready.
     let good = wanted > 0 && ready == wanted && !status.paused && !status.stopping;
     let code = if good { code::DONE } else { code::FAILED };
-    Exit::with(code, format!("{}: {ready} of {wanted} ready{}\n", status.name, stopped(status)))
+    let state: String = state(status).iter().map(|word| format!(", {word}")).collect();
+    Exit::with(code, format!("{}: {ready} of {wanted} ready{state}\n", status.name))
 }
 
-/// `, 2 stopped`: slots that are not missed. `, paused`, `, stopping`: all of it.
-fn stopped(status: &Status) -> String {
-    let mut text = match count_down(status) {
-        0 => String::new(),
-        count => format!(", {count} stopped"),
-    };
-    let single = status.workers.iter().filter(|one| one.paused).map(|one| one.slot);
-    match single.collect::<BTreeSet<u16>>().len() {
-        _ if status.paused => text.push_str(", paused"),
-        0 => {}
-        count => text.push_str(&format!(", {count} paused")),
-    }
-    if status.stopping {
-        text.push_str(", stopping");
-    }
-    text
+/// What is not as ever: `2 stopped`, which are not missed; `1 draining`; `paused`, `stopping`,
+/// `reloading`: all of it.
+pub(super) fn state(status: &Status) -> Vec<String> {
+    let paused = status.workers.iter().filter(|one| one.paused).map(|one| one.slot);
+    let paused = paused.collect::<BTreeSet<u16>>().len();
+    let drains = |one: &&WorkerStatus| one.state == WorkerState::Draining;
+    let counted = [
+        (count_down(status), "stopped"),
+        (if status.paused { 0 } else { paused }, "paused"),
+        (status.workers.iter().filter(drains).count(), "draining"),
+    ];
+    let counted = counted.iter().filter(|(count, _)| *count > 0);
+    let all =
+        [(status.paused, "paused"), (status.reloading, "reloading"), (status.stopping, "stopping")];
+    let all = all.iter().filter(|(is_so, _)| *is_so).map(|(_, word)| (*word).to_owned());
+    counted.map(|(count, word)| format!("{count} {word}")).chain(all).collect()
 }
 
 fn render(status: &Status) -> String {
     let (ready, wanted) = count_ready(status);
     let mut text = String::new();
+    let state: String = state(status).iter().map(|word| format!(", {word}")).collect();
     let written = writeln!(
         text,
-        "{}  pid {}, up {}, policy {}, {ready} of {wanted} ready{}, croupier {}",
+        "{}  pid {}, up {}, policy {}, {ready} of {wanted} ready{state}, croupier {}",
         status.name,
         status.pid,
         age(status.uptime_s),
         status.policy,
-        stopped(status),
         status.version
     );
     debug_assert!(written.is_ok(), "a String takes everything");
@@ -211,7 +212,7 @@ fn totals(status: &Status) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::control::messages::{Advice, ListenerStatus, SCHEMA, Totals, WorkerState};
+    use crate::control::messages::{Advice, ListenerStatus, SCHEMA, Totals};
 
     fn worker(slot: u16, state: WorkerState) -> WorkerStatus {
         WorkerStatus {
@@ -268,6 +269,7 @@ mod tests {
             slots: 16,
             paused: false,
             stopping: false,
+            reloading: false,
             listeners: vec![ListenerStatus {
                 address: "[::]:8080".into(),
                 policy: "least".into(),
@@ -334,12 +336,12 @@ advice: do this
         let exit = check(&status(leaving));
         assert_eq!(
             (exit.code, exit.stdout.as_str()),
-            (code::DONE, "web: 1 of 1 ready, 1 stopped\n")
+            (code::DONE, "web: 1 of 1 ready, 1 stopped, 1 draining\n")
         );
         assert_eq!(code(vec![vacant(0, WorkerState::Down)]), code::FAILED);
         // One that drains in a slot that a scale took away.
         let gone = vec![worker(0, ready), worker(20, WorkerState::Draining)];
-        assert_eq!(check(&status(gone)).stdout, "web: 1 of 1 ready\n");
+        assert_eq!(check(&status(gone)).stdout, "web: 1 of 1 ready, 1 draining\n");
     }
 
     #[test]

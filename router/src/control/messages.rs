@@ -269,6 +269,9 @@ pub struct Status {
     /// It was asked to stop; with `--stop-delay` it still serves all that comes.
     #[serde(default)]
     pub stopping: bool,
+    /// A reload is under way.
+    #[serde(default)]
+    pub reloading: bool,
     /// Every listener.
     pub listeners: Vec<ListenerStatus>,
     /// Every worker, and for each slot without one a line of its own; by slot, then by id.

@@ -524,6 +524,7 @@ mod tests {
             slots: 0,
             paused: false,
             stopping: false,
+            reloading: false,
             listeners: Vec::new(),
             workers: Vec::new(),
             advice: Vec::new(),

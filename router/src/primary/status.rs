@@ -177,6 +177,7 @@ impl Primary {
             slots: self.core.slot_count(),
             paused: self.core.is_paused(),
             stopping: self.is_ending(),
+            reloading: self.core.reloading().is_some(),
             listeners: self.listener_statuses(),
             workers: self.worker_statuses(),
             advice: self.adviser.given(),
