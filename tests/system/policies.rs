@@ -142,6 +142,75 @@ fn one_port_for_both_families_and_another_for_the_program() {
     croupier.stop_well();
 }
 
+/// Two addresses for one listener of the program, which has no idea.
+#[test]
+fn several_addresses_are_dealt_to_one_listener_of_the_program() {
+    let guard = Guard::new("two-for-one");
+    let (first, second, own) = (guard.port(), guard.port(), guard.port());
+    let flags = [
+        "-w",
+        "2",
+        "--soak",
+        "50ms",
+        "-l",
+        &format!("127.0.0.1:{first}={own}"),
+        "-l",
+        &format!("[::1]:{second}={own}"),
+    ]
+    .map(str::to_owned);
+    let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
+    let croupier = run(&guard, &flags, own);
+    let clients = [Client::port(first), Client::to(format!("[::1]:{second}").parse().unwrap())];
+    let all_are_served = || {
+        for client in &clients {
+            let mut pids: Vec<_> = (0..8).map(|_| client.get("/").unwrap().pid()).collect();
+            pids.sort_unstable();
+            pids.dedup();
+            assert_eq!(pids.len(), 2, "by both workers");
+        }
+    };
+    all_are_served();
+    let status = croupier.status();
+    let accepted: Vec<u64> = status.listeners.iter().map(|listener| listener.accepted).collect();
+    assert_eq!(accepted, [8; 2], "{status:?}");
+    croupier.ask(&["reload"]).expect_code(0);
+    all_are_served();
+    croupier.stop_well();
+}
+
+/// A program that means two addresses by two listeners is given each its own clients.
+#[test]
+fn each_listener_of_a_program_has_the_clients_of_its_address() {
+    const SOURCE: &str = r#"
+import selectors, socket, sys
+chosen = selectors.DefaultSelector()
+for host in ("127.0.0.1", "127.0.0.2"):
+    server = socket.create_server((host, int(sys.argv[1])))
+    chosen.register(server, selectors.EVENT_READ, host)
+while True:
+    for key, _ in chosen.select():
+        client, _ = key.fileobj.accept()
+        client.recv(4096)
+        client.sendall(f"HTTP/1.1 200 OK\r\nContent-Length: {len(key.data)}\r\n\r\n{key.data}".encode())
+        client.close()
+"#;
+    let guard = Guard::new("own-clients");
+    let port = guard.port();
+    let script = guard.write("two.py", SOURCE).into_os_string().into_string().unwrap();
+    let [one, two] = ["127.0.0.1", "127.0.0.2"].map(|host| format!("{host}:{port}"));
+    let port = port.to_string();
+    let flags = ["-w", "2", "-l", &one, "-l", &two, "--", "python3", &script, &port];
+    let croupier = guard.run(flags).ready();
+    for address in [&one, &two] {
+        let client = Client::to(address.parse().unwrap());
+        for _ in 0..6 {
+            let body = client.get("/").unwrap().body;
+            assert!(address.starts_with(&format!("{body}:")), "{body} answers for {address}");
+        }
+    }
+    croupier.stop_well();
+}
+
 #[test]
 fn two_addresses_are_both_dealt() {
     const SOURCE: &str = r#"

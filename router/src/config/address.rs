@@ -18,6 +18,22 @@ pub struct ListenSpec {
     pub inherited: Option<i32>,
 }
 
+impl ListenSpec {
+    /// Whether one listener of the program would be for both.
+    pub(super) fn shares_program(&self, other: &Self) -> bool {
+        let of = |spec: &Self| match (&spec.program, &spec.public) {
+            (Some(program), _) => program.clone(),
+            (None, ListenAddress::Tcp { address, .. }) => ProgramAddress::Port(address.port()),
+            (None, ListenAddress::Unix(path)) => ProgramAddress::Unix(path.clone()),
+        };
+        match (of(self), of(other)) {
+            (ProgramAddress::Port(one), ProgramAddress::Tcp(two))
+            | (ProgramAddress::Tcp(two), ProgramAddress::Port(one)) => one == two.port(),
+            (one, two) => one == two,
+        }
+    }
+}
+
 /// An address that the primary listens on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ListenAddress {

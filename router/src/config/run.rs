@@ -420,6 +420,9 @@ fn choose_policy(
                 .into(),
         ));
     }
+    if !hands_off && args.adapter != AdapterChoice::ListenFds {
+        refuse_shared_programs(policy, listen)?;
+    }
     let unix = listen.iter().any(|spec| matches!(spec.public, ListenAddress::Unix(_)));
     if policy == Policy::Reuseport && unix {
         return Err(ConfigError::Conflict(
@@ -435,6 +438,22 @@ fn choose_policy(
         ));
     }
     Ok(policy)
+}
+
+/// Where nobody deals, a listener of the program is one socket, and so one `-l`.
+fn refuse_shared_programs(policy: Policy, listen: &[ListenSpec]) -> Result<(), ConfigError> {
+    for (at, one) in listen.iter().enumerate() {
+        let named = |other: &&ListenSpec| one.program.is_some() || other.program.is_some();
+        let mut others = listen.iter().skip(at + 1).filter(named);
+        if let Some(other) = others.find(|other| one.shares_program(other)) {
+            return Err(ConfigError::Conflict(format!(
+                "-l {one} and -l {other} are for one listener of the program, which under -p {} has the \
+                 socket itself; use -p least, rr or ip, or one -l for all addresses, as in -l :80=8080",
+                policy_name(policy)
+            )));
+        }
+    }
+    Ok(())
 }
 
 /// The share of the memory that workers of `--worker-memory` may fill, in percent.

@@ -103,6 +103,28 @@ fn bad_addresses_say_what_is_wrong() {
     assert!(refusal(&["-l", ":80", "-l", "80", "x"]).contains("given twice"));
 }
 
+/// Where the program has the socket itself, it cannot be two.
+#[test]
+fn several_addresses_for_one_of_the_program_need_somebody_who_deals() {
+    for (one, other) in [
+        ("127.0.0.1:80=3000", "127.0.0.2:80=3000"),
+        ("127.0.0.1:80=3000", "127.0.0.2:80=[::1]:3000"),
+        ("127.0.0.1:3000", "127.0.0.1:80=3000"),
+        ("/a=/b", "/b"),
+    ] {
+        config(&["-l", one, "-l", other, "x"]);
+        let why = refusal(&["-p", "shared", "-l", one, "-l", other, "x"]);
+        assert!(why.contains("are for one listener of the program"), "{why}");
+    }
+    for (one, other) in [
+        // It may listen on both.
+        ("127.0.0.1:80", "127.0.0.2:80"),
+        ("127.0.0.1:80=3000", "127.0.0.2:80=3001"),
+    ] {
+        config(&["-p", "shared", "-l", one, "-l", other, "x"]);
+    }
+}
+
 #[test]
 fn probes() {
     let http = |path: &str| Ok(ReadyProbe::Http(path.to_owned()));

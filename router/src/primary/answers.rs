@@ -272,12 +272,33 @@ impl Primary {
             let known = self.listeners.iter().find(|(_, listener)| listener.address == asked);
             return known.map_or(Target::New(asked), |(_, listener)| Target::Known(listener.id));
         }
+        self.claimed_by(&asked).first().map_or(Target::Theirs, |id| Target::Known(*id))
+    }
+
+    /// The listeners whose `-l` are about the address that a program binds: all that name it with `=`,
+    /// and of the others the one that is this very address, or else those with its port.
+    fn claimed_by(&self, asked: &ListenAddress) -> Vec<ListenerId> {
         // The specs stand in the order of their listeners: both are made once, at start.
         let declared =
             self.listeners.iter().filter(|(_, listener)| listener.origin == Origin::Declared);
-        let mut pairs = self.config.listen.iter().zip(declared);
-        let found = pairs.find(|(spec, (_, listener))| claims(spec, &listener.bound(), &asked));
-        found.map_or(Target::Theirs, |(_, (_, listener))| Target::Known(listener.id))
+        let pairs = self.config.listen.iter().zip(declared.map(|(_, listener)| listener));
+        let all = pairs.filter(|(spec, listener)| claims(spec, &listener.bound(), asked));
+        let is_it = |(spec, listener): &(&ListenSpec, &Listener)| {
+            spec.program.is_none() && listener.bound() == *asked
+        };
+        let exact = all.clone().any(|pair| is_it(&pair));
+        let all = all.filter(|pair| !exact || pair.0.program.is_some() || is_it(pair));
+        all.map(|(_, listener)| listener.id).collect()
+    }
+
+    /// The other listeners whose clients are dealt to who asks for `first`.
+    fn dealt_with(&self, request: &Request, first: ListenerId) -> Vec<ListenerId> {
+        let v6only = has_option(request, libc::IPPROTO_IPV6, libc::IPV6_V6ONLY);
+        let asked = address::parse(&request.address, v6only);
+        let by_hand = !matches!(self.config.core.policy, Policy::Shared | Policy::Reuseport);
+        let asked = asked.filter(|_| by_hand && !self.config.listen.is_empty());
+        let all = asked.map(|asked| self.claimed_by(&asked)).unwrap_or_default();
+        all.into_iter().filter(|listener| *listener != first).collect()
     }
 
     /// Binds an address that a worker or `-l` names.
@@ -376,8 +397,18 @@ impl Primary {
         if was_bound && listener.origin == Origin::Asked {
             self.tell(Event::ListenerOpened { listener: id, declared: false });
         }
-        self.hand_out(question, request, worker, id, dealt)?;
-        self.arm(key);
+        let also = self.dealt_with(request, id);
+        for other in &also {
+            let Some(other) = self.listeners.get_mut(usize::from(other.0)) else { continue };
+            for option in request.options() {
+                other.set_option(*option);
+            }
+            other.listen(backlog)?;
+        }
+        self.hand_out(question, request, worker, (id, also.clone()), dealt)?;
+        for listener in std::iter::once(id).chain(also) {
+            self.arm(usize::from(listener.0));
+        }
         Ok(())
     }
 
@@ -387,16 +418,18 @@ impl Primary {
         question: &Question,
         request: &Request,
         worker: WorkerId,
-        listener: ListenerId,
+        (listener, also): (ListenerId, Vec<ListenerId>),
         socket: Option<OwnedFd>,
     ) -> io::Result<()> {
         let gone = || io::Error::from_raw_os_error(libc::ESRCH);
         let depth = self.launcher.queue_depth();
         let found = self.workers.get_mut(worker).ok_or_else(gone)?;
-        let first = !found.listens_on(listener);
+        let mut new: Vec<ListenerId> = std::iter::once(listener).chain(also.clone()).collect();
+        new.retain(|listener| !found.listens_on(*listener));
         let mut answer = Answer { address: request.address, ..verdict(Verdict::Socket) };
         if self.config.core.policy != Policy::Shared {
             answer.channel = found.open_channel(listener, question.pid, depth, request.address)?;
+            found.share_channel(answer.channel, also);
         }
         if socket.is_some() {
             found.note_socket(listener);
@@ -416,7 +449,7 @@ impl Primary {
             }
             return Ok(());
         }
-        if first {
+        for listener in new {
             self.tell(Event::Listening { worker, listener });
         }
         Ok(())
@@ -450,7 +483,7 @@ impl Primary {
         let Some(found) = self.workers.get_mut(worker) else { return };
         let last = found.close_channel(number);
         let queue = found.queue_of(number);
-        if let Some(listener) = last {
+        for listener in last {
             self.tell(Event::Unlistened { worker, listener });
         }
         if let Some(queue) = queue
@@ -463,8 +496,10 @@ impl Primary {
     fn set_options(&mut self, request: &Request, worker: WorkerId) {
         let Some(found) = self.workers.get(worker) else { return };
         let Some((channel, _)) = found.channel(request.channel) else { return };
-        let key = usize::from(channel.listener.0);
-        if let Some(listener) = self.listeners.get_mut(key) {
+        let dealt: Vec<ListenerId> =
+            std::iter::once(channel.listener).chain(channel.also.clone()).collect();
+        for listener in dealt {
+            let Some(listener) = self.listeners.get_mut(usize::from(listener.0)) else { continue };
             for option in request.options() {
                 listener.set_option(*option);
             }

@@ -1,4 +1,4 @@
-//! The channel: the Unix socket by which one worker gets one listener's connections.
+//! The channel: the Unix socket by which one listener of a worker gets its connections.
 //!
 //! Owns both the primary's send end and a duplicate of the worker's receive end. The duplicate is
 //! why nothing queued is ever lost when a worker dies; nobody reads from it but the rescue thread.
@@ -33,6 +33,8 @@ pub(crate) struct Channel {
     /// Its number within the worker, the last part of its name.
     pub(crate) number: u32,
     pub(crate) listener: ListenerId,
+    /// Other `-l` for the same address of the program: their clients come here, too.
+    pub(crate) also: Vec<ListenerId>,
     /// The process that asked for it.
     pub(crate) owner: u32,
     /// The program closed its listening descriptor.
@@ -64,7 +66,13 @@ impl Channel {
         if setsockopt(&send, sockopt::SndBufForce, &wanted).is_err() {
             setsockopt(&send, sockopt::SndBuf, &wanted)?;
         }
-        Ok(Self { number, listener, owner, closed: false, send, receive: Arc::new(receive) })
+        let (also, receive) = (Vec::new(), Arc::new(receive));
+        Ok(Self { number, listener, also, owner, closed: false, send, receive })
+    }
+
+    /// Whether the program takes this listener's clients here.
+    pub(crate) fn serves(&self, listener: ListenerId) -> bool {
+        !self.closed && (self.listener == listener || self.also.contains(&listener))
     }
 
     /// What the worker gets.

@@ -139,6 +139,14 @@ impl Worker {
         Ok(number)
     }
 
+    /// The clients of these listeners come on this channel, too.
+    pub(crate) fn share_channel(&mut self, number: u32, also: Vec<ListenerId>) {
+        let found = self.channels.iter_mut().find(|(channel, _)| channel.number == number);
+        if let Some((channel, _)) = found {
+            channel.also = also;
+        }
+    }
+
     /// The worker has the listening socket itself (`shared`, `reuseport`).
     pub(crate) fn note_socket(&mut self, listener: ListenerId) {
         self.sockets.push(listener);
@@ -147,8 +155,11 @@ impl Worker {
     /// Every listener that it listens on.
     pub(crate) fn listens(&self) -> Vec<ListenerId> {
         let channels = self.channels.iter().filter(|(channel, _)| !channel.closed);
-        let mut all: Vec<ListenerId> = channels.map(|(channel, _)| channel.listener).collect();
-        all.extend(&self.sockets);
+        let mut all = self.sockets.clone();
+        for (channel, _) in channels {
+            all.push(channel.listener);
+            all.extend(&channel.also);
+        }
         all.sort_unstable();
         all.dedup();
         all
@@ -159,20 +170,20 @@ impl Worker {
         found.map(|(channel, address)| (channel, address))
     }
 
-    /// The program closed its listening descriptor. Returns the listener when that was the last one
-    /// for it.
-    pub(crate) fn close_channel(&mut self, number: u32) -> Option<ListenerId> {
-        let (channel, _) =
-            self.channels.iter_mut().find(|(c, _)| c.number == number && !c.closed)?;
-        channel.closed = true;
-        let listener = channel.listener;
-        (!self.listens_on(listener)).then_some(listener)
+    /// The program closed its listening descriptor. Returns the listeners for which it was the last.
+    pub(crate) fn close_channel(&mut self, number: u32) -> Vec<ListenerId> {
+        let before = self.listens();
+        let open = |(channel, _): &&mut (Channel, _)| channel.number == number;
+        if let Some((channel, _)) = self.channels.iter_mut().find(open) {
+            channel.closed = true;
+        }
+        before.into_iter().filter(|listener| !self.listens_on(*listener)).collect()
     }
 
     /// Whether the program has an open listening descriptor for `listener`.
     pub(crate) fn listens_on(&self, listener: ListenerId) -> bool {
         self.sockets.contains(&listener)
-            || self.channels.iter().any(|(c, _)| c.listener == listener && !c.closed)
+            || self.channels.iter().any(|(channel, _)| channel.serves(listener))
     }
 
     /// Its main process has not ended.
@@ -225,7 +236,7 @@ impl Worker {
         let turn = (0..count).map(|step| (self.next_send + step) % count);
         let mut open = turn.filter(|at| {
             let channel = self.channels.get(*at).map(|(channel, _)| channel);
-            channel.is_some_and(|channel| channel.listener == listener && !channel.closed)
+            channel.is_some_and(|channel| channel.serves(listener))
         });
         let first = open.next()?;
         let Some(second) = open.next() else { return Some(first) };
