@@ -4,6 +4,8 @@
 //! what to do; what is seen ([`Seen`]) and what is thought of it are apart, so that tests can bring their
 //! own machine. Never does: change anything that lasts, or print.
 
+mod confined;
+
 use std::fs;
 use std::io;
 use std::os::unix::fs::FileTypeExt;
@@ -22,6 +24,8 @@ use crate::config::{ListenAddress, ListenSpec, Surroundings, bytes_text};
 use crate::control::place;
 use crate::diagnose;
 use crate::primary::features;
+
+pub use confined::Module;
 
 /// How bad it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -80,6 +84,10 @@ pub struct Seen {
     pub around: Surroundings,
     /// CPUs by cgroup quota.
     pub cpu_quota: Option<f64>,
+    /// Processes and threads that there is still room for, and by which limit; `None`: as many as wanted.
+    pub tasks: Option<(u64, &'static str)>,
+    /// What else says what processes may do.
+    pub module: Option<Module>,
     /// Seccomp filters are on.
     pub seccomp: Right,
     /// `docker`, `kubernetes`, …
@@ -106,6 +114,12 @@ impl From<bool> for Right {
 /// linux/capability.h
 const CAP_NET_BIND_SERVICE: u32 = 10;
 const CAP_NET_ADMIN: u32 = 12;
+const CAP_SYS_ADMIN: u32 = 21;
+const CAP_SYS_RESOURCE: u32 = 24;
+/// Processes and threads of a worker, generously: Node has about 11.
+const TASKS_OF_A_WORKER: u64 = 16;
+/// The same of croupier itself.
+const TASKS_OF_CROUPIER: u64 = 8;
 /// `--queue-limit` where it is not given.
 const QUEUE_LIMIT: u64 = 64;
 /// Bytes of a channel's buffer for each queued connection, generously.
@@ -129,8 +143,17 @@ impl Seen {
             first_free_port: diagnose::first_free_port(),
             around: Surroundings::of_this_process(),
             cpu_quota: crate::memory::cpu_quota(),
+            tasks: confined::tasks(
+                crate::memory::tasks_left(),
+                getrlimit(Resource::RLIMIT_NPROC).map_or(u64::MAX, |(soft, _)| soft),
+                (nix::unistd::getuid().is_root()
+                    || capable(CAP_SYS_RESOURCE)
+                    || capable(CAP_SYS_ADMIN))
+                .into(),
+            ),
+            module: confined::module(Path::new("/")),
             seccomp: status.as_ref().is_some_and(|s| s.seccomp == Some(2)).into(),
-            container: container(),
+            container: confined::container(),
             pid: std::process::id(),
         }
     }
@@ -145,7 +168,9 @@ impl Seen {
             self.low_ports(),
             self.cpus(),
             self.memory(),
+            self.tasks(),
             self.confinement(),
+            self.module(),
         ]
     }
 
@@ -247,6 +272,51 @@ impl Seen {
         }
     }
 
+    fn tasks(&self) -> Finding {
+        let workers = u64::from(self.around.cpus);
+        // At a reload there are twice as many.
+        let need = TASKS_OF_CROUPIER + 2 * workers * TASKS_OF_A_WORKER;
+        match self.tasks {
+            None => Finding::ok("processes", "no limit"),
+            Some((room, by)) if room < need => Finding::warn(
+                "processes",
+                format!(
+                    "room for {room} processes and threads by {by}; {workers} workers, and as many more \
+                     at a reload, may need {need}"
+                ),
+                "raise it: TasksMax= and LimitNPROC= of systemd, --pids-limit of Docker, ulimit -u; beyond \
+                 it no worker starts, and programs fail to start a thread",
+            ),
+            Some((room, by)) => {
+                Finding::ok("processes", format!("room for {room} processes and threads by {by}"))
+            }
+        }
+    }
+
+    fn module(&self) -> Finding {
+        const CHECK: &str = "security module";
+        let Some(Module { name, label }) = &self.module else {
+            return Finding::ok(CHECK, "none confines this process");
+        };
+        let found = format!("{name} confines this process as {label}");
+        if confined::KNOWN_LABELS.iter().any(|known| label.contains(known)) {
+            return Finding::ok(CHECK, format!("{found}, as is usual in a container"));
+        }
+        let advice = match *name {
+            "SELinux" => {
+                "where the program runs in another domain LD_PRELOAD is taken away, and sockets that are \
+                 passed to it may be refused: if workers never become ready look for denials (ausearch \
+                 -m avc -ts recent) and run both in one domain"
+            }
+            _ => {
+                "a profile whose rule for the program is Px or Cx takes LD_PRELOAD away, and sockets that \
+                 are passed to it may be refused: if workers never become ready look for \
+                 apparmor=\"DENIED\" in the kernel's log and use ix or pix"
+            }
+        };
+        Finding::warn(CHECK, found, advice)
+    }
+
     /// Never more than a hint: what a filter forbids shows where the kernel is tried.
     fn confinement(&self) -> Finding {
         let filter = match self.seccomp {
@@ -260,24 +330,6 @@ impl Seen {
             if self.pid == 1 { "; this is process 1, and reaps what others leave" } else { "" };
         Finding::ok("confinement", format!("{filter}, {place}{first}"))
     }
-}
-
-fn container() -> Option<String> {
-    let there = |path: &str| Path::new(path).exists();
-    if std::env::var_os("KUBERNETES_SERVICE_HOST").is_some() {
-        return Some("kubernetes".into());
-    }
-    if there("/.dockerenv") {
-        return Some("docker".into());
-    }
-    if there("/run/.containerenv") {
-        return Some("podman".into());
-    }
-    // systemd's convention; readable by root.
-    let environment = fs::read("/proc/1/environ").unwrap_or_default();
-    let variables = environment.split(|byte| *byte == 0);
-    let mut named = variables.filter_map(|variable| variable.strip_prefix(b"container="));
-    named.next().map(|name| String::from_utf8_lossy(name).into_owned())
 }
 
 /// Tries everything that a start needs of the kernel.
@@ -427,6 +479,8 @@ mod tests {
                 ..Surroundings::of_this_process()
             },
             cpu_quota: None,
+            tasks: Some((1000, "RLIMIT_NPROC of the user")),
+            module: None,
             seccomp: Right::No,
             container: None,
             pid: 4711,
@@ -461,6 +515,24 @@ mod tests {
         assert_eq!(around(|around| around.memory = None), [""; 0]);
         assert_eq!(troubles(&Seen { cpu_quota: Some(0.5), ..well() }), ["CPUs"]);
         assert_eq!(troubles(&Seen { cpu_quota: Some(2.0), ..well() }), [""; 0]);
+    }
+
+    #[test]
+    fn what_may_keep_workers_from_starting_is_found() {
+        // Of 4 workers: 8 + 2 * 4 * 16.
+        let by = "pids.max of the cgroup";
+        assert_eq!(troubles(&Seen { tasks: Some((135, by)), ..well() }), ["processes"]);
+        assert_eq!(troubles(&Seen { tasks: Some((136, by)), ..well() }), [""; 0]);
+        assert_eq!(troubles(&Seen { tasks: None, ..well() }), [""; 0]);
+        for (name, label, trouble) in [
+            ("SELinux", "system_u:system_r:httpd_t:s0", ["security module"].as_slice()),
+            ("SELinux", "system_u:system_r:container_t:s0:c1,c2", &[]),
+            ("AppArmor", "/usr/sbin/croupier (enforce)", &["security module"]),
+            ("AppArmor", "docker-default (enforce)", &[]),
+        ] {
+            let module = Some(Module { name, label: label.to_owned() });
+            assert_eq!(troubles(&Seen { module, ..well() }), trouble, "{label}");
+        }
     }
 
     #[test]

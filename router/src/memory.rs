@@ -1,4 +1,4 @@
-//! How much memory and CPU there is: what the control groups leave of the machine's.
+//! How much memory and CPU there is, and room for processes: what the control groups leave of the machine's.
 //!
 //! Owns nothing. Promises: the smallest limit from the process's own control group up to the root,
 //! v2 or v1, and never more than the machine has. Never does: fail; where nothing can be read, the
@@ -50,6 +50,22 @@ fn quota_of(mount: &Path, group: &ProcessCGroup) -> Option<f64> {
         (quota > 0.0 && period > 0.0).then_some(quota / period)
     };
     quotas.iter().zip(&periods).filter_map(share).reduce(f64::min)
+}
+
+/// Processes and threads that the control groups still have room for.
+#[must_use]
+pub fn tasks_left() -> Option<u64> {
+    let groups = Process::myself().and_then(|process| process.cgroups());
+    let groups = groups.map(|groups| groups.0).unwrap_or_default();
+    groups.iter().filter_map(|group| tasks_of(Path::new(MOUNT), group)).min()
+}
+
+fn tasks_of(mount: &Path, group: &ProcessCGroup) -> Option<u64> {
+    let [most, now] =
+        ["pids.max", "pids.current"].map(|file| texts_of(mount, group, "pids", [file; 2]));
+    let number = |text: &String| text.trim().parse::<u64>().ok();
+    let left = |(most, now)| Some(number(most)?.saturating_sub(number(now)?));
+    most.iter().zip(&now).filter_map(left).min()
 }
 
 /// What a file says in a group and in those above it: the first name in v2, the second in v1, where
@@ -129,6 +145,33 @@ mod tests {
             (4, &["memory"], "/d", None),
         ] {
             let found = quota_of(mount, &group(hierarchy, controllers, path));
+            assert_eq!(found, expected, "{hierarchy} {path}");
+        }
+    }
+
+    #[test]
+    fn the_least_room_for_processes_up_to_the_root() {
+        let folder = tempfile::tempdir().unwrap();
+        let mount = folder.path();
+        for (path, most, now) in [
+            ("a", "100", "40"),
+            ("a/b", "max", "7"),
+            ("a/c", "20", "25"),
+            ("pids/d", "50", "10"),
+            ("e", "max", "3"),
+        ] {
+            write(mount, &format!("{path}/pids.max"), &format!("{most}\n"));
+            write(mount, &format!("{path}/pids.current"), &format!("{now}\n"));
+        }
+        for (hierarchy, controllers, path, expected) in [
+            (0, [].as_slice(), "/a/b", Some(60)),
+            (0, &[], "/a/c", Some(0)),
+            (0, &[], "/e", None),
+            (0, &[], "/", None),
+            (8, &["pids"], "/d", Some(40)),
+            (4, &["memory"], "/d", None),
+        ] {
+            let found = tasks_of(mount, &group(hierarchy, controllers, path));
             assert_eq!(found, expected, "{hierarchy} {path}");
         }
     }
