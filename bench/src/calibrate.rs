@@ -61,6 +61,7 @@ pub fn wrk(length: Duration, cpus: &[u32]) -> Result<Calibration, SampleError> {
         clients: CLIENTS,
         seconds: u32::try_from(length.as_secs().max(1)).unwrap_or(1),
         keep_alive: false,
+        threads: 1,
         patience: Duration::from_secs(2),
         cpus: cpus.to_vec(),
     };

@@ -17,8 +17,8 @@ use crate::process::Guarded;
 
 /// With fewer CPUs than this, nobody can have some of his own.
 const PIN_FROM: usize = 4;
-/// The generator is one thread; it gets one CPU in so many.
-const GENERATOR_SHARE: usize = 4;
+/// It gets one CPU in so many: a client of a short connection costs more than its server.
+const GENERATOR_SHARE: usize = 2;
 
 /// Looks.
 #[must_use]
@@ -57,6 +57,19 @@ pub fn own_cpus() -> Vec<u32> {
         .filter(|cpu| set.is_set(*cpu).unwrap_or(false))
         .filter_map(|cpu| u32::try_from(cpu).ok())
         .collect()
+}
+
+/// How many CPUs the engines have; asked before anybody is pinned.
+#[must_use]
+pub fn subject_cpus() -> u32 {
+    u32::try_from(subject_of(&own_cpus())).unwrap_or(1)
+}
+
+fn subject_of(cpus: &[u32]) -> usize {
+    match divide(cpus).subject.len() {
+        0 => cpus.len(),
+        divided => divided,
+    }
 }
 
 /// How many CPUs the run has: once pinned, this thread itself may use only some of them.
@@ -182,9 +195,10 @@ mod tests {
     #[test]
     fn many_cpus_are_divided_without_overlap() {
         let pinning = divide(&[0, 1, 2, 3, 8, 9, 10, 11]);
-        assert_eq!(pinning.subject, [0, 1, 2, 3, 8, 9]);
-        assert_eq!(pinning.generator, [10, 11]);
-        assert_eq!(divide(&[0, 1, 2, 3]).generator, [3]);
+        assert_eq!(pinning.subject, [0, 1, 2, 3]);
+        assert_eq!(pinning.generator, [8, 9, 10, 11]);
+        assert_eq!(divide(&[0, 1, 2, 3, 4]).generator, [3, 4]);
+        assert_eq!((subject_of(&[0, 1, 2, 3, 4]), subject_of(&[0, 1])), (3, 2));
         assert_eq!(all_cpus(&pinning), 8, "not only those of the generator");
         assert_eq!(all_cpus(&divide(&[0])), own_cpus().len());
     }

@@ -27,6 +27,8 @@ pub struct Aside {
     pub out_of_ports: u64,
     /// Connections that the workers counted, where all of them could be asked.
     pub counted: Option<u64>,
+    /// Threads of the generator; 0 is as 1.
+    pub threads: u32,
 }
 
 #[expect(clippy::cast_precision_loss, reason = "counts of a few seconds are far below 2^52")]
@@ -39,7 +41,7 @@ const fn float(count: u64) -> f64 {
 pub fn of_sample(sample: &Sample, workload: &Workload, aside: Aside) -> Vec<Warning> {
     let mut found = Vec::new();
     if let Some(cpu) = &sample.cpu {
-        found.extend(of_cpu(cpu, sample.seconds, workload));
+        found.extend(of_cpu(cpu, sample.seconds, aside.threads, workload));
     }
     if let Some(schedule) = &sample.schedule {
         found.extend(of_schedule(schedule, sample.intended));
@@ -69,9 +71,9 @@ pub fn of_sample(sample: &Sample, workload: &Workload, aside: Aside) -> Vec<Warn
     found
 }
 
-fn of_cpu(cpu: &Cpu, seconds: f64, workload: &Workload) -> Vec<Warning> {
+fn of_cpu(cpu: &Cpu, seconds: f64, threads: u32, workload: &Workload) -> Vec<Warning> {
     let mut found = Vec::new();
-    let share = float(cpu.generator_ns) / 1e9 / seconds;
+    let share = float(cpu.generator_ns) / 1e9 / seconds / f64::from(threads.max(1));
     if share > BUSY {
         found.push(Warning::GeneratorBusy { share });
     }
@@ -220,6 +222,11 @@ mod tests {
     fn each_fault_is_named_and_only_it() {
         let cpu = |change: fn(&mut Cpu)| judged(|s, _| change(s.cpu.as_mut().unwrap()));
         assert_eq!(cpu(|c| c.generator_ns = 1_700_000_000), ["generator busy"]);
+        let of_two = judged(|s, a| {
+            s.cpu.as_mut().unwrap().generator_ns = 1_700_000_000;
+            a.threads = 2;
+        });
+        assert!(of_two.is_empty(), "each of its threads has room: {of_two:?}");
         assert_eq!(cpu(|c| c.foreign_share = 0.06), ["other programs"]);
         let late = judged(|s, _| s.schedule.as_mut().unwrap().late = 11);
         assert_eq!(late, ["schedule slipped"]);

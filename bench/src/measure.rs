@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use crate::counts;
 use crate::data::{Cpu, HistogramError, Memory, Pinning, Sample, TimelineEvent, WorkerCount};
 use crate::engine::{Engine, EngineError, Launch, Programs, Running, Setup};
+use crate::environment::own_cpus;
 use crate::judge::{self, Aside};
 use crate::load::{Common, LongLoad, OpenLoad, Seen, Wrk, WrkError, WrkLoad};
 use crate::process::{Machine, cpu_ns, main_thread_cpu_ns, own_cpu, resident_bytes, sleeps};
@@ -169,7 +170,8 @@ impl Bench {
             ..Sample::default()
         };
         let counted = counts::between(&before.counts, &after.counts);
-        let aside = fill(&mut sample, result, &counted, workload)?;
+        let threads = self.threads(&workload.load);
+        let aside = Aside { threads, ..fill(&mut sample, result, &counted, workload)? };
         sample.cpu = Some(cpu(&before, &after, sample.cpu, engine.info.has_primary));
         if sample.connections == 0 && sample.requests == 0 {
             let errors = sample.errors;
@@ -188,8 +190,8 @@ impl Bench {
         workload: &Workload,
     ) -> std::result::Result<(), SampleError> {
         match &workload.load {
-            Load::Closed { clients, keep_alive } => {
-                self.wrk(running, *clients, *keep_alive, self.warmup).run(|| {})?;
+            Load::Closed { .. } => {
+                self.wrk(running, &workload.load, self.warmup).run(|| {})?;
             }
             Load::Open { .. } => {
                 if let Some(load) = self.open(running, workload, self.seed ^ 1, self.warmup) {
@@ -202,13 +204,30 @@ impl Bench {
         Ok(())
     }
 
-    fn wrk(&self, running: &Running, clients: u32, keep_alive: bool, length: Duration) -> WrkLoad {
+    /// Of the generator.
+    fn threads(&self, load: &Load) -> u32 {
+        let cpus = match self.pinning.generator.len() {
+            0 => own_cpus().len(),
+            pinned => pinned,
+        };
+        match load {
+            Load::Closed { every_cpu: true, .. } => u32::try_from(cpus).unwrap_or(1),
+            Load::Closed { .. } | Load::Open { .. } | Load::Long { .. } => 1,
+        }
+    }
+
+    fn wrk(&self, running: &Running, load: &Load, length: Duration) -> WrkLoad {
+        let (clients, keep_alive) = match load {
+            Load::Closed { clients, keep_alive, .. } => (*clients, *keep_alive),
+            Load::Open { .. } | Load::Long { .. } => (1, false),
+        };
         let whole = length.as_secs() + u64::from(length.subsec_nanos() > 0);
         WrkLoad {
             url: format!("http://{}/", running.address()),
             clients,
             seconds: u32::try_from(whole.max(1)).unwrap_or(u32::MAX),
             keep_alive,
+            threads: self.threads(load),
             patience: PATIENCE,
             cpus: self.pinning.generator.clone(),
         }
@@ -254,8 +273,8 @@ impl Bench {
         seed: u64,
     ) -> std::result::Result<(Result, Meanwhile), SampleError> {
         match &workload.load {
-            Load::Closed { clients, keep_alive } => {
-                let load = self.wrk(running, *clients, *keep_alive, self.length);
+            Load::Closed { .. } => {
+                let load = self.wrk(running, &workload.load, self.length);
                 let mut meanwhile = Meanwhile::default();
                 let wrk = load.run(|| {
                     let begin = Instant::now();
@@ -414,7 +433,7 @@ fn fill(
     let steady = workload.disturbance == Disturbance::None;
     let all = u32::try_from(counted.len()).ok() == Some(sample.workers);
     let sum = counted.iter().map(|worker| worker.connections).sum();
-    let mut aside = Aside { out_of_ports: 0, counted: (steady && all).then_some(sum) };
+    let mut aside = Aside { counted: (steady && all).then_some(sum), ..Aside::default() };
     match result {
         Result::Wrk(wrk) => {
             let keep_alive = matches!(workload.load, Load::Closed { keep_alive: true, .. });

@@ -115,8 +115,8 @@ struct Chosen {
 
 impl Request {
     fn choose(&self) -> Result<Chosen, RunError> {
-        let cpus = u32::try_from(environment::own_cpus().len()).unwrap_or(1);
-        let workloads = self.choose_workloads(workload::catalogue(cpus))?;
+        let catalogue = workload::catalogue(environment::subject_cpus());
+        let workloads = self.choose_workloads(catalogue)?;
         let all = engine::catalogue();
         let (named, wanted): (bool, Vec<String>) = match (self.engines.is_empty(), self.preset) {
             (false, _) => (true, self.engines.clone()),

@@ -35,6 +35,8 @@ pub enum Load {
         clients: u32,
         /// Connections stay open.
         keep_alive: bool,
+        /// wrk has a thread for each CPU that it may use; else one, which asks for as much as one core can.
+        every_cpu: bool,
     },
     /// Short connections by a schedule.
     Open {
@@ -107,8 +109,16 @@ fn kind(path: &str, weight: f64) -> RequestKind {
 /// expensive requests follows it.
 #[must_use]
 pub fn catalogue(cpus: u32) -> Vec<Workload> {
-    let mut all =
-        vec![short(), paced(), one_by_one(), expensive(cpus), tail(50), tail(70), keep_alive()];
+    let mut all = vec![
+        short(),
+        full(),
+        paced(),
+        one_by_one(),
+        expensive(cpus),
+        tail(50),
+        tail(70),
+        keep_alive(),
+    ];
     all.extend([long_few(), long_many(), burst(), stall(), kill(), reload(), sticky()]);
     all.extend([2, 8, 64, 256].map(scale));
     all
@@ -151,11 +161,27 @@ fn open(rate: f64, kinds: Vec<RequestKind>) -> Load {
 fn short() -> Workload {
     let clients = 4 * CLIENTS_PER_WORKER;
     let figures = [Figure::ConnectionRate, Figure::Cpu, Figure::Balance, Figure::Memory];
-    let load = Load::Closed { clients, keep_alive: false };
+    let load = Load::Closed { clients, keep_alive: false, every_cpu: false };
     let mut w = workload("short", "cheap short connections, at the maximum rate", load, &figures);
     w.info.method = format!(
         "wrk -t1 -c{clients}, a closed loop with a new connection for each request of nothing; 4 \
          blocking workers. Its latencies omit what it did not send meanwhile"
+    );
+    w.engines.extend(NODE);
+    w
+}
+
+/// One thread of wrk is at its own limit before two cores are at theirs: an engine that costs more then only
+/// uses what would have been idle. With as many threads as CPUs, whatever it costs is missing.
+fn full() -> Workload {
+    let clients = 4 * CLIENTS_PER_WORKER;
+    let figures = [Figure::ConnectionRate, Figure::Cpu, Figure::Balance];
+    let load = Load::Closed { clients, keep_alive: false, every_cpu: true };
+    let name = "cheap short connections, all CPUs busy";
+    let mut w = workload("short-full", name, load, &figures);
+    w.info.method = format!(
+        "wrk -c{clients} with a thread for each CPU that it may use, a closed loop with a new connection for each \
+         request of nothing; 4 blocking workers. Its latencies omit what it did not send meanwhile"
     );
     w.engines.extend(NODE);
     w
@@ -232,7 +258,7 @@ fn tail(percent: u32) -> Workload {
 }
 
 fn keep_alive() -> Workload {
-    let load = Load::Closed { clients: 64, keep_alive: true };
+    let load = Load::Closed { clients: 64, keep_alive: true, every_cpu: false };
     let figures = [Figure::RequestRate, Figure::Cpu];
     let mut w = workload("keepalive", "requests in connections that stay open", load, &figures);
     w.serving = Serving::EventLoop;
@@ -372,7 +398,7 @@ fn sticky() -> Workload {
 fn scale(workers: u32) -> Workload {
     let clients = (workers * CLIENTS_PER_WORKER).min(CLIENTS_MAX);
     let figures = [Figure::ConnectionRate, Figure::Cpu, Figure::Balance, Figure::Memory];
-    let load = Load::Closed { clients, keep_alive: false };
+    let load = Load::Closed { clients, keep_alive: false, every_cpu: false };
     let (id, name) = (format!("workers-{workers}"), format!("{workers} workers"));
     let mut w = workload(&id, &name, load, &figures);
     "workers".clone_into(&mut w.info.family);

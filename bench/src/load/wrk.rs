@@ -20,6 +20,8 @@ pub struct WrkLoad {
     pub seconds: u32,
     /// Connections stay open over requests; else every request has its own.
     pub keep_alive: bool,
+    /// Its threads; each has some of the clients.
+    pub threads: u32,
     /// How long a client waits before wrk counts a time-out.
     pub patience: Duration,
     /// CPUs that it may use; empty: all.
@@ -54,7 +56,7 @@ pub enum WrkError {
 impl WrkLoad {
     fn arguments(&self) -> Vec<String> {
         let mut arguments = vec![
-            "-t1".to_owned(),
+            format!("-t{}", self.threads.clamp(1, self.clients.max(1))),
             format!("-c{}", self.clients),
             format!("-d{}s", self.seconds),
             "--timeout".to_owned(),

@@ -305,6 +305,7 @@ impl Request {
             clients: self.clients(),
             seconds: u32::try_from(whole.max(1)).unwrap_or(u32::MAX),
             keep_alive: false,
+            threads: 1,
             patience: PATIENCE,
             cpus: cpus.to_vec(),
         }
@@ -363,7 +364,7 @@ impl Request {
             ..Sample::default()
         };
         complete(&mut sample, &before, &subject.read()?, policy, Some(seen.cpu_ns));
-        let aside = Aside { out_of_ports: seen.out_of_ports, counted: None };
+        let aside = Aside { out_of_ports: seen.out_of_ports, ..Aside::default() };
         sample.warnings = judge::of_sample(&sample, paced, aside);
         made.push((PACED, sample));
         if with_wrk {
@@ -436,7 +437,7 @@ impl Request {
                 figures: figures.to_vec(),
             },
             load: match rate {
-                None => Load::Closed { clients, keep_alive: false },
+                None => Load::Closed { clients, keep_alive: false, every_cpu: false },
                 Some(rate) => Load::Open {
                     rate,
                     arrivals: Arrivals::Random,

@@ -22,6 +22,7 @@ pub(crate) mod engine {
 /// Workloads.
 pub(crate) mod workload {
     pub(crate) const SHORT: &str = "short";
+    pub(crate) const SHORT_FULL: &str = "short-full";
     pub(crate) const SHORT_PACED: &str = "short-paced";
     pub(crate) const CPU: &str = "cpu";
     pub(crate) const ONE_BY_ONE: &str = "one-by-one";
@@ -63,6 +64,7 @@ mod tests {
         let workloads = crate::workload::catalogue(2);
         for id in [
             workload::SHORT,
+            workload::SHORT_FULL,
             workload::SHORT_PACED,
             workload::CPU,
             workload::ONE_BY_ONE,

@@ -190,8 +190,9 @@ const TAIL: &[Figure] = &[Figure::Latency, Figure::Balance, Figure::Cpu];
 const EVEN: &[Figure] = &[Figure::Balance, Figure::Latency];
 const COURSE: &[Figure] = &[Figure::Timeline, Figure::Latency, Figure::Errors];
 
-pub(crate) const WORKLOADS: [Kind; 16] = [
+pub(crate) const WORKLOADS: [Kind; 17] = [
     ("short", "Short connections, maximum rate", "short", Generator::ClosedWrk, 8, RATE),
+    ("short-full", "Short connections, all CPUs busy", "short-full", Generator::ClosedWrk, 8, RATE),
     ("short-paced", "Short connections, fixed rate", "short-paced", Generator::Open, 8, TAIL),
     ("one-by-one", "One client at a time", "one-by-one", Generator::Open, 8, EVEN),
     ("cpu", "Expensive short connections (1 ms of CPU)", "cpu", Generator::Open, 8, TAIL),

@@ -132,7 +132,8 @@ fn rate(view: &View<'_>) -> Line {
     let pair = (engine::LEAST, engine::PLAIN_REUSEPORT);
     let (mut few, mut many) = (false, false);
     for one in &view.results.workloads {
-        let counted = one.id == workload::SHORT || one.family == workload::WORKERS;
+        let short = [workload::SHORT, workload::SHORT_FULL].contains(&one.id.as_str());
+        let counted = short || one.family == workload::WORKERS;
         if !counted || one.workers < 2 {
             continue;
         }
@@ -494,7 +495,7 @@ mod tests {
             cells += 1;
             assert!(line.measured.contains(&format!("{}: ", workload.name)), "{}", workload.name);
         }
-        assert_eq!(cells, 14, "all but keep-alive and long-lived ones");
+        assert_eq!(cells, 15, "all but keep-alive and long-lived ones");
         assert!(!line.measured.contains("Keep-alive"), "{}", line.measured);
     }
 
