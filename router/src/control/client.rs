@@ -88,7 +88,7 @@ pub enum AskError {
     #[error("it ended before it answered")]
     Gone,
     /// Not in time.
-    #[error("no answer in time")]
+    #[error("no answer in time; is it stopped, or the machine overloaded?")]
     TimedOut,
     /// The system refused.
     #[error("cannot ask: {0}")]
@@ -186,7 +186,11 @@ impl Found {
     ) -> Result<Reply, AskError> {
         let deadline = within.map(|within| now() + within);
         self.stream.set_write_timeout(Some(within.unwrap_or(ANSWER_WAIT)))?;
-        self.stream.write_all(request.to_line().as_bytes()).map_err(of_io)?;
+        match self.stream.write_all(request.to_line().as_bytes()).map_err(of_io) {
+            // Whoever refuses to listen says why first: that is to be read.
+            Ok(()) | Err(AskError::Gone) => {}
+            Err(error) => return Err(error),
+        }
         let mut line = Vec::new();
         let mut chunk = [0; 16 << 10];
         loop {
@@ -332,4 +336,46 @@ impl fmt::Display for Found {
 #[expect(clippy::disallowed_methods, reason = "the command line has no loop; it waits by itself")]
 fn now() -> Instant {
     Instant::now()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// On a machine of many users somebody else's may run, so no command says it reliably.
+    #[test]
+    fn where_none_runs_it_is_said_how_to_start_one() {
+        let error = only(Vec::new(), FindError::NoneRunning).unwrap_err();
+        let said = "no croupier is running; start one with croupier run COMMAND";
+        assert_eq!(error.to_string(), said);
+    }
+
+    /// The primary has closed before the request was written.
+    #[test]
+    fn a_refusal_that_comes_before_the_request_is_heard() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x.sock");
+        let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        let mut found = Found::at(&path).unwrap();
+        let refusal = Reply::Failed { why: "not you".into() };
+        let mut peer = listener.accept().unwrap().0;
+        peer.write_all(refusal.to_line().as_bytes()).unwrap();
+        drop(peer);
+        assert_eq!(found.ask(Request::Status, None).unwrap(), refusal);
+        assert!(matches!(found.ask(Request::Status, None), Err(AskError::Gone)));
+    }
+
+    #[test]
+    fn whoever_does_not_answer_is_not_waited_for_for_ever() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x.sock");
+        let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        let mut found = Found::at(&path).unwrap();
+        let error = found.ask(Request::Status, Some(Duration::from_millis(20))).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "no answer in time; is it stopped, or the machine overloaded?"
+        );
+        drop(listener);
+    }
 }

@@ -274,7 +274,10 @@ impl ControlServer {
         let allowed = getsockopt(&stream, sockopt::PeerCredentials)
             .is_ok_and(|peer| peer.uid() == 0 || peer.uid() == geteuid().as_raw());
         if !allowed {
-            return refuse(stream, "this primary belongs to another user");
+            return refuse(
+                stream,
+                "this primary belongs to another user; only that one and root may ask it",
+            );
         }
         if self.clients.len() >= CLIENTS_MAX && !self.evict(registry) {
             return refuse(stream, "too many clients of the control socket; try again");
@@ -772,7 +775,7 @@ mod tests {
             .collect();
         let refused = bench.connect();
         bench.turn();
-        assert!(line(&refused).contains("too many clients"));
+        assert!(line(&refused).contains("too many clients of the control socket; try again"));
         assert_eq!(bench.requests.len(), waiting.len());
     }
 
