@@ -2,7 +2,7 @@
 
 use clap::Args;
 
-use super::{Exit, Which, code, not_answered, not_found};
+use super::{Exit, Which, code, not_answered, not_found, strange};
 use crate::control::client::{AskError, find};
 use crate::control::messages::{Happening, Reply};
 
@@ -50,7 +50,7 @@ pub(super) fn execute(args: &EventsArgs, mut say: impl FnMut(&str)) -> Exit {
         Err(AskError::Gone) => Exit::error(code::FAILED, format!("{found} ended without a stop")),
         Ok(Reply::Failed { why }) => Exit::error(code::FAILED, format!("{found}: {why}")),
         Ok(Reply::Done | Reply::Status(_) | Reply::Said { .. } | Reply::Event(_)) => {
-            Exit::error(code::FAILED, format!("{found}: it answered with a status"))
+            strange(&found)
         }
         Err(error) => not_answered(&found, &error),
     }

@@ -288,5 +288,11 @@ fn not_answered(found: &Found, error: &AskError) -> Exit {
     Exit::error(code::FAILED, format!("{found}: {error}"))
 }
 
+/// An answer to another question.
+fn strange(found: &Found) -> Exit {
+    let why = "it answered what was not asked; is it another version of croupier?";
+    Exit::error(code::FAILED, format!("{found}: {why}"))
+}
+
 #[cfg(test)]
 mod tests;

@@ -2,7 +2,7 @@
 
 use clap::Args;
 
-use super::{Exit, Which, code, not_answered, not_found};
+use super::{Exit, Which, code, not_answered, not_found, strange};
 use crate::control::client::{ANSWER_WAIT, AskError, find};
 use crate::control::messages::{Reply, Request};
 
@@ -51,9 +51,7 @@ pub(super) fn execute(args: &ReloadArgs, say: impl FnMut(&str)) -> Exit {
     match answer {
         Ok(Reply::Done) => Exit::code(code::DONE),
         Ok(Reply::Failed { why }) => Exit::error(code::FAILED, format!("{found}: {why}")),
-        Ok(Reply::Status(_) | Reply::Said { .. } | Reply::Event(_)) => {
-            Exit::error(code::FAILED, format!("{found}: it answered with a status"))
-        }
+        Ok(Reply::Status(_) | Reply::Said { .. } | Reply::Event(_)) => strange(&found),
         Err(AskError::Gone) => {
             Exit::error(code::FAILED, format!("{found} ended before the reload did"))
         }

@@ -2,7 +2,7 @@
 
 use clap::Args;
 
-use super::{Exit, Which, code, not_answered, not_found};
+use super::{Exit, Which, code, not_answered, not_found, strange};
 use crate::config::parse_slot;
 use crate::control::client::{ANSWER_WAIT, AskError, find};
 use crate::control::messages::{Reply, Request};
@@ -74,9 +74,7 @@ pub(super) fn ask(
     match found.converse(request, within, &mut say) {
         Ok(Reply::Done) => Exit::code(code::DONE),
         Ok(Reply::Failed { why }) => Exit::error(code::FAILED, format!("{found}: {why}")),
-        Ok(Reply::Status(_) | Reply::Said { .. } | Reply::Event(_)) => {
-            Exit::error(code::FAILED, format!("{found}: it answered with a status"))
-        }
+        Ok(Reply::Status(_) | Reply::Said { .. } | Reply::Event(_)) => strange(&found),
         Err(AskError::Gone) => Exit::error(code::FAILED, format!("{found} ended meanwhile")),
         Err(error) => not_answered(&found, &error),
     }

@@ -7,7 +7,7 @@ use clap::Args;
 
 use super::ls::{count_down, count_ready};
 use super::table::{Align, Table, age, bytes, known, micros, number};
-use super::{Exit, Which, code, not_answered, not_found};
+use super::{Exit, Which, code, not_answered, not_found, strange};
 use crate::control::client::{ANSWER_WAIT, find};
 use crate::control::messages::{Reply, Request, Status, WorkerState, WorkerStatus};
 
@@ -48,7 +48,7 @@ pub(super) fn execute(args: &StatusArgs) -> Exit {
         Ok(Reply::Status(status)) => status,
         Ok(Reply::Failed { why }) => return Exit::error(code::FAILED, why),
         Ok(Reply::Done | Reply::Said { .. } | Reply::Event(_)) => {
-            return Exit::error(code::FAILED, format!("{found}: it answered without a status"));
+            return strange(&found);
         }
         Err(error) => return not_answered(&found, &error),
     };

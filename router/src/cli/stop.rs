@@ -3,7 +3,7 @@
 use clap::Args;
 
 use super::start::{ask, distinct};
-use super::{Exit, Which, code, not_answered, not_found};
+use super::{Exit, Which, code, not_answered, not_found, strange};
 use crate::config::parse_slot;
 use crate::control::client::{ANSWER_WAIT, AskError, find};
 use crate::control::messages::{Reply, Request};
@@ -57,7 +57,7 @@ pub(super) fn execute(args: StopArgs, say: impl FnMut(&str)) -> Exit {
         Ok(Reply::Done) | Err(AskError::Gone) => {}
         Ok(Reply::Failed { why }) => return Exit::error(code::FAILED, why),
         Ok(Reply::Status(_) | Reply::Said { .. } | Reply::Event(_)) => {
-            return Exit::error(code::FAILED, format!("{found}: it answered with a status"));
+            return strange(&found);
         }
         Err(error) => return not_answered(&found, &error),
     }

@@ -6,7 +6,7 @@ use clap::{Args, ValueEnum};
 use nix::poll::{PollTimeout, poll};
 
 use super::ls::ready;
-use super::{Exit, Which, code, not_answered, not_found};
+use super::{Exit, Which, code, not_answered, not_found, strange};
 use crate::config::parse_duration;
 use crate::control::client::{ANSWER_WAIT, AskError, FindError, Found, Selector, find};
 use crate::control::messages::{Awaited, Reply, Request};
@@ -18,8 +18,10 @@ const APPEAR_STEP_MS: u16 = 20;
 
 const AFTER_HELP: &str = "\
 `wait ready` also waits up to 2s for the primary to appear, so it may follow `croupier run … &`.
+`wait stopped` is done when there is no such primary, so it may follow `croupier stop`; it says so, should
+the name be wrong.
 
-Exit status: 0 it is so, 1 it is not so in time or cannot be any more, 3 no such primary.
+Exit status: 0 it is so, 1 it is not so in time or cannot be any more, 3 no such primary (ready).
 
 Examples:
   croupier run --name web node app.js &
@@ -58,6 +60,10 @@ pub(super) fn execute(args: &WaitArgs) -> Exit {
     };
     let mut found = match found {
         Ok(found) => found,
+        Err(error) if matches!(args.awaited, For::Stopped) && nobody_is_there(&error) => {
+            let note = format!("croupier: {error}: it has stopped, or never was\n");
+            return Exit { stderr: note, ..Exit::code(code::DONE) };
+        }
         Err(error) => return not_found(&error),
     };
     let left = deadline.map(|deadline| deadline.saturating_duration_since(now()));
@@ -71,13 +77,23 @@ pub(super) fn execute(args: &WaitArgs) -> Exit {
     }
 }
 
+/// What `wait stopped` waits for. A socket that may not be asked may be a living primary's.
+fn nobody_is_there(error: &FindError) -> bool {
+    use std::io::ErrorKind::{ConnectionRefused, NotFound};
+    match error {
+        FindError::NoneRunning | FindError::NoSuch { .. } => true,
+        FindError::NoSocket { error, .. } => {
+            matches!(error.kind(), ConnectionRefused | NotFound)
+        }
+        FindError::Ambiguous(_) => false,
+    }
+}
+
 fn wait_ready(found: &mut Found, left: Option<Duration>) -> Exit {
     match found.ask(Request::Wait { r#for: Awaited::Ready }, left) {
         Ok(Reply::Done) => Exit::code(code::DONE),
         Ok(Reply::Failed { why }) => Exit::error(code::FAILED, format!("{found}: {why}")),
-        Ok(Reply::Status(_) | Reply::Said { .. } | Reply::Event(_)) => {
-            Exit::error(code::FAILED, format!("{found}: it answered with a status"))
-        }
+        Ok(Reply::Status(_) | Reply::Said { .. } | Reply::Event(_)) => strange(found),
         Err(AskError::Gone) => {
             Exit::error(code::FAILED, format!("{found} ended before it was ready"))
         }
