@@ -479,6 +479,7 @@ mod tests {
         let text = why.to_string();
         assert!(matches!(why, Why::Background(_)), "{text}");
         assert!(text.contains(&format!("(pid {})", victim.child.id())), "{text}");
+        assert!(text.contains("it went into the background: the started process exited and left"));
         assert_eq!(why_not_ready(main, &[]), Why::Exited);
     }
 
@@ -496,7 +497,9 @@ mod tests {
         let why = why_not_ready(wrapper.child.id(), &[wrapper.child.id(), victim.child.id()]);
         let Why::Unservable { who, obstacle, .. } = &why else { panic!("{why}") };
         assert_eq!((who.pid, *obstacle), (victim.child.id(), Obstacle::Static));
-        assert!(why.to_string().contains("--adapter listen-fds"), "{why}");
+        let way =
+            "; if it takes a socket by LISTEN_FDS, use --adapter listen-fds with -l and -p shared";
+        assert!(why.to_string().contains(way), "{why}");
     }
 
     /// At last: a child that another test is just starting may still have a copy of the socket,
@@ -542,5 +545,6 @@ mod tests {
         assert!(absent.contains("this machine has no such address"), "{absent}");
         let missing = text(&ListenAddress::Unix("/no/x".into()), libc::ENOENT);
         assert_eq!(missing, "cannot listen on unix:/no/x: No such file or directory");
+        assert_eq!(held_by(None), "; choose another port");
     }
 }

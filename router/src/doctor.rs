@@ -517,6 +517,50 @@ mod tests {
         assert_eq!(troubles(&Seen { cpu_quota: Some(2.0), ..well() }), [""; 0]);
     }
 
+    /// Each says what was found and what to do about it.
+    #[test]
+    fn findings_are_sentences() {
+        let mut all = Vec::new();
+        let mut look = |seen: Seen| all.extend(seen.findings());
+        look(well());
+        let small = Seen { wmem_max: Some(65_536), ..well() };
+        look(Seen { may_force_buffers: Right::Yes, ..well() });
+        look(small);
+        look(Seen { wmem_max: None, container: Some("docker".into()), pid: 1, ..well() });
+        look(Seen { open_files: (256, 256), cpu_quota: Some(0.5), ..well() });
+        let mut poor = well();
+        (poor.around.somaxconn, poor.around.memory) = (128, Some(128 << 20));
+        look(poor);
+        let mut blind = well();
+        blind.around.memory = None;
+        look(blind);
+        let said = |part: &str| {
+            let here = |text: &str| text.contains(part);
+            let one = all.iter().any(|f| here(&f.found) || f.advice.as_deref().is_some_and(here));
+            assert!(one, "{part:?}: {all:#?}");
+        };
+        said("limit 256 (soft 256, which workers keep); 4 workers and what is in flight");
+        said("raise it: ulimit -Hn, LimitNOFILE= of systemd");
+        said("as large as wanted (CAP_NET_ADMIN)");
+        said("net.core.wmem_max is not shown in this namespace");
+        said("net.core.wmem_max is 65536");
+        said("; until then fewer than --queue-limit 64 connections fit a worker's queue");
+        said("a backlog has at most 4096 clients (net.core.somaxconn)");
+        said("sysctl net.core.somaxconn=4096; until then a burst of more clients has to try again");
+        said(
+            "from 1024 on; for those below start croupier as root with --user, or give it the right",
+        );
+        said("4 of 4 CPUs: -w auto starts 4");
+        said("the cgroup stops everything for a part of each 100 ms");
+        said("neither the cgroup nor the machine says how much");
+        said("for each of 4 workers");
+        said(
+            "few programs fit into that: raise the limit (memory.max) or start fewer workers with -w",
+        );
+        said("in a container (docker)");
+        said("; this is process 1, and reaps what others leave");
+    }
+
     #[test]
     fn what_may_keep_workers_from_starting_is_found() {
         // Of 4 workers: 8 + 2 * 4 * 16.
@@ -587,10 +631,17 @@ mod tests {
         let damaged = preload(Some(&path));
         assert!(damaged.level == Level::Fail, "{damaged:?}");
         assert!(damaged.found.contains("does not load: ERROR: ld.so"), "{damaged:?}");
+        let advice = damaged.advice.unwrap();
+        assert!(
+            advice.starts_with("it must be built for this machine's libc, and lie where"),
+            "{advice}"
+        );
     }
 
     #[test]
     fn this_kernel_has_it_all() {
-        assert_eq!(kernel().level, Level::Ok, "{:?}", kernel());
+        let kernel = kernel();
+        let well = kernel.level == Level::Ok && kernel.found.ends_with(" has all that is needed");
+        assert!(well, "{kernel:?}");
     }
 }

@@ -62,7 +62,10 @@ fn without_it_the_error_says_what_to_install() {
     let mut command = guard.command(alone(&guard));
     command.args(WORDS).env("PATH", "/nowhere");
     let finished = guard.finish(command);
-    finished.expect_code(127).expect_error(&["croupier-bench", "make install", "cargo build"]);
+    finished.expect_code(127).expect_error(&[
+        "croupier-bench, which measures, is neither beside croupier nor in PATH: `make install` of",
+        "`cargo build --release -p croupier-bench` builds it",
+    ]);
 }
 
 #[test]

@@ -149,8 +149,15 @@ fn workers_start_where_the_link_leads_now() {
     fs::remove_file(&current).unwrap();
     let failed = croupier.ask(&["reload"]);
     let named = format!("--chdir {}", current.display());
-    failed.expect_code(1).expect_error(&[&named]);
+    failed.expect_code(1).expect_error(&[&named, "slot 0 cannot be started: "]);
     assert_eq!(croupier.status().ready().count(), 1);
+    // The same for one slot alone, and for one that is started by hand.
+    let failed = croupier.ask(&["restart", "0"]);
+    let kept = "which was to take over, cannot be started; the old one stays";
+    failed.expect_code(1).expect_error(&[kept]);
+    croupier.ask(&["stop", "0"]).expect_code(0);
+    let failed = croupier.ask(&["start", "0"]);
+    failed.expect_code(1).expect_error(&[" cannot be started: ", &named]);
     croupier.stop_well();
 }
 
@@ -257,7 +264,11 @@ fn a_program_that_the_user_may_not_execute_says_what_is_in_the_way() {
     mode(&guard.path("closed"), 0o700);
     let flags = ["--user", "nobody", "--ready", "start", script.to_str().unwrap()];
     let closed = format!("user nobody may not pass {}", guard.path("closed").display());
-    guard.run(flags).finished(PATIENCE).expect_code(1).expect_error(&[&closed]);
+    let ended = guard.run(flags).finished(PATIENCE);
+    ended
+        .expect_code(1)
+        .expect_error(&[&closed, "; open it, or put the program where that user can"]);
+    ended.expect_error(&["cannot start worker 1 of ", "; it cannot be started: "]);
 }
 
 #[test]
@@ -272,7 +283,9 @@ fn a_pid_file_says_who_runs_and_goes_with_it() {
     assert_eq!(says(), format!("{}\n", first.pid()));
     let second = guard.run(idle(&["-w", "1", "--pid-file", text])).finished(PATIENCE);
     let live = format!("--pid-file {text}: croupier (pid {}) runs with it", first.pid());
-    second.expect_code(1).expect_error(&[&live]);
+    second
+        .expect_code(1)
+        .expect_error(&[&live, " runs with it; stop that one first, or choose another"]);
     assert_eq!(says(), format!("{}\n", first.pid()));
     // It dies without a word, and the next one does not mind.
     let dead = first.pid();
@@ -287,6 +300,11 @@ fn a_pid_file_says_who_runs_and_goes_with_it() {
     fs::write(&path, "my notes\n").unwrap();
     let refused = guard.run(idle(&["-w", "1", "--pid-file", text])).finished(PATIENCE);
     refused.expect_code(1).expect_error(&["it is no PID file and is left alone"]);
+    let nowhere = ["run", "--pid-file", "/no/such/folder/pid", "tail", "-f", "/dev/null"];
+    guard.croupier(nowhere).expect_code(1).expect_error(&[
+        "--pid-file /no/such/folder/pid: No such file or directory",
+        "; its folder must exist, and croupier may write there",
+    ]);
     assert_eq!(says(), "my notes\n");
 }
 

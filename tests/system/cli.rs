@@ -218,6 +218,10 @@ fn wait_returns_when_it_is_so() {
         let waited = croupier.ask(&["wait", "ready", "--timeout", "100ms"]);
         if waited.code == Some(1) { Ok(()) } else { Err(waited) }
     });
+    croupier
+        .ask(&["wait", "ready", "--timeout", "50ms"])
+        .expect_code(1)
+        .expect_error(&[" is not ready in time: 0 of 1"]);
     croupier.ask(&["status", "--check"]).expect_code(1);
     std::fs::write(&go, "go\n").unwrap();
     croupier.ask(&["wait", "ready", "--timeout", "20s"]).expect_code(0);
@@ -248,8 +252,17 @@ fn names_come_from_the_program_and_are_taken_once() {
             if waited.code == Some(0) { Ok(()) } else { Err(waited) }
         });
     }
-    // Two run, so the one that is meant must be named.
-    guard.croupier(["status"]).expect_code(2);
+    // Two run (and others may, of other users), so the one that is meant must be named.
+    let which = guard.croupier(["status"]);
+    which.expect_code(2).expect_error(&[
+        "which one? say -n ",
+        "-n http.server",
+        "-n http.server-2",
+    ]);
+    let other = guard.croupier(["status", "-n", "http"]);
+    other
+        .expect_code(3)
+        .expect_error(&["no croupier named http is running; there is ", "http.server"]);
     guard.croupier(["stop", "-n", "http.server"]).expect_code(0);
     assert_eq!(children[0].wait().unwrap().code(), Some(0));
     guard.croupier(["stop", "-n", "http.server-2"]).expect_code(0);

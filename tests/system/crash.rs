@@ -94,7 +94,7 @@ fn a_crash_loop_is_cheap_and_a_start_ends_it() {
     fs::write(&broken, "").unwrap();
     let victim = croupier.status().slot(0).unwrap().clone();
     kill(Pid::from_raw(victim.pid.unwrap()), Signal::SIGKILL).unwrap();
-    croupier.wait_for_line("slot 0: crash 2 in a row");
+    croupier.wait_for_line("slot 0: crash 2 in a row; next start in ");
     // The other worker is busy for as long as it takes, so that all the load waits.
     let client = Client::port(port).patience(Duration::from_secs(300));
     let fifo = guard.fifo("go");
@@ -204,7 +204,11 @@ fn a_kill_that_the_kernel_counted_is_an_oom_kill_and_no_other_is() {
     count(4);
     assert_eq!(end_by(&guard, &croupier, "KILL"), "OOM kill");
     let line = croupier.wait_for_line("was killed for lack of memory (OOM)");
-    assert!(line.contains("its cgroup may use 64 MiB") && line.contains("-w"), "{line}");
+    assert!(line.contains("its cgroup may use 64 MiB"), "{line}");
+    assert!(
+        line.contains(": give it more, run fewer workers (-w), or find out what they"),
+        "{line}"
+    );
     assert_eq!(end_by(&guard, &croupier, "KILL"), "SIGKILL", "it was counted for the last one");
     count(5);
     assert_eq!(end_by(&guard, &croupier, "TERM"), "SIGTERM", "the kernel kills with KILL");

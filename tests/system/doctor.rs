@@ -53,13 +53,16 @@ fn what_fails_is_named_with_what_to_do() {
     ended.expect_code(1);
     let (level, line) = finding(&ended, &format!("-l {listen}"));
     assert!(level == "fail" && line.contains("it is in use by"), "{line}");
-    assert!(ended.stdout.contains("\u{2192} "), "{}", ended.stdout);
+    assert!(ended.stdout.contains("\u{2192} croupier run will end with this"), "{}", ended.stdout);
 
     let missing = guard.path("nowhere");
     let ended = guard.croupier(["doctor", "--preload-path", missing.to_str().unwrap()]);
     ended.expect_code(1);
     let (level, line) = finding(&ended, "preload");
     assert!(level == "fail" && line.contains(missing.to_str().unwrap()), "{line}");
+    let advice =
+        "without it only --adapter shim, fd and listen-fds work; make install puts it beside";
+    assert!(ended.stdout.contains(advice), "{}", ended.stdout);
     guard.croupier(["doctor", "-l", "nonsense"]).expect_code(2);
 }
 
@@ -71,8 +74,11 @@ fn a_low_limit_of_open_files_is_a_warning() {
     let ended = guard.finish(command);
     ended.expect_code(0);
     let (level, line) = finding(&ended, "open files");
-    assert!(level == "warn" && line.contains("limit 150"), "{line}");
-    assert!(ended.stdout.contains("LimitNOFILE="), "{}", ended.stdout);
+    assert!(
+        level == "warn" && line.contains("limit 150 (soft 150, which workers keep); "),
+        "{line}"
+    );
+    assert!(ended.stdout.contains("raise it: ulimit -Hn, LimitNOFILE="), "{}", ended.stdout);
 }
 
 /// A container whose seccomp profile does not know memfd_create(2).
@@ -121,10 +127,14 @@ int main(int argc, char **argv)
         "{}",
         ended.stdout
     );
-    assert!(ended.stdout.contains("seccomp profile"), "{}", ended.stdout);
+    let advice = "Linux 5.10 or later can; in a container look at its seccomp profile";
+    assert!(ended.stdout.contains(advice), "{}", ended.stdout);
     // A start says the same, and does not try.
     let ended = confined(&["run", "-w", "1", "sh", "-c", "exit"]);
-    ended.expect_code(1).expect_error(&["cannot seal shared memory"]);
+    ended.expect_code(1).expect_error(&[
+        "this kernel cannot seal shared memory (memfd_create): ",
+        "; croupier needs Linux 5.10 or later",
+    ]);
 }
 
 /// A machine that has no program which could load the library: of another libc, or all static.
@@ -170,6 +180,8 @@ fn no_place_for_the_control_socket_is_a_warning() {
     ended.expect_code(0);
     let (level, line) = finding(&ended, "control socket");
     assert!(level == "warn" && line.contains("set XDG_RUNTIME_DIR or --control"), "{line}");
+    let advice = "croupier runs without it, but status, stop, reload and logs will not find it";
+    assert!(ended.stdout.contains(advice), "{}", ended.stdout);
 }
 
 #[test]
@@ -185,4 +197,7 @@ fn a_part_of_a_cpu_is_a_warning() {
     ended.expect_code(0);
     let (level, line) = finding(&ended, "CPUs");
     assert!(level == "warn" && line.contains("quota 0.50 CPUs: -w auto starts 1"), "{line}");
+    let advice =
+        "the cgroup stops everything for a part of each 100 ms, and clients wait that long";
+    assert!(ended.stdout.contains(advice), "{}", ended.stdout);
 }

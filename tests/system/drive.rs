@@ -85,7 +85,13 @@ fn numbers_that_are_none_are_refused_and_signals_scale_too() {
     croupier.wait_status("one fewer", |status| ready(status, 2));
     // The last one that serves is never taken.
     croupier.ask(&["stop", "0"]).expect_code(0);
-    croupier.ask(&["scale", "1"]).expect_code(1).expect_error(&["nobody would serve"]);
+    croupier.ask(&["scale", "1"]).expect_code(1).expect_error(&[
+        "none of the slots that would stay is up, so nobody would serve; croupier status shows why",
+    ]);
+    croupier
+        .ask(&["scale", "1025"])
+        .expect_code(1)
+        .expect_error(&["a croupier has at most 1024 slots"]);
     croupier.ask(&["stop", "7"]).expect_code(1).expect_error(&["the slots are 0 to 1"]);
     croupier.stop_well();
 }
@@ -109,7 +115,9 @@ fn under_reuseport_nobody_is_lost_by_a_scale() {
     });
     assert_eq!((outcome.failures.as_slice(), outcome.replies.len()), ([].as_slice(), 300));
     croupier.wait_status("three workers", |status| ready(status, 3));
-    croupier.ask(&["pause"]).expect_code(1).expect_error(&["accept by themselves"]);
+    croupier.ask(&["pause"]).expect_code(1).expect_error(&[
+        "under policy reuseport workers accept by themselves; croupier stop SLOT… makes clients wait",
+    ]);
     croupier.stop_well();
 }
 
@@ -128,7 +136,7 @@ fn in_a_pause_clients_wait_and_the_primary_sleeps() {
     let check = croupier.ask(&["status", "--check"]);
     assert!(check.expect_code(1).stdout.contains("2 of 2 ready, paused"), "{check:?}");
     let wait = croupier.ask(&["wait", "ready", "--timeout", "20s"]);
-    wait.expect_code(1).expect_error(&["paused", "croupier resume"]);
+    wait.expect_code(1).expect_error(&["it is paused: clients wait until croupier resume"]);
     // What is open goes on.
     std::fs::write(&fifo, "").unwrap();
     assert_eq!(held.reply().unwrap().status, 200);
@@ -251,7 +259,10 @@ fn a_restart_replaces_one_worker_without_a_loss() {
     assert!(ids.iter().all(|id| *id > 4), "each has a new one: {ids:?}");
     assert_eq!(croupier.status().totals.recycled, 0);
     croupier.ask(&["stop", "1"]).expect_code(0);
-    croupier.ask(&["restart", "1"]).expect_code(1).expect_error(&["croupier start 1"]);
+    croupier
+        .ask(&["restart", "1"])
+        .expect_code(1)
+        .expect_error(&["slot 1 is stopped; croupier start 1 starts it"]);
     croupier.ask(&["restart", "0", "--no-wait"]).expect_code(0);
     croupier.stop_well();
 }

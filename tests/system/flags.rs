@@ -272,7 +272,9 @@ fn a_stop_cuts_after_the_graceful_timeout() {
     let held = block(&guard, &Client::port(port), "never");
     croupier.wait_status("the blocker", |status| active(status, 1));
     let begun = now();
-    croupier.stop_well();
+    let ended = croupier.stop();
+    ended.expect_code(0);
+    ended.expect_error(&["worker 1 still held 1 connection at the end of the --graceful-timeout"]);
     assert!(held.reply().is_err());
     assert!(begun.elapsed() < Duration::from_secs(6), "the default is 8 s");
 }

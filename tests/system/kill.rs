@@ -297,6 +297,9 @@ fn the_only_worker_leaves_its_queue_to_its_successor() {
         let reply = pending.reply().unwrap();
         assert_ne!(reply.pid(), first.pid, "{reply:?}");
     }
+    // As many as its window was then: "the 2 connections … go to others", "the connection … goes to another".
+    let line = croupier.wait_for_line("worker 1 was killed by SIGKILL");
+    assert!(line.contains(" that waited for it go"), "{line}");
     let totals = croupier.status().totals;
     assert!(totals.salvaged >= 1, "{totals:?}");
     croupier.stop_well();

@@ -60,6 +60,11 @@ fn a_stopped_worker_is_replaced_and_others_answer_its_clients() {
     assert!(outcome.replies.iter().all(|reply| reply.pid() != Some(stopped)));
     let said = croupier.wait_for_line("hangs: in");
     assert!(said.contains(&format!("(pid {stopped})")), "{said}");
+    assert!(said.contains("s it has taken and closed nothing, "), "{said}");
+    assert!(
+        said.contains("; it gets SIGABRT, KILL ") && said.contains("its next worker"),
+        "{said}"
+    );
     // It was continued to hear of it, and could have left a core.
     croupier.wait_for_line("was killed by SIGABRT");
     figure(&Figure {

@@ -85,7 +85,9 @@ fn with_raw_output_it_says_why_there_is_nothing() {
     let words =
         ["-w", "1", "--raw-output", "--ready", "start", "sh", "-c", "exec tail -f /dev/null"];
     let croupier = guard.run(words).ready();
-    croupier.ask(&["logs"]).expect_code(1).expect_error(&["--raw-output", "by themselves"]);
+    croupier.ask(&["logs"]).expect_code(1).expect_error(&[
+        "with --raw-output its workers write to stdout and stderr by themselves, so",
+    ]);
     croupier.stop_well();
     let log = guard.path("log");
     let both = ["run", "--raw-output", "--log-file", log.to_str().unwrap(), "true"];

@@ -30,6 +30,7 @@ mod kill;
 mod limits;
 mod logs;
 mod longlived;
+mod messages;
 mod output;
 mod policies;
 mod programs;

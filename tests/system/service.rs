@@ -5,6 +5,7 @@ use std::ffi::OsString;
 use std::io::Read;
 use std::net::TcpListener;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::net::{UnixDatagram, UnixListener};
 use std::time::Duration;
 
@@ -212,7 +213,33 @@ fn sockets_go_to_the_flag_that_names_them() {
     refused.expect_code(2).expect_error(&[&named, &format!("Add -l :{port}")]);
     let datagrams = UnixDatagram::unbound().unwrap();
     let refused = activated(&guard, &[("log.socket", &datagrams)], args()).finished(PATIENCE);
-    refused.expect_code(2).expect_error(&["descriptor 3 (log.socket) is a socket for messages"]);
+    refused.expect_code(2).expect_error(&[
+        "LISTEN_FDS: descriptor 3 (log.socket) is a socket for messages",
+        "; croupier takes stream sockets that listen: ListenStream= with Accept=no",
+    ]);
+    let (one_end, other_end) = std::os::unix::net::UnixStream::pair().unwrap();
+    let refused = activated(&guard, &[("a.socket", &one_end)], args()).finished(PATIENCE);
+    refused.expect_code(2).expect_error(&["LISTEN_FDS: descriptor 3 (a.socket) does not listen; "]);
+    drop(other_end);
+    let file = std::fs::File::open("/dev/null").unwrap();
+    let refused = activated(&guard, &[("x", &file)], args()).finished(PATIENCE);
+    refused.expect_code(2).expect_error(&["LISTEN_FDS: descriptor 3 (x) is no socket: "]);
+    let abstract_name = std::os::unix::net::SocketAddr::from_abstract_name(guard.name()).unwrap();
+    let nameless = UnixListener::bind_addr(&abstract_name).unwrap();
+    let refused = activated(&guard, &[("x", &nameless)], args()).finished(PATIENCE);
+    refused.expect_code(2).expect_error(&["(x) has an abstract name, not a path; "]);
+}
+
+#[test]
+fn sockets_that_are_announced_and_not_there_are_an_error() {
+    let guard = Guard::new("service-absent");
+    let mut command = guard.command("sh");
+    let script = "export LISTEN_PID=$$ LISTEN_FDS=some; exec \"$0\" run true";
+    command.args(["-c", script]).arg(croupier_tests::croupier());
+    guard
+        .finish(command)
+        .expect_code(2)
+        .expect_error(&["LISTEN_FDS, LISTEN_PID, LISTEN_FDNAMES: "]);
 }
 
 /// systemd itself judges it, and says nothing.

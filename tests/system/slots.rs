@@ -134,7 +134,9 @@ fn a_start_that_fails_says_why_and_the_next_is_at_once() {
     croupier.ask(&["stop", "1"]).expect_code(0);
     std::fs::write(&broken, "").unwrap();
     let failed = croupier.ask(&["start", "1"]);
-    failed.expect_code(1).expect_error(&["slot 1: worker 3 exited with status 9", "tried again"]);
+    failed.expect_code(1).expect_error(&[
+        "slot 1: worker 3 exited with status 9; it is tried again, with longer and longer waits",
+    ]);
     // Until the waits are longer than a test's.
     croupier.wait_for_line("slot 1: crash 6 in a row");
     assert_eq!(croupier.status().slot(0).map(|worker| worker.restarts), Some(Some(0)));

@@ -50,7 +50,8 @@ fn an_address_in_use_names_its_holder() {
     let own_pid = std::process::id().to_string();
     run_to_end(&guard, &["-l", &address, "tail", "-f", "/dev/null"])
         .expect_code(1)
-        .expect_error(&[&address, "in use", &own_pid, "system"]);
+        .expect_error(&[&address, "cannot listen on ", ": it is in use", &own_pid, "system"])
+        .expect_error(&["; stop it or choose another port"]);
     drop(holder);
 }
 
@@ -70,7 +71,41 @@ fn a_low_port_without_permission_says_what_to_do() {
     std::fs::copy(preload(), guard.path("libcroupier_preload.so")).unwrap();
     let mut command = guard.command(copy);
     command.args(["run", "-l", ":81", "tail", "-f", "/dev/null"]).uid(65534).gid(65534);
-    guard.finish(command).expect_code(1).expect_error(&[":81", "below 1024", "root", "--user"]);
+    guard.finish(command).expect_code(1).expect_error(&[
+        ":81",
+        "below 1024",
+        "are for root; start croupier as root with --user nobody, give it the right (setcap",
+    ]);
+    // And it cannot look at whose process has another port.
+    let holder = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let taken = holder.local_addr().unwrap().to_string();
+    let mut command = guard.command(guard.path("croupier"));
+    command.args(["run", "-l", &taken, "tail", "-f", "/dev/null"]).uid(65534).gid(65534);
+    guard
+        .finish(command)
+        .expect_code(1)
+        .expect_error(&[&taken, " by a process of user root; stop"]);
+    let mut command = guard.command(guard.path("croupier"));
+    command.args(["run", "--user", "root", "true"]).uid(65534).gid(65534);
+    guard.finish(command).expect_code(2).expect_error(&[
+        "--user root: only root can start workers as somebody else; run as root, or",
+    ]);
+}
+
+#[test]
+fn an_address_of_another_croupier_names_the_way_to_it() {
+    let guard = Guard::new("trouble-twice");
+    let listen = format!("127.0.0.1:{}", guard.port());
+    let server = ["-w", "1", "-l", &listen, "--ready", "start", "tail", "-f", "/dev/null"];
+    let croupier = guard.run(server).ready();
+    let pid = croupier.pid().to_string();
+    guard.croupier([&["run"][..], &server].concat()).expect_code(1).expect_error(&[
+        &listen,
+        " by another croupier, ",
+        &pid,
+        "croupier ls shows it",
+    ]);
+    croupier.stop_well();
 }
 
 #[test]
@@ -78,7 +113,27 @@ fn a_missing_preload_library_is_named() {
     let guard = Guard::new("trouble-preload");
     run_to_end(&guard, &["--preload-path", "/no/such/lib.so", "tail", "-f", "/dev/null"])
         .expect_code(1)
-        .expect_error(&["/no/such/lib.so", "--preload-path"]);
+        .expect_error(&[
+            " is missing: looked at /no/such/lib.so; give its path with --preload-path",
+        ]);
+    // A program with the crate is dealt to all the same.
+    let flags = ["--adapter", "shim", "--preload-path", "/no/such/lib.so", "-w", "1"];
+    let croupier =
+        guard.run([&flags[..], &["--ready", "start", "tail", "-f", "/dev/null"]].concat());
+    croupier.wait_for_line("closed connections are not counted: libcroupier_preload.so is missing");
+    croupier.ready().stop_well();
+}
+
+#[test]
+fn a_preload_library_with_a_space_in_its_path_is_an_error() {
+    let guard = Guard::new("trouble-space");
+    std::fs::create_dir(guard.path("a folder")).unwrap();
+    let library = guard.path("a folder/lib.so");
+    std::fs::copy(preload(), &library).unwrap();
+    let path = library.to_str().unwrap();
+    run_to_end(&guard, &["--preload-path", path, "tail", "-f", "/dev/null"])
+        .expect_code(1)
+        .expect_error(&[path, " has a space or colon in its path, at which LD_PRELOAD splits"]);
 }
 
 #[test]
@@ -94,16 +149,31 @@ fn a_preload_library_that_the_user_cannot_read_is_an_error() {
     let path = library.to_str().unwrap();
     run_to_end(&guard, &["--user", "nobody", "--preload-path", path, "tail", "-f", "/dev/null"])
         .expect_code(1)
-        .expect_error(&[path, "nobody"]);
+        .expect_error(&[
+            "user nobody cannot read ",
+            path,
+            " is closed to it. Copy it to where everybody",
+        ])
+        .expect_error(&["croupier run --preload-path /usr/local/lib/croupier/"]);
 }
 
 #[test]
 fn workers_that_die_at_once_end_it_with_their_last_lines() {
     let guard = Guard::new("trouble-dies");
     let ended = run_to_end(&guard, &["-w", "1", "sh", "-c", "echo reason of $$ >&2; exit 3"]);
-    ended.expect_code(1).expect_error(&["reason of", "3"]);
+    ended
+        .expect_code(1)
+        .expect_error(&["reason of", "worker 3 exited with status 3"])
+        .expect_error(&[
+            "; exit 3 became ready; the last one",
+            "; the last one, worker 3, exited with status 3",
+            "the last lines of worker 3:",
+        ]);
     let starts = ended.stderr.lines().filter(|line| line.contains("[w0] reason of")).count();
     assert_eq!(starts, 3, "three tries: {}", ended.stderr);
+    run_to_end(&guard, &["-w", "1", "sh", "-c", "exit 4"])
+        .expect_code(1)
+        .expect_error(&["worker 3 printed nothing"]);
 }
 
 #[test]
@@ -111,7 +181,13 @@ fn a_program_that_never_listens_is_told_so() {
     let guard = Guard::new("trouble-never");
     run_to_end(&guard, &["-w", "1", "--ready-timeout", "300ms", "tail", "-f", "/dev/null"])
         .expect_code(1)
-        .expect_error(&["never", "listen", "tail"]);
+        .expect_error(&[
+            "tail",
+            "worker 1 is not ready in time: it runs and never listens; give it",
+        ])
+        .expect_error(&[
+            "more time with --ready-timeout, or, if its workers are not meant to listen",
+        ]);
 }
 
 #[test]
@@ -122,7 +198,10 @@ fn a_program_that_goes_into_the_background_is_told_so() {
     let script = format!("{server} & exit 0");
     run_to_end(&guard, &["-w", "1", "--ready-timeout", "1s", "sh", "-c", &script])
         .expect_code(1)
-        .expect_error(&["background"]);
+        .expect_error(&[
+            "exited with status 0 while processes that it started live on: the program",
+        ])
+        .expect_error(&["went into the background. Tell it to stay in the foreground"]);
 }
 
 #[test]
@@ -134,7 +213,10 @@ fn another_address_than_the_declared_one_is_named() {
     let server: Vec<&str> = server.iter().map(|word| word.to_str().unwrap()).collect();
     let mut words = vec!["-w", "1", "-l", &listen, "--ready-timeout", "500ms", "--"];
     words.extend(server);
-    run_to_end(&guard, &words).expect_code(1).expect_error(&["no -l names", &format!(":{own}")]);
+    run_to_end(&guard, &words).expect_code(1).expect_error(&[
+        &format!(" listens by itself on 127.0.0.1:{own}"),
+        ", which no -l names; leave -l out to deal whatever it listens on",
+    ]);
 }
 
 const STATIC: &str = r#"
@@ -158,9 +240,9 @@ fn a_static_program_is_refused_with_the_way_out() {
     let guard = Guard::new("trouble-static");
     let program = fixture(&guard.write("static.c", STATIC), &guard.path("static"), &["-static"]);
     let port = guard.port().to_string();
-    run_to_end(&guard, &["-w", "1", program.to_str().unwrap(), &port])
-        .expect_code(1)
-        .expect_error(&["static", "--adapter listen-fds"]);
+    run_to_end(&guard, &["-w", "1", program.to_str().unwrap(), &port]).expect_code(1).expect_error(
+        &["it is statically linked", "so croupier cannot deal to it. If it takes a socket"],
+    );
 }
 
 #[test]
@@ -176,7 +258,12 @@ fn a_setuid_program_is_refused_with_the_reason() {
     let port = guard.port().to_string();
     run_to_end(&guard, &["-w", "1", program.to_str().unwrap(), &port])
         .expect_code(1)
-        .expect_error(&["setuid", "--adapter listen-fds"]);
+        .expect_error(&["it is setuid, so the system ignores", "--adapter listen-fds"]);
+    std::os::unix::fs::chown(&program, Some(0), Some(65534)).unwrap();
+    std::fs::set_permissions(&program, PermissionsExt::from_mode(0o2755)).unwrap();
+    run_to_end(&guard, &["-w", "1", program.to_str().unwrap(), &port])
+        .expect_code(1)
+        .expect_error(&["it is setgid, so the system ignores", "--adapter listen-fds"]);
 }
 
 /// Go makes its system calls itself: nothing that is preloaded sees them. Its linker leaves a section
@@ -190,7 +277,7 @@ fn a_go_program_is_refused_with_the_reason() {
     let program = fixture(&guard.write("go.c", &marked), &guard.path("goserver"), &[]);
     run_to_end(&guard, &["-w", "1", program.to_str().unwrap(), "1"])
         .expect_code(1)
-        .expect_error(&["Go", "--adapter listen-fds"]);
+        .expect_error(&["it is a Go program", "--adapter listen-fds"]);
 }
 
 #[test]
@@ -203,8 +290,7 @@ fn a_programs_own_address_in_use_names_its_holder_too() {
     words.extend(server.iter().map(|word| word.to_str().unwrap()));
     let own_pid = std::process::id().to_string();
     run_to_end(&guard, &words).expect_code(1).expect_error(&[
-        &format!("127.0.0.1:{port}"),
-        "in use",
+        &format!("worker 1: cannot listen on 127.0.0.1:{port}: it is in use by "),
         &own_pid,
     ]);
     drop(holder);
@@ -252,4 +338,140 @@ int main(void)
     }
     let refused = ["-w", "2", "-p", "least", "--adapter", "listen-fds", "-l", ":0", program];
     run_to_end(&guard, &refused).expect_code(2).expect_error(&["listen-fds", "shared"]);
+}
+
+/// What runs on without: each says what is then missing.
+#[test]
+fn a_control_socket_that_cannot_be_made_is_a_warning() {
+    let guard = Guard::new("trouble-control");
+    let file = guard.write("file", "not a socket");
+    let taken = guard.path("taken");
+    let listener = std::os::unix::net::UnixListener::bind(&taken).unwrap();
+    let absent = guard.path("no/such/folder");
+    for (path, why) in [
+        (&file, "there is a file that is no socket; remove it or choose another path"),
+        (&taken, "another program listens on it"),
+        (&absent, "; choose another place with --control PATH"),
+    ] {
+        let path = path.to_str().unwrap();
+        let flags = ["--control", path, "-w", "1", "--ready", "start", "tail", "-f", "/dev/null"];
+        let croupier = guard.run(flags);
+        let line = croupier.wait_for_line("no control socket: ");
+        assert!(line.contains(path) && line.contains(why), "{line}");
+        assert!(line.contains("; status, stop and wait will not find this croupier"), "{line}");
+        croupier.wait_for_line("ready: ");
+        croupier.stop_well();
+    }
+    drop(listener);
+}
+
+#[test]
+fn a_log_file_that_cannot_be_opened_is_an_error() {
+    let guard = Guard::new("trouble-log");
+    run_to_end(&guard, &["--log-file", "/no/such/folder/log", "tail", "-f", "/dev/null"])
+        .expect_code(1)
+        .expect_error(&["cannot open the log file /no/such/folder/log: No such file or directory"]);
+    let log = guard.path("log");
+    let log = log.to_str().unwrap();
+    run_to_end(&guard, &["--log-file", log, "-w", "1", "sh", "-c", "exit 3"])
+        .expect_code(1)
+        .expect_error(&["no worker of sh -c exit 3 became ready", &format!("; {log} has the log")]);
+}
+
+/// Reload, restart and start wait for a worker that never listens, and say so; nobody misses it.
+#[test]
+fn a_worker_that_is_not_ready_in_time_is_named_by_whoever_waits() {
+    let guard = Guard::new("trouble-late");
+    let deaf = guard.path("deaf");
+    let server = one_at_a_time(guard.port()).join(&OsString::from(" ")).into_string().unwrap();
+    let script = format!("[ ! -e {} ] || exec tail -f /dev/null; exec {server}", deaf.display());
+    let croupier =
+        guard.run(["-w", "1", "--ready-timeout", "2s", "--", "sh", "-c", &script]).ready();
+    croupier.ask(&["stop", "7"]).expect_code(1).expect_error(&["no slot 7; the only slot is 0"]);
+    std::fs::write(&deaf, "").unwrap();
+    let kept = "which was to take over, was not ready in time; the old one stays";
+    croupier.ask(&["restart", "0"]).expect_code(1).expect_error(&[kept]);
+    croupier.ask(&["stop", "0"]).expect_code(0);
+    let late =
+        ["slot 0: worker ", " was not ready in time: it runs and never listens; give it more"];
+    croupier.ask(&["start", "0"]).expect_code(1).expect_error(&late);
+    croupier.stop_well();
+}
+
+#[test]
+fn a_croupier_that_stops_refuses_what_would_begin_something() {
+    let guard = Guard::new("trouble-stopping");
+    let port = guard.port();
+    let mut args: Vec<OsString> =
+        ["-w", "1", "--graceful-timeout", "10m", "--"].map(Into::into).into();
+    args.extend(one_at_a_time(port));
+    let croupier = guard.run(args).ready();
+    let fifo = guard.fifo("go");
+    let client = croupier_tests::Client::port(port);
+    let held = client.send(&format!("/block?fifo={}", fifo.display())).unwrap();
+    croupier.wait_status("the blocker", |status| (status.open() == (0, 1)).then_some(()));
+    croupier.signal(nix::sys::signal::Signal::SIGTERM);
+    croupier.wait_status("the stop", |status| status.stopping.then_some(()));
+    for words in [&["reload"][..], &["scale", "2"], &["pause"], &["start", "0"], &["restart", "0"]]
+    {
+        croupier.ask(words).expect_code(1).expect_error(&["it is stopping"]);
+    }
+    croupier.ask(&["wait", "ready"]).expect_code(1).expect_error(&["it is stopping"]);
+    std::fs::write(&fifo, "").unwrap();
+    assert_eq!(held.reply().unwrap().status, 200);
+    croupier.finished(croupier_tests::PATIENCE).expect_code(0);
+}
+
+/// A rotation that goes wrong takes nothing away from the log that there is.
+#[test]
+fn a_log_file_that_cannot_be_opened_again_is_said_in_the_old_one() {
+    let guard = Guard::new("trouble-rotation");
+    let (log, old) = (guard.path("log"), guard.path("log.1"));
+    let flags = ["--log-file", log.to_str().unwrap(), "-w", "1", "--ready", "start"];
+    let croupier = guard.run([&flags[..], &["tail", "-f", "/dev/null"]].concat()).ready();
+    std::fs::rename(&log, &old).unwrap();
+    std::fs::create_dir(&log).unwrap();
+    croupier.signal(nix::sys::signal::Signal::SIGUSR1);
+    croupier_tests::wait_until(croupier_tests::PATIENCE, "a word about it", || {
+        let text = std::fs::read_to_string(&old).unwrap();
+        let said = text.contains(" again: Is a directory (os error 21)")
+            && text.contains("; lines go on to the file that was open");
+        if said { Ok(()) } else { Err(text) }
+    });
+    croupier.stop_well();
+}
+
+#[test]
+fn a_service_manager_that_cannot_be_notified_is_a_warning() {
+    let guard = Guard::new("trouble-notify");
+    let flags = ["-w", "1", "--ready", "start", "tail", "-f", "/dev/null"];
+    let croupier = guard.run_with(flags, |command| {
+        command.env("NOTIFY_SOCKET", "nonsense");
+    });
+    croupier.wait_for_line(
+        "NOTIFY_SOCKET nonsense: neither a path nor an abstract name; nobody is notified",
+    );
+    croupier.ready().stop_well();
+}
+
+/// The socket says whose it is, when the mode of its file does not.
+#[test]
+fn a_croupier_of_another_user_is_not_driven() {
+    let guard = Guard::new("trouble-owner");
+    if !nix::unistd::geteuid().is_root() {
+        skip!("a_croupier_of_another_user_is_not_driven", "needs root");
+    }
+    let socket = guard.path("control");
+    let path = socket.to_str().unwrap();
+    let flags = ["--control", path, "-w", "1", "--ready", "start", "tail", "-f", "/dev/null"];
+    let croupier = guard.run(flags);
+    croupier.wait_for_line("ready: ");
+    std::fs::set_permissions(&socket, PermissionsExt::from_mode(0o666)).unwrap();
+    std::fs::set_permissions(guard.path(""), PermissionsExt::from_mode(0o755)).unwrap();
+    let copy = guard.path("croupier");
+    std::fs::copy(croupier_tests::croupier(), &copy).unwrap();
+    let mut command = guard.command(copy);
+    command.args(["stop", "--control", path]).uid(65534).gid(65534);
+    guard.finish(command).expect_code(1).expect_error(&["this primary belongs to another user"]);
+    croupier.stop_well();
 }

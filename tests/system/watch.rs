@@ -96,6 +96,12 @@ fn what_cannot_be_watched_is_said_and_without_the_flag_nothing_is() {
         .croupier(["run", "--watch=none", "--", "sh", "-c", &script])
         .expect_code(1)
         .expect_error(&["--watch=none: No such file"]);
+    for number in 0..=8192 {
+        std::fs::create_dir_all(guard.path(format!("many/{number}"))).unwrap();
+    }
+    guard.croupier(["run", "--watch=many", "--", "sh", "-c", &script]).expect_code(1).expect_error(
+        &["/many/", " is one folder more than the 8192 that can be watched; name those"],
+    );
     let Some(strace) = find_program("strace") else {
         skip!("what_cannot_be_watched_is_said_and_without_the_flag_nothing_is", "needs strace");
     };

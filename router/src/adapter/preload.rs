@@ -209,7 +209,9 @@ mod tests {
         let (places, advice) = beside(Path::new("/opt/c/bin/croupier"));
         let wanted = ["/opt/c/bin", "/opt/c/lib/croupier"].map(|at| Path::new(at).join(FILE));
         assert_eq!(places, wanted);
-        assert!(advice.contains("make install"), "{advice}");
+        assert_eq!(advice, "install it with make install, or give its path with --preload-path");
+        let (_, advice) = beside(Path::new("/home/me/croupier/target/debug/croupier"));
+        assert_eq!(advice, "build it: cargo build -p croupier-preload");
         let (_, advice) = beside(Path::new("/home/me/croupier/target/release/croupier"));
         assert!(advice.contains("cargo build --release -p croupier-preload"), "{advice}");
     }

@@ -447,5 +447,7 @@ mod tests {
         if set.is_ok_and(|output| output.status.success()) {
             assert_eq!(obstacle(0o755, &other), Some(Obstacle::Setcap));
         }
+        let said = Obstacle::Setcap.to_string();
+        assert!(said.starts_with("it has file capabilities, so the system ignores"), "{said}");
     }
 }

@@ -462,10 +462,14 @@ MODE = "dev"
             ("stay = \"yes\"", "c.toml:1: stay is true or false"),
             ("queue-limit = 0", "c.toml:1: queue-limit 0: 0 is not in 1..="),
             ("workers = [1]", "c.toml:1: workers takes N, not a list"),
+            ("workers = 0x1f", "c.toml:1: workers takes N, not a number in another base than ten"),
+            ("env-file = [true]", "c.toml:1: env-file is a list of PATH"),
             ("command = \"node\"", "c.toml:1: a command is a list of words: command = [\"node\""),
             ("command = []", "c.toml:1: the command is empty"),
             ("command = [1]", "c.toml:1: the command's words are strings"),
-            ("listen = \":x\"", "c.toml:1: listen :x: an address is"),
+            ("listen = \":x\"", "c.toml:1: listen :x: an address is :8080, 127.0.0.1:8080, "),
+            ("listen = [true]", "c.toml:1: an address is a string, or a table [[listen]] with"),
+            ("[[listen]]\naddress = true", "c.toml:2: address must be a string"),
             (
                 "[[listen]]\nadress = \":80\"",
                 "c.toml:2: [[listen]] has no key adress; did you mean address?",
@@ -473,7 +477,7 @@ MODE = "dev"
             ("[[listen]]\npolicy = \"rr\"", "c.toml:1: [[listen]] needs an address"),
             (
                 "[[listen]]\naddress=\":1\"\npolicy=\"ip\"\n[[listen]]\naddress=\":2\"\npolicy=\"rr\"",
-                "c.toml:6: policy rr, but ",
+                "c.toml:6: policy rr, but c.toml:3 says ip: one croupier has one policy for all that it",
             ),
             (
                 "policy = \"rr\"\n[[listen]]\naddress=\":1\"\npolicy=\"ip\"",
@@ -482,8 +486,10 @@ MODE = "dev"
             ("env = 3", "c.toml:1: variables are a table"),
             ("[env]\nA = [1]", "c.toml:2: A: a variable's value is a string"),
             ("[env]\n\"A=B\" = 1", "c.toml:2: \"A=B\" is no name of a variable"),
+            ("[env]\nA = \"\\u0000\"", "c.toml:2: A: a value cannot contain \\0"),
             ("config = \"x\"", "c.toml:1: config says what is read of the file: it is a flag only"),
             ("profile = 3", "c.toml:1: profiles are tables"),
+            ("profile.dev = 3", "c.toml:1: a profile is a table, as in [profile.dev]"),
             ("[profile.dev]\nsoak = \"x\"", "c.toml:2: soak x: a time is"),
             ("workers = = 3", "c.toml:1: this is not TOML: "),
             ("workers = 1\nworkers = 2", "c.toml:2: this is not TOML: duplicate key"),
@@ -496,6 +502,8 @@ MODE = "dev"
         let strange = folder.load(FULL, &["--profile", "prod"]).unwrap_err();
         assert!(strange.contains("--profile prod: there is no such; the profiles of"), "{strange}");
         assert!(strange.ends_with("are dev"), "{strange}");
+        let none = folder.load("command = [\"x\"]", &["--profile", "prod"]).unwrap_err();
+        assert!(none.ends_with("c.toml has no profile"), "{none}");
     }
 
     #[test]

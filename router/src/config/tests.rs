@@ -266,7 +266,11 @@ fn memory_of_a_worker() {
     assert!(more.why.contains("by 7 workers"), "{}", more.why);
     assert_eq!(max(&["--max-rss", "1M", "x"]).unwrap().with_workers(7).bytes, 1 << 20);
     let blind = Surroundings { memory: None, ..around() };
-    assert!(config_in(&blind, &["--max-rss", "auto", "x"]).unwrap_err().contains("512M"));
+    assert!(
+        config_in(&blind, &["--max-rss", "auto", "x"])
+            .unwrap_err()
+            .contains("cannot be read; say how much, as in 512M")
+    );
     for (bytes, text) in [(512, "512 bytes"), (1536, "1.5K"), (5 << 30, "5.0G")] {
         assert_eq!(bytes_text(bytes), text);
     }

@@ -279,6 +279,15 @@ mod tests {
     }
 
     #[test]
+    fn a_client_has_a_name() {
+        let text = behind_a_proxy(Client::Local);
+        assert!(text.contains(" connections came from one client: clients seem to be"), "{text}");
+        let text =
+            behind_a_proxy(Client::V6([0x20, 1, 0xd, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]));
+        assert!(text.contains("from 2001:db8::/64"), "{text}");
+    }
+
+    #[test]
     fn each_about_has_a_name_of_its_own() {
         let all = [
             About::Proxy,

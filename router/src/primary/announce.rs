@@ -151,11 +151,15 @@ fn sentence(report: Report) -> (Level, String) {
         ),
         Report::DrainCut { worker, active: Some(active) } => (
             Level::Warn,
-            format!("worker {} still held {active} connections at the drain-timeout", worker.0),
+            format!(
+                "worker {} still held {} at the end of the --graceful-timeout",
+                worker.0,
+                plural(active, "connection")
+            ),
         ),
         Report::DrainCut { worker, active: None } => (
             Level::Warn,
-            format!("worker {} did not end by itself before the drain-timeout", worker.0),
+            format!("worker {} did not end by itself within the --graceful-timeout", worker.0),
         ),
         Report::Forked { .. }
         | Report::Online { .. }

@@ -86,21 +86,16 @@ impl Commands {
         bind: impl FnOnce(&Path) -> io::Result<ControlServer>,
     ) -> Self {
         let place = place.map_err(|error| error.to_string());
-        let server = match place.as_ref().map(|place| bind(place.socket())) {
-            Ok(Ok(server)) => Some(server),
-            Ok(Err(error)) => {
-                log::warn!(
-                    "no control socket: {error}; status, stop and wait will not find this croupier"
-                );
-                None
-            }
-            Err(error) => {
-                log::warn!(
-                    "no control socket: {error}; status, stop and wait will not find this croupier"
-                );
-                None
-            }
+        let bound = |place: &Place| {
+            let socket = place.socket();
+            bind(socket).map_err(|error| format!("{}: {error}", socket.display()))
         };
+        let server = place.as_ref().map_err(Clone::clone).and_then(bound).inspect_err(|why| {
+            log::warn!(
+                "no control socket: {why}; status, stop and wait will not find this croupier"
+            );
+        });
+        let server = server.ok();
         Self {
             place,
             server,

@@ -76,7 +76,8 @@ pub enum WatchError {
     },
     /// Our own bound.
     #[error(
-        "--watch={}: more than {FOLDERS_MAX} folders; name those that matter, as in --watch=src",
+        "--watch: {} is one folder more than the {FOLDERS_MAX} that can be watched; name those that \
+         matter, as in --watch=src",
         path.display()
     )]
     Folders {
