@@ -531,6 +531,20 @@ mod tests {
         let mut poor = well();
         (poor.around.somaxconn, poor.around.memory) = (128, Some(128 << 20));
         look(poor);
+        let by = "pids.max of the cgroup";
+        let module =
+            |name: &'static str, label: &str| Some(Module { name, label: label.to_owned() });
+        look(Seen {
+            tasks: Some((135, by)),
+            module: module("SELinux", "u:r:httpd_t:s0"),
+            ..well()
+        });
+        look(Seen {
+            tasks: Some((500, by)),
+            module: module("AppArmor", "mine (enforce)"),
+            ..well()
+        });
+        look(Seen { module: module("AppArmor", "docker-default (enforce)"), ..well() });
         let mut blind = well();
         blind.around.memory = None;
         look(blind);
@@ -558,6 +572,16 @@ mod tests {
             "few programs fit into that: raise the limit (memory.max) or start fewer workers with -w",
         );
         said("in a container (docker)");
+        said(
+            "room for 135 processes and threads by pids.max of the cgroup; 4 workers, and as many",
+        );
+        said("raise it: TasksMax= and LimitNPROC= of systemd");
+        said("room for 500 processes and threads by pids.max of the cgroup");
+        said("none confines this process");
+        said("SELinux confines this process as u:r:httpd_t:s0");
+        said("where the program runs in another domain LD_PRELOAD is taken away");
+        said("a profile whose rule for the program is Px or Cx takes LD_PRELOAD away");
+        said("docker-default (enforce), as is usual in a container");
         said("; this is process 1, and reaps what others leave");
     }
 
