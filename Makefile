@@ -51,7 +51,7 @@ bench: bench-build ## croupier beside SO_REUSEPORT, a shared socket, the floor a
 bench-quick: bench-build ## the same with fewer engines, workloads and rounds: about 2 minutes
 	$(TARGET)/release/croupier-bench run --quick --out $(TARGET)/bench-quick
 
-bench-full: bench-build ## every engine under every workload: about 50 minutes
+bench-full: bench-build ## every engine under every workload: about 55 minutes
 	$(TARGET)/release/croupier-bench run --full --out $(TARGET)/bench-full
 
 # With what the last soak measured, where there was one.

@@ -49,7 +49,7 @@ struct RunArgs {
     /// About two minutes: 5 engines, 3 workloads, 2 rounds of 2 s.
     #[arg(long, conflicts_with = "full")]
     quick: bool,
-    /// All engines under all workloads: 5 rounds of 2 s, about 50 minutes.
+    /// All engines under all workloads: 5 rounds of 2 s, about 55 minutes.
     #[arg(long)]
     full: bool,
     /// Rounds of each engine under each workload.

@@ -34,6 +34,7 @@ pub(crate) struct Sentence {
     pub(crate) standing: Standing,
     pub(crate) advantage: f64,
     pub(crate) text: String,
+    pub(crate) measure: Measure,
     /// About the figure that the workload is most about.
     pub(crate) leading: bool,
     /// Names of the warnings that spoil it.
@@ -135,7 +136,7 @@ fn ratio(first: &Cell<'_>, second: &Cell<'_>, measure: Measure) -> Option<Findin
 }
 
 /// `1.08 ×, 1.05 to 1.11`.
-fn short(ratio: &crate::stats::Spread) -> String {
+pub(crate) fn short(ratio: &crate::stats::Spread) -> String {
     let median = units::plain(ratio.median);
     if ratio.n == 1 {
         return format!("{median} ×, one round");
@@ -255,9 +256,13 @@ impl Summary {
             }
         }
         // Elsewhere sentences keep the order of the plan, which a reader knows; here the clearest counts.
-        summary
-            .beside_baseline
-            .sort_by(|a, b| distance(b.advantage).total_cmp(&distance(a.advantage)));
+        // What clients feel comes before to whom it was dealt.
+        summary.beside_baseline.sort_by(|a, b| {
+            let dealt =
+                |one: &Sentence| [Measure::Unevenness, Measure::Moved].contains(&one.measure);
+            let far = distance(b.advantage).total_cmp(&distance(a.advantage));
+            dealt(a).cmp(&dealt(b)).then(far)
+        });
         summary.costs = costs(view);
         summary
     }
@@ -391,6 +396,7 @@ fn sentence<'a, 'b: 'a>(
         standing,
         advantage,
         text,
+        measure,
         leading,
         spoiled,
     })
@@ -568,6 +574,10 @@ mod tests {
         let spoiled = summary.ahead.iter().find(|one| one.workload == "short" && one.leading);
         assert!(spoiled.is_some_and(|one| one.spoiled.contains(&"outliers")), "{spoiled:?}");
         let [ahead, behind, cost] = summary.conclusion();
+        let dealt = |one: &Sentence| [Measure::Unevenness, Measure::Moved].contains(&one.measure);
+        let all = &summary.beside_baseline;
+        assert!(all.iter().any(dealt), "{all:?}");
+        assert!(all.iter().skip_while(|one| !dealt(one)).all(dealt), "latencies first: {all:?}");
         assert!(ahead.contains("SO_REUSEPORT") && behind.contains("is behind SO_REUSEPORT"));
         assert!(cost.contains("of CPU for each connection"), "{cost}");
     }

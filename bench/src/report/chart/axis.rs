@@ -97,7 +97,9 @@ fn step(span: f64, parts: u32) -> f64 {
 /// From 0 to just above `max`: the end of the axis and its ticks.
 pub(super) fn linear(max: f64, parts: u32, unit: Unit) -> (f64, Vec<Tick>) {
     let max = if max.is_finite() && max > 0.0 { max } else { 1.0 };
-    let step = step(max, parts);
+    // Bytes are read by powers of 1024, so that is where they are round.
+    let base = if unit == Unit::Bytes { 1024f64.powf(max.log2().div_euclid(10.0)) } else { 1.0 };
+    let step = step(max / base, parts) * base;
     let mut ticks = Vec::new();
     for number in 0..=parts {
         let at = f64::from(number) * step;
@@ -173,6 +175,9 @@ mod tests {
         let labels: Vec<_> = ticks.iter().map(|tick| tick.label.as_str()).collect();
         assert_eq!(labels, ["0/s", "5 k/s", "10 k/s", "15 k/s", "20 k/s", "25 k/s"]);
         assert!((end - 25_000.0).abs() < 1e-9);
+        let (_, ticks) = linear(78.2 * 1024.0 * 1024.0, 5, Unit::Bytes);
+        let labels: Vec<_> = ticks.iter().map(|tick| tick.label.as_str()).collect();
+        assert_eq!(labels, ["0 B", "20 MiB", "40 MiB", "60 MiB", "80 MiB"]);
         for max in [0.0, f64::NAN, -1.0, 1e-7, 3.0, 7e12] {
             let (end, ticks) = linear(max, 4, Unit::Count);
             assert!(end.is_finite() && end > 0.0, "{max}: {end}");

@@ -56,7 +56,7 @@ const fn as_f64(value: u64) -> f64 {
 
 fn paint(area: &Area<'_>, width: Width, hands: &[Hand]) -> Result<(), ChartError> {
     let pixels = i32::try_from(width.pixels()).unwrap_or(i32::MAX);
-    let (left, right) = if width == Width::Wide { (228, 228) } else { (14, 14) };
+    let (left, right) = if width == Width::Wide { (240, 216) } else { (14, 14) };
     let all: Vec<Vec<f64>> = hands.iter().map(|hand| shares(&hand.counts)).collect();
     let max = all.iter().flatten().copied().fold(1.5, f64::max);
     let scale = RangedCoordf64::from(0.0..max);

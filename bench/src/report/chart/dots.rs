@@ -44,7 +44,7 @@ fn paint(
 ) -> Result<(), ChartError> {
     let pixels = i32::try_from(width.pixels()).unwrap_or(i32::MAX);
     // Names left of the rows where there is room, else above them; values at the right.
-    let (left, right) = if width == Width::Wide { (228, 128) } else { (14, 30) };
+    let (left, right) = if width == Width::Wide { (240, 128) } else { (14, 30) };
     let max = all.iter().filter_map(|dot| dot.spread).map(|(_, _, high)| high).fold(0.0, f64::max);
     let (end, ticks) = linear(max, if width == Width::Wide { 6 } else { 4 }, unit);
     let height = row(width) * i32::try_from(all.len()).unwrap_or(i32::MAX) + 8;

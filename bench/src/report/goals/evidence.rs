@@ -5,7 +5,9 @@
 
 use super::super::units;
 use super::super::view::{Cell, Measure, View, compare};
-use super::super::words::{spoils, times};
+use super::super::words::{short, spoils, times};
+use crate::data::WorkloadInfo;
+use crate::stats::Spread;
 
 /// What came of a goal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,6 +63,17 @@ impl Bound {
     }
 }
 
+impl Bound {
+    fn held(self, ratio: &Spread) -> Held {
+        let any = self.holds(ratio.min) || self.holds(ratio.max);
+        match (self.holds(ratio.median), any) {
+            (true, _) => Held::Yes,
+            (false, true) => Held::Sometimes,
+            (false, false) => Held::No,
+        }
+    }
+}
+
 /// What some cells say of a goal.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Evidence {
@@ -93,14 +106,40 @@ impl Evidence {
         bound: Bound,
     ) -> bool {
         let Some((words, ratio)) = compared(view, pair, workload, measure) else { return false };
-        let any = bound.holds(ratio.min) || bound.holds(ratio.max);
-        self.worst = self.worst.max(match (bound.holds(ratio.median), any) {
-            (true, _) => Held::Yes,
-            (false, true) => Held::Sometimes,
-            (false, false) => Held::No,
-        });
+        self.worst = self.worst.max(bound.held(&ratio));
         self.words.push(words);
         true
+    }
+
+    /// One engine beside several under one workload, in few words; what did not run is not there.
+    pub(super) fn ratios(
+        &mut self,
+        view: &View<'_>,
+        first: &str,
+        rivals: &[&str],
+        workload: &WorkloadInfo,
+        measure: Measure,
+        bound: Bound,
+    ) {
+        let Some(own) = view.cell(first, &workload.id) else { return };
+        let mut cells = vec![own];
+        let mut words = Vec::new();
+        for rival in rivals.iter().filter_map(|rival| view.cell(rival, &workload.id)) {
+            let Some(compared) = compare(own, rival, measure) else { continue };
+            let held = bound.held(&compared.ratio);
+            self.worst = self.worst.max(held);
+            let verdict = match held {
+                Held::Yes => "",
+                Held::Sometimes => " (even)",
+                Held::No => " (missed)",
+            };
+            words.push(format!("{} of {}{verdict}", short(&compared.ratio), rival.engine.name));
+            cells.push(rival);
+        }
+        if !words.is_empty() {
+            let (name, words) = (&workload.name, words.join(", "));
+            self.words.push(format!("{name}, {}: {words}{}", measure.name(), spoiled(&cells)));
+        }
     }
 
     /// The same of a ratio without which the goal is met in part only.
@@ -161,7 +200,7 @@ pub(super) fn compared(
     (first, second): (&str, &str),
     workload: &str,
     measure: Measure,
-) -> Option<(String, crate::stats::Spread)> {
+) -> Option<(String, Spread)> {
     let (a, b) = (view.cell(first, workload)?, view.cell(second, workload)?);
     let compared = compare(a, b, measure)?;
     let words = format!(

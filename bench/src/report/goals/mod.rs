@@ -63,9 +63,7 @@ fn ahead_of_proxies(view: &View<'_>) -> Line {
             Better::Higher => Bound::AtLeast(1.0),
             Better::Lower => Bound::AtMost(1.0),
         };
-        for proxy in [engine::HAPROXY, engine::NGINX] {
-            found.ratio(view, (&own.id, proxy), &one.id, measure, bound);
-        }
+        found.ratios(view, &own.id, &[engine::HAPROXY, engine::NGINX], one, measure, bound);
     }
     found.line(
         "ahead of haproxy and nginx in every cell of short connections",
@@ -271,15 +269,19 @@ fn many_workers(view: &View<'_>) -> Line {
 
 fn memory(view: &View<'_>) -> Line {
     let mut found = Evidence::default();
-    let largest = view
-        .all()
-        .filter(|cell| cell.engine.id == engine::LEAST)
-        .filter_map(|cell| Some((cell.spread(Measure::PrimaryMemory)?.max, cell)))
-        .max_by(|a, b| a.0.total_cmp(&b.0));
-    if let Some((bytes, cell)) = largest {
+    let largest = |workers_max: u32| {
+        view.all()
+            .filter(|cell| cell.engine.id == engine::LEAST && cell.workload.workers <= workers_max)
+            .filter_map(|cell| Some((cell.spread(Measure::PrimaryMemory)?.max, cell)))
+            .max_by(|a, b| a.0.total_cmp(&b.0))
+    };
+    if let Some((bytes, cell)) = largest(u32::MAX) {
         let words = format!("{}, the largest of all cells", units::bytes(bytes));
         found.figure(cell, &words, bytes <= as_f64(8_000_000));
     }
+    found.aside(largest(8).map(|(bytes, cell)| {
+        format!("with up to 8 workers: {} ({})", units::bytes(bytes), cell.workload.name)
+    }));
     found.line("primary memory", "≤ 8 MB RSS")
 }
 
@@ -370,6 +372,7 @@ mod tests {
         assert_eq!(verdict(&lines, "workers saturated"), Verdict::Met);
         assert_eq!(verdict(&lines, "beside SO_REUSEPORT workers"), Verdict::Missed);
         assert_eq!(verdict(&lines, "primary memory"), Verdict::Met);
+        assert!(line(&lines, "primary memory").measured.contains("with up to 8 workers: "));
         assert_eq!(verdict(&lines, "spread, `rr`"), Verdict::Met);
         assert_eq!(verdict(&lines, "idle primary"), Verdict::Elsewhere);
         assert_eq!(verdict(&lines, "over 200 reloads"), Verdict::Elsewhere);
@@ -493,10 +496,11 @@ mod tests {
         let mut cells = 0;
         for workload in short {
             cells += 1;
-            assert!(line.measured.contains(&format!("{}: ", workload.name)), "{}", workload.name);
+            assert!(line.measured.contains(&format!("{}, ", workload.name)), "{}", workload.name);
         }
         assert_eq!(cells, 15, "all but keep-alive and long-lived ones");
         assert!(!line.measured.contains("Keep-alive"), "{}", line.measured);
+        assert_eq!(line.measured.matches("of haproxy tcp leastconn").count(), cells);
     }
 
     #[test]
