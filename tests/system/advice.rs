@@ -194,6 +194,10 @@ fn more_workers_than_help() {
     let port = guard.port();
     let croupier = run(&guard, &["-w", &twice], port);
     assert_eq!(given(&croupier), [""; 0]);
+    // It is the number now that counts, however it came to be.
+    croupier.ask(&["scale", "+1"]).expect_code(0);
+    let text = wait_for(&croupier, "workers");
+    assert!(text.contains(&format!("{workers} workers are more than twice the {cpus} ")), "{text}");
     croupier.stop_well();
 }
 

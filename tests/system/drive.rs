@@ -300,6 +300,49 @@ fn a_signal_for_one_worker() {
     croupier.stop_well();
 }
 
+/// Runs a program behind the foreground of a terminal that stops whoever writes from there.
+const BEHIND: &str = r#"
+import os, pty, sys, termios
+pid, terminal = pty.fork()
+if pid == 0:
+    mode = termios.tcgetattr(0)
+    mode[3] |= termios.TOSTOP
+    termios.tcsetattr(0, termios.TCSANOW, mode)
+    child = os.fork()
+    if child == 0:
+        os.setpgid(0, 0)
+        os.execv(sys.argv[1], sys.argv[1:])
+    os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+try:
+    while said := os.read(terminal, 65536):
+        os.write(1, said)
+except OSError:
+    pass
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+"#;
+
+/// To write from behind the foreground brings TTOU, which is also how one asks for a worker less.
+#[test]
+fn what_it_prints_from_behind_a_terminal_is_no_scale() {
+    let guard = Guard::new("drive-terminal");
+    let script = "for i in 1 2 3 4; do echo line $i; done; exec tail -f /dev/null";
+    let flags = ["-w", "2", "--ready", "start", "sh", "-c", script];
+    let croupier = guard.run_with(flags, |command| {
+        crate::care::under(&guard, command, &["python3", "-c", BEHIND]);
+    });
+    let croupier = croupier.ready();
+    for slot in 0..2 {
+        croupier.wait_for_line(&format!("[w{slot}] line 4"));
+    }
+    let status = croupier.status();
+    assert_eq!((status.slots, status.ready().count()), (2, 2));
+    let primary = nix::unistd::Pid::from_raw(status.pid);
+    nix::sys::signal::kill(primary, Signal::SIGTTOU).unwrap();
+    croupier.wait_status("one worker", |status| ready(status, 1));
+    croupier.ask(&["stop"]).expect_code(0);
+    croupier.finished(PATIENCE).expect_code(0);
+}
+
 /// Of two primaries the one is driven that is named, by its name or by its socket.
 #[test]
 fn the_primary_that_is_named_is_driven() {
