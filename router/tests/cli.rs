@@ -329,6 +329,26 @@ fn help_is_complete() {
     assert_eq!(croupier(runtime.path(), &["--version"]).1, "croupier 0.1.0\n");
 }
 
+/// The folder that the service is to run in has a name that systemd's files cannot have.
+#[test]
+fn what_cannot_stand_in_a_unit_is_named() {
+    use std::os::unix::ffi::OsStrExt;
+
+    let folder = tempfile::tempdir().unwrap();
+    for (name, part) in [
+        (b"a\nb".as_slice(), "a\\nb\" cannot stand in a unit"),
+        (b"a\xffb", "a unit is UTF-8, and this is not"),
+    ] {
+        let here = folder.path().join(std::ffi::OsStr::from_bytes(name));
+        std::fs::create_dir(&here).unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_croupier"));
+        let output = command.args(["unit", "/bin/sh"]).current_dir(&here).output().unwrap();
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success() && output.stdout.is_empty(), "{part}: {output:?}");
+        assert!(stderr.contains(part), "{part}: {stderr}");
+    }
+}
+
 #[test]
 fn dead_sockets_are_not_listed() {
     let runtime = tempfile::tempdir().unwrap();
