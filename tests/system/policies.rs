@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 
-use croupier_tests::{Client, Croupier, Guard, hammer, soak_or, stop_process};
+use croupier_tests::{Client, Croupier, Guard, example, hammer, soak_or, stop_process};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -278,6 +278,31 @@ while True:
     again.expect_code(1).expect_error(&["app.sock", "in use"]);
     croupier.stop_well();
     assert!(!path.exists(), "the primary made it and removes it");
+}
+
+/// Programs with IP sockets trip over a peer without an IP address: Python's server over its log line,
+/// Rust's accept over the family.
+#[test]
+fn clients_of_a_unix_path_are_served_by_programs_that_listen_on_a_port() {
+    let guard = Guard::new("unix-port");
+    let python = ["python3", "-m", "http.server", "--bind", "127.0.0.1"].map(OsString::from);
+    let programs = [
+        ("rust", vec![env!("CARGO_BIN_EXE_one-at-a-time").into()], "127.0.0.1:"),
+        ("rust6", vec![env!("CARGO_BIN_EXE_one-at-a-time").into()], "[::1]:"),
+        ("shim", vec![example("echo", "").into_os_string()], "127.0.0.1:"),
+        ("python", python.to_vec(), ""),
+    ];
+    for (name, program, before) in programs {
+        let (path, port) = (guard.path(format!("{name}.sock")), guard.port());
+        let host = if before.is_empty() { "127.0.0.1:" } else { before };
+        let listen = format!("unix:{}={host}{port}", path.display());
+        let mut args: Vec<OsString> = ["-w", "2", "-l", &listen, "--"].map(OsString::from).into();
+        args.extend(program);
+        args.push(format!("{before}{port}").into());
+        let croupier = guard.run(args).ready();
+        assert_eq!(hammer(&Client::unix(path), 2, 10, slash).failures, [], "{name}");
+        croupier.stop_well();
+    }
 }
 
 /// A program that sets the umask that its argument says, and serves on a Unix path.

@@ -237,9 +237,9 @@ impl TcpListener {
                 Claim::Taken(fd, handoff) => {
                     SEAT.count_close();
                     let stream = TcpStream::from(fd);
-                    let peer =
-                        from_raw(handoff.peer.bytes()).map_or_else(|| stream.peer_addr(), Ok)?;
-                    return Ok((stream, peer));
+                    let peer = from_raw(handoff.peer.bytes());
+                    // A client of a Unix path (`-l unix:PATH=PORT`) has none.
+                    return Ok((stream, peer.unwrap_or_else(|| (Ipv4Addr::LOCALHOST, 0).into())));
                 }
                 // As std does: a signal is no error of the listener.
                 Claim::Empty(libc::EINTR) => {}

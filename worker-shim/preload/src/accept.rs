@@ -184,10 +184,12 @@ fn claim(state: &State, id: PlaceId, fd: c_int, out: &Out, flags: c_int) -> Outc
 
 /// The peer in the family of the program's own socket, as accept(2) would give it: an IPv4 client is
 /// `::ffff:a.b.c.d` to an IPv6 socket, and the other way round (the primary may listen on both with one
-/// socket where the program asked for one).
+/// socket where the program asked for one). A client of a Unix path (`-l unix:PATH=PORT`) has no address,
+/// and programs with IP sockets trip over one of its family: it is the loopback's, port 0.
 fn in_family(peer: &RawAddress<PEER_MAX>, own: u16) -> RawAddress<PEER_MAX> {
     const V4: [u8; 2] = 2u16.to_ne_bytes();
     const V6: [u8; 2] = 10u16.to_ne_bytes();
+    const UNIX: [u8; 2] = 1u16.to_ne_bytes();
     const MAPPED: [u8; 12] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff];
     match (own.to_ne_bytes(), peer.bytes()) {
         (V6, [2, 0, p, q, a, b, c, d, ..]) => {
@@ -203,6 +205,16 @@ fn in_family(peer: &RawAddress<PEER_MAX>, own: u16) -> RawAddress<PEER_MAX> {
             }
             Some(_) | None => *peer,
         },
+        (V4, [f, g, ..]) if [*f, *g] == UNIX => {
+            let [f, g] = V4;
+            RawAddress::new(&[f, g, 0, 0, 127, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0])
+        }
+        (V6, [f, g, ..]) if [*f, *g] == UNIX => {
+            let mut loopback = [0; PEER_MAX];
+            let head = V6.iter().chain(&[0; 6]).chain(&[0; 15]).chain(&[1]);
+            loopback.iter_mut().zip(head).for_each(|(to, from)| *to = *from);
+            RawAddress::new(&loopback)
+        }
         _ => *peer,
     }
 }
