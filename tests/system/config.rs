@@ -258,6 +258,17 @@ fn the_number_of_workers_follows_the_file() {
     croupier.wait_status("one worker", |status| (status.workers.len() == 1).then_some(()));
     assert_eq!(ready(), [(0, Some(5))]);
     assert_eq!(Client::port(port).get("/").unwrap().status, 200);
+    // A number that would leave nobody who serves.
+    croupier.ask(&["scale", "2"]).expect_code(0);
+    croupier.ask(&["stop", "0"]).expect_code(0);
+    says("3");
+    croupier.ask(&["reload"]).expect_code(0);
+    croupier.ask(&["stop", "2"]).expect_code(0);
+    says("1");
+    let said = croupier.ask(&["reload"]).expect_code(0).stdout.clone();
+    assert!(said.contains("the number of workers stays as it is"), "{said}");
+    assert_eq!(ready().len(), 1, "slot 1 serves");
+    assert_eq!(Client::port(port).get("/").unwrap().status, 200);
     croupier.stop_well();
 }
 

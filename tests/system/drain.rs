@@ -631,6 +631,11 @@ fn a_message_makes_ready_and_nonsense_costs_its_worker_alone() {
             croupier.wait_status("another worker in that slot", |status| {
                 status.slot(0).filter(|worker| worker.id > Some(2)).map(|_| ())
             });
+            match deed {
+                "garbage" => drop(croupier.wait_for_line("worker 1 sent what is no message")),
+                "flood" => drop(croupier.wait_for_line("worker 1 floods its post")),
+                _ => {}
+            }
         }
         assert_eq!(croupier.status().slot(1).unwrap().id, Some(2), "{deed}: nobody else");
         let outcome = hammer(&Client::port(port), 2, 20, |_| Some("/".to_owned()));

@@ -126,6 +126,9 @@ fn running_out_of_descriptors_is_waited_out() {
     for pending in waiting {
         assert_eq!(pending.reply().unwrap().status, 200);
     }
+    let advice = croupier.status().advice;
+    let said = advice.iter().find(|one| one.about == "open-files").map(|one| one.text.as_str());
+    assert!(said.is_some_and(|text| text.contains("accept found no descriptor left")), "{advice:?}");
     croupier.stop_well();
 }
 

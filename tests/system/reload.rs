@@ -19,6 +19,8 @@ ports = [int(port) for port in sys.argv[2:]]
 if version == "crashes" or (version == "slot-2" and os.environ["CROUPIER_SLOT"] == "2"):
     print("cannot read the configuration", flush=True)
     sys.exit(3)
+if version == "leaves":
+    sys.exit(0)
 if version == "silent":
     threading.Event().wait()
 if version == "one-port":
@@ -221,14 +223,19 @@ fn a_version_that_does_not_hold_leaves_the_old_one_serving() {
     let short = fails(&stage, "short", &["exited with status 4 while it was being watched"]);
     let served = short.iter().filter(|body| body.contains("generation=3 short")).count();
     assert_eq!(served, 3, "{short:?}");
+    fails(
+        &stage,
+        "leaves",
+        &["exited with status 0 before it was ready: it must stay in the foreground"],
+    );
     fails(&stage, "slot-2", &["of slot 2 exited with status 3 before it was ready"]);
     stage.becomes("better");
     let (reload, _) = reload_while_asking(&stage);
     reload.expect_code(0);
     // Numbers of generations that failed are not used again.
-    assert_eq!(stage.generations(), [5; 4]);
+    assert_eq!(stage.generations(), [6; 4]);
     let reply = Client::port(stage.port).get("/").unwrap();
-    assert!(reply.body.contains("generation=5 better"), "{reply:?}");
+    assert!(reply.body.contains("generation=6 better"), "{reply:?}");
     stage.croupier.stop_well();
 }
 
