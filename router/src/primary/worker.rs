@@ -147,9 +147,12 @@ impl Worker {
         }
     }
 
-    /// The worker has the listening socket itself (`shared`, `reuseport`).
+    /// The worker has the listening socket itself (`shared`, `reuseport`). A program may listen again
+    /// as often as it likes.
     pub(crate) fn note_socket(&mut self, listener: ListenerId) {
-        self.sockets.push(listener);
+        if !self.sockets.contains(&listener) {
+            self.sockets.push(listener);
+        }
     }
 
     /// Every listener that it listens on.
@@ -172,12 +175,14 @@ impl Worker {
 
     /// The program closed its listening descriptor. Returns the listeners for which it was the last.
     pub(crate) fn close_channel(&mut self, number: u32) -> Vec<ListenerId> {
-        let before = self.listens();
-        let open = |(channel, _): &&mut (Channel, _)| channel.number == number;
-        if let Some((channel, _)) = self.channels.iter_mut().find(open) {
-            channel.closed = true;
-        }
-        before.into_iter().filter(|listener| !self.listens_on(*listener)).collect()
+        // Who closes what it does not have, again and again, costs no more than this look.
+        let open = |(channel, _): &&mut (Channel, _)| channel.number == number && !channel.closed;
+        let Some((channel, _)) = self.channels.iter_mut().find(open) else { return Vec::new() };
+        channel.closed = true;
+        let mut served = vec![channel.listener];
+        served.extend(&channel.also);
+        served.retain(|listener| !self.listens_on(*listener));
+        served
     }
 
     /// Whether the program has an open listening descriptor for `listener`.
@@ -388,4 +393,39 @@ pub(crate) fn doorbell() -> io::Result<OwnedFd> {
     use nix::sys::eventfd::{EfdFlags, EventFd};
     let bell = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
     bell.as_fd().try_clone_to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Channels are named after the worker, so each test has its own.
+    fn worker(id: u32) -> Worker {
+        let (id, slot) = (WorkerId(id), SlotId(0));
+        Worker::new(id, slot, [1; 16], SharedPage::new(id).unwrap(), doorbell().unwrap(), 0)
+    }
+
+    #[test]
+    fn a_socket_that_is_listened_on_again_and_again_is_known_once() {
+        let mut worker = worker(41);
+        for _ in 0..1000 {
+            worker.note_socket(ListenerId(3));
+        }
+        assert_eq!(worker.sockets.len(), 1);
+        assert_eq!(worker.listens(), [ListenerId(3)]);
+    }
+
+    #[test]
+    fn a_close_names_once_what_nobody_of_the_worker_listens_on_any_more() {
+        let mut worker = worker(42);
+        let shared = worker.open_channel(ListenerId(0), 1, 8, RawAddress::NONE).unwrap();
+        worker.share_channel(shared, vec![ListenerId(1), ListenerId(2)]);
+        let other = worker.open_channel(ListenerId(2), 1, 8, RawAddress::NONE).unwrap();
+        assert_eq!(worker.close_channel(other + 1), [], "there is no such channel");
+        assert_eq!(worker.listens().len(), 3);
+        assert_eq!(worker.close_channel(shared), [ListenerId(0), ListenerId(1)]);
+        assert_eq!(worker.close_channel(shared), [], "it is closed already");
+        assert_eq!(worker.close_channel(other), [ListenerId(2)]);
+        assert_eq!(worker.listens(), []);
+    }
 }
