@@ -273,6 +273,70 @@ fn the_number_of_workers_follows_the_file() {
 }
 
 #[test]
+fn who_leaves_because_the_file_has_fewer_workers_is_told_of_and_counted() {
+    let guard = Guard::new("config-fewer");
+    let port = guard.port();
+    let says = |workers: u16| {
+        let more = "soak = \"50ms\"\npolicy = \"rr\"\ndrain-timeout = \"300ms\"";
+        let text = format!("{}{more}\nworkers = {workers}\n", command(port));
+        guard.write("croupier.toml", &text);
+    };
+    says(2);
+    let croupier = guard.run::<&str>([]).ready();
+    let (client, fifo) = (Client::port(port), guard.fifo("never"));
+    let path = format!("/block?fifo={}", fifo.display());
+    let held = [client.send(&path).unwrap(), client.send(&path).unwrap()];
+    let leaver = croupier.wait_status("one for each", |status| {
+        let each = status.ready().filter(|worker| worker.active == Some(1)).count() == 2;
+        status.slot(1).filter(|_| each).and_then(|worker| worker.id)
+    });
+    says(1);
+    let reload = croupier.ask(&["reload"]);
+    for line in [
+        format!("slot 1: worker {leaver} drains and holds 1 connection"),
+        format!("worker {leaver} still holds 1 connection and has no more time"),
+        format!("worker {leaver} has ended"),
+        "nobody is left to drain; 2 connections cut at the drain-timeout".to_owned(),
+    ] {
+        let said = reload.expect_code(0).stdout.lines().filter(|said| *said == line).count();
+        assert_eq!(said, 1, "{line:?} in {}", reload.stdout);
+    }
+    assert!(held.map(|pending| pending.reply().is_err()).iter().all(|cut| *cut));
+    croupier.stop_well();
+}
+
+#[test]
+fn a_reload_does_not_answer_for_a_slot_that_comes_by_hand_meanwhile() {
+    let guard = Guard::new("config-by-hand");
+    let port = guard.port();
+    let server: Vec<String> =
+        one_at_a_time(port).into_iter().map(|word| word.into_string().unwrap()).collect();
+    let text = format!(
+        "command = ['sh', '-c', '[ $CROUPIER_SLOT = 1 ] && exit 3; exec {}']\n\
+         workers = 1\nsoak = \"50ms\"\ndrain-timeout = \"1h\"\n",
+        server.join(" ")
+    );
+    guard.write("croupier.toml", &text);
+    let croupier = guard.run::<&str>([]).ready();
+    let fifo = guard.fifo("go");
+    let held = Client::port(port).send(&format!("/block?fifo={}", fifo.display())).unwrap();
+    croupier.wait_status("the blocker", |status| (status.open() == (0, 1)).then_some(()));
+    let (reload, scale) = std::thread::scope(|scope| {
+        let reload = scope.spawn(|| croupier.ask(&["reload"]));
+        croupier.wait_status("the drain", |status| {
+            status.workers.iter().any(|worker| worker.state == "draining").then_some(())
+        });
+        let scale = croupier.ask(&["scale", "+1"]);
+        std::fs::write(&fifo, "").unwrap();
+        (reload.join().unwrap(), scale)
+    });
+    scale.expect_code(1).expect_error(&["slot 1", "exited with status 3"]);
+    reload.expect_code(0);
+    assert_eq!(held.reply().unwrap().status, 200);
+    croupier.stop_well();
+}
+
+#[test]
 fn limits_follow_the_file() {
     let guard = Guard::new("config-limits");
     let port = guard.port();

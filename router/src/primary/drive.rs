@@ -31,7 +31,9 @@ enum Asked {
     /// Nothing, or nobody waits for the answer any more.
     #[default]
     Nothing,
-    /// As far as is known it happens.
+    /// Another number of slots. As far as is known it happens.
+    Scale,
+    /// Something else. As far as is known it happens.
     Something,
     /// It does not, and why.
     Refused(String),
@@ -40,12 +42,13 @@ enum Asked {
 impl Primary {
     /// Why what `event` asks for does not happen, if it does not.
     fn ask_for(&mut self, event: Event) -> Option<String> {
-        self.driving.asked = Asked::Something;
+        let scale = matches!(event, Event::ScaleAsked(_));
+        self.driving.asked = if scale { Asked::Scale } else { Asked::Something };
         self.tell(event);
         self.settle();
         match std::mem::take(&mut self.driving.asked) {
             Asked::Refused(why) => Some(why),
-            Asked::Nothing | Asked::Something => None,
+            Asked::Nothing | Asked::Scale | Asked::Something => None,
         }
     }
 
@@ -210,11 +213,10 @@ impl Primary {
 
     pub(super) fn scale_refused(&mut self, why: ScaleFault) {
         let why = words_of_fault(why);
-        if let Asked::Nothing = self.driving.asked {
-            // It was the file.
-            self.step(&format!("the number of workers stays as it is: {why}"));
-        } else {
+        if self.is_scaled_by_hand() {
             self.driving.asked = Asked::Refused(why);
+        } else {
+            self.step(&format!("the number of workers stays as it is: {why}"));
         }
     }
 
@@ -231,10 +233,19 @@ impl Primary {
     pub(super) fn scaled(&mut self, from: u16, to: u16) {
         self.note_scale(from, to);
         self.hands.resize(to);
-        for slot in to..from {
-            self.slot_stopped(SlotId(slot));
+        if self.is_scaled_by_hand() {
+            for slot in to..from {
+                self.slot_stopped(SlotId(slot));
+            }
+        } else {
+            self.note_slots_of_reload(from, to);
         }
         self.note_max_rss();
+    }
+
+    /// Whether the number of slots that the core speaks of is an operator's; else it is the file's.
+    const fn is_scaled_by_hand(&self) -> bool {
+        matches!(self.driving.asked, Asked::Scale)
     }
 
     /// A restart did not hold: whoever waits for it hears that.

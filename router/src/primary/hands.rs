@@ -271,7 +271,7 @@ impl Primary {
         drains.map(words).collect()
     }
 
-    fn is_draining(&self, worker: WorkerId) -> bool {
+    pub(super) fn is_draining(&self, worker: WorkerId) -> bool {
         self.core.workers().any(|view| view.worker == worker && view.state == "draining")
     }
 

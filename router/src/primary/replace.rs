@@ -11,6 +11,7 @@ use croupier_core::event::{
 use super::announce::{how, plural, plural_of};
 use super::hands::Goal;
 use super::run::Primary;
+use super::worker::Worker;
 use crate::control::messages::Reply;
 
 /// What a reload's end depends on.
@@ -22,7 +23,7 @@ pub(super) struct Replacing {
     dropped: u64,
     /// Workers that drain while others go on.
     leavers: Vec<Leaver>,
-    /// Slots that have come since it began.
+    /// Slots that it brought.
     added: Vec<SlotId>,
     /// Why the last worker that was not ready in time was not.
     not_ready: Option<(WorkerId, String)>,
@@ -171,7 +172,25 @@ impl Primary {
         log::info!("{text}");
         self.commands.reload_says(&text, self.poll.registry());
         self.replacing.added.retain(|slot| slot.0 < to);
+    }
+
+    /// It is the reload that brings this number: whoever waits for it waits for the slots that come, and
+    /// hears what becomes of the workers of those that go.
+    pub(super) fn note_slots_of_reload(&mut self, from: u16, to: u16) {
         self.replacing.added.extend((from..to).map(SlotId));
+        let goes = |worker: &&Worker| (to..from).contains(&worker.slot.0);
+        let there: Vec<_> = self.workers.iter().filter(goes).map(|w| (w.id, w.slot)).collect();
+        for (worker, slot) in there {
+            // One that left before has been told of, by whoever made it leave.
+            if self.is_draining(worker) && !self.is_known_to_leave(worker) {
+                self.leaves(worker, slot);
+            }
+        }
+    }
+
+    fn is_known_to_leave(&self, worker: WorkerId) -> bool {
+        self.hands.is_leaving(worker)
+            || self.replacing.leavers.iter().any(|leaver| leaver.worker == worker)
     }
 
     /// A worker that drained has ended: what it had open, by its page, its clients have lost.
@@ -298,7 +317,7 @@ impl Primary {
         if listens.is_empty() {
             return Vec::new();
         }
-        let wanted: Vec<ListenerId> = old.map(super::worker::Worker::listens).unwrap_or_default();
+        let wanted: Vec<ListenerId> = old.map(Worker::listens).unwrap_or_default();
         let missing = wanted.into_iter().filter(|listener| !listens.contains(listener));
         missing
             .filter_map(|listener| self.listeners.get(usize::from(listener.0)))
