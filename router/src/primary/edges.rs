@@ -12,6 +12,7 @@ use croupier_core::event::WorkerId;
 use mio::unix::SourceFd;
 use mio::{Interest, Registry};
 
+use super::rescue::Rescue;
 use super::run::Primary;
 use super::tokens::Source;
 use super::worker::Worker;
@@ -32,10 +33,20 @@ impl Primary {
     /// An edge: somebody has claimed, or the watch has just begun. The bell has rung when it was
     /// reached; like the words in a page it is then to be set again.
     pub(super) fn take_edge(&mut self, id: WorkerId) {
-        let Some(worker) = self.workers.get_mut(id) else { return };
-        if worker.heard_until.is_some_and(|at_claim| worker.claimed() >= at_claim) {
-            hear_no_more(worker, self.poll.registry());
+        if let Some(worker) = self.workers.get_mut(id) {
+            judge(worker, &self.rescue, self.poll.registry());
         }
+    }
+}
+
+/// Ends the watch if what it was for has been claimed.
+fn judge(worker: &mut Worker, rescue: &Rescue, registry: &Registry) {
+    // What a take-back has read and not brought yet is in no queue, as if it were claimed. Ended by that,
+    // the watch would be missing when the count falls back, for a bell that counts as set.
+    if !rescue.is_taking(worker.id)
+        && worker.heard_until.is_some_and(|at_claim| worker.claimed() >= at_claim)
+    {
+        hear_no_more(worker, registry);
     }
 }
 
@@ -78,17 +89,21 @@ mod tests {
     use croupier_wire::message::{Handoff, RawAddress};
     use mio::{Events, Poll};
 
+    use super::super::disposal::tests::{wait_for, waker};
     use super::super::page::SharedPage;
     use super::super::worker::doorbell;
     use super::*;
+    use crate::sys;
 
     const DEPTH: u32 = 8;
 
-    /// A worker without a page in whose channel `queued` connections wait, and its end of it.
-    fn worker(queued: u32) -> (Worker, Arc<OwnedFd>) {
+    /// A worker without a page in whose channel `queued` connections wait, and its end of it. The channel
+    /// is named after the worker, so each test has its own.
+    fn worker(id: u32, queued: u32) -> (Worker, Arc<OwnedFd>) {
         super::super::channel::calibrate().unwrap();
-        let page = SharedPage::new(WorkerId(1)).unwrap();
-        let mut worker = Worker::new(WorkerId(1), SlotId(0), [1; 16], page, doorbell().unwrap(), 0);
+        let (id, slot) = (WorkerId(id), SlotId(0));
+        let page = SharedPage::new(id).unwrap();
+        let mut worker = Worker::new(id, slot, [1; 16], page, doorbell().unwrap(), 0);
         worker.open_channel(ListenerId(0), 0, DEPTH, RawAddress::NONE).unwrap();
         let header =
             Handoff { nonblocking: false, mark: 0, accepted_at: 0, peer: RawAddress::NONE };
@@ -114,14 +129,14 @@ mod tests {
     fn edges(poll: &mut Poll, wait: Duration) -> usize {
         let mut events = Events::with_capacity(8);
         poll.poll(&mut events, Some(wait)).unwrap();
-        assert!(events.iter().all(|e| Source::from(e.token()) == Source::Room(1)));
+        assert!(events.iter().all(|e| Source::from(e.token()) == Source::Room(31)));
         events.iter().count()
     }
 
     #[test]
     fn a_claim_of_who_has_no_page_wakes_the_primary_while_the_bell_is_set() {
         let mut poll = Poll::new().unwrap();
-        let (mut worker, end) = worker(DEPTH);
+        let (mut worker, end) = worker(31, DEPTH);
         claim(&end);
         assert_eq!(edges(&mut poll, Duration::ZERO), 0, "no bell is set");
 
@@ -143,5 +158,29 @@ mod tests {
         edges(&mut poll, Duration::ZERO);
         claim(&end);
         assert_eq!(edges(&mut poll, Duration::ZERO), 0, "nobody listens any more");
+    }
+
+    #[test]
+    fn what_is_taken_back_does_not_end_a_watch_as_if_it_were_claimed() {
+        let poll = Poll::new().unwrap();
+        let (_loop, waker) = waker();
+        let mut rescue = Rescue::start(waker).unwrap();
+        let (mut worker, end) = worker(32, DEPTH);
+        hear(&mut worker, 3, poll.registry());
+        assert!(rescue.take_back(worker.id, worker.queues(), DEPTH - 3, sys::monotonic_ns()));
+        wait_for("the thread", || (worker.queued_exact() == Some(3)).then_some(()));
+        assert_eq!(worker.claimed(), u64::from(DEPTH - 3), "as it looks until it is brought");
+        judge(&mut worker, &rescue, poll.registry());
+        assert_eq!(worker.heard_until, Some(3));
+        let taken = wait_for("what it has read", || rescue.finished());
+        worker.note_taken(u32::try_from(taken.rescued.len()).unwrap());
+        assert_eq!(worker.claimed(), 0);
+        for left in (0..3).rev() {
+            judge(&mut worker, &rescue, poll.registry());
+            assert_eq!(worker.heard_until, Some(3), "{left}");
+            claim(&end);
+        }
+        judge(&mut worker, &rescue, poll.registry());
+        assert_eq!(worker.heard_until, None, "it has claimed what the watch was for");
     }
 }

@@ -134,6 +134,11 @@ impl Rescue {
         self.orders.send(Order { serial, worker, queues, max }).is_ok()
     }
 
+    /// Whether connections of this worker may be out of its queues and not here yet.
+    pub(crate) fn is_taking(&self, worker: WorkerId) -> bool {
+        self.pending.iter().any(|job| job.worker == worker)
+    }
+
     /// Reads a worker's sd_notify(3) messages until there is none.
     pub(crate) fn read_notifications(&self, worker: u32, socket: Arc<OwnedFd>) {
         self.disposal.read_notifications(worker, socket);
