@@ -12,6 +12,7 @@ use std::sync::Arc;
 use croupier_core::config::Policy;
 use croupier_core::event::{Event, ListenerId, SlotId, WorkerId};
 use croupier_wire::message::{Answer, Kind, RawAddress, Request, Verdict};
+use slab::Slab;
 
 use super::accept::end_adoption;
 use super::address;
@@ -275,20 +276,8 @@ impl Primary {
         self.claimed_by(&asked).first().map_or(Target::Theirs, |id| Target::Known(*id))
     }
 
-    /// The listeners whose `-l` are about the address that a program binds: all that name it with `=`,
-    /// and of the others the one that is this very address, or else those with its port.
     fn claimed_by(&self, asked: &ListenAddress) -> Vec<ListenerId> {
-        // The specs stand in the order of their listeners: both are made once, at start.
-        let declared =
-            self.listeners.iter().filter(|(_, listener)| listener.origin == Origin::Declared);
-        let pairs = self.config.listen.iter().zip(declared.map(|(_, listener)| listener));
-        let all = pairs.filter(|(spec, listener)| claims(spec, &listener.bound(), asked));
-        let is_it = |(spec, listener): &(&ListenSpec, &Listener)| {
-            spec.program.is_none() && listener.bound() == *asked
-        };
-        let exact = all.clone().any(|pair| is_it(&pair));
-        let all = all.filter(|pair| !exact || pair.0.program.is_some() || is_it(pair));
-        all.map(|(_, listener)| listener.id).collect()
+        claimed_of(&self.config.listen, &self.listeners, asked)
     }
 
     /// The other listeners whose clients are dealt to who asks for `first`.
@@ -507,6 +496,25 @@ impl Primary {
     }
 }
 
+/// The listeners whose `-l` are about the address that a program binds: all that name it with `=`,
+/// and of the others the one that is this very address, or else those with its port.
+fn claimed_of(
+    specs: &[ListenSpec],
+    listeners: &Slab<Listener>,
+    asked: &ListenAddress,
+) -> Vec<ListenerId> {
+    // The place of a `-l` is its listener's key. One that broke, or was closed by a stop, is not there.
+    let of = |key: usize| listeners.get(key).filter(|one| one.origin == Origin::Declared);
+    let pairs = specs.iter().enumerate().filter_map(|(key, spec)| Some((spec, of(key)?)));
+    let all = pairs.filter(|(spec, listener)| claims(spec, &listener.bound(), asked));
+    let is_it = |(spec, listener): &(&ListenSpec, &Listener)| {
+        spec.program.is_none() && listener.bound() == *asked
+    };
+    let exact = all.clone().any(|pair| is_it(&pair));
+    let all = all.filter(|pair| !exact || pair.0.program.is_some() || is_it(pair));
+    all.map(|(_, listener)| listener.id).collect()
+}
+
 fn slot_socket(listener: &mut Listener, slot: SlotId, backlog: i32) -> io::Result<OwnedFd> {
     sys::duplicate(listener.slot_socket(slot, backlog)?)
 }
@@ -532,5 +540,33 @@ fn claims(spec: &ListenSpec, public: &ListenAddress, asked: &ListenAddress) -> b
         (None, ListenAddress::Unix(wanted)) => {
             matches!(asked, ListenAddress::Unix(path) if path == wanted)
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_listener_that_is_gone_gives_its_place_to_no_other() {
+        let at = |port: u16| ListenAddress::Tcp {
+            address: ([127, 0, 0, 1], port).into(),
+            dual_stack: false,
+        };
+        let spec = |port| ListenSpec {
+            public: at(0),
+            program: Some(ProgramAddress::Port(port)),
+            inherited: None,
+        };
+        let (specs, mut listeners) = ([spec(8001), spec(8002)], Slab::new());
+        for id in 0..2 {
+            let mut declared = Listener::bind(ListenerId(id), at(0), false, Rights::Own).unwrap();
+            declared.origin = Origin::Declared;
+            listeners.insert(declared);
+        }
+        assert_eq!(claimed_of(&specs, &listeners, &at(8001)), [ListenerId(0)]);
+        listeners.remove(0);
+        assert_eq!(claimed_of(&specs, &listeners, &at(8001)), []);
+        assert_eq!(claimed_of(&specs, &listeners, &at(8002)), [ListenerId(1)]);
     }
 }

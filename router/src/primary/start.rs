@@ -329,7 +329,7 @@ impl Primary {
     /// Opens every `-l`. Clients may connect from now on; they wait in the backlog.
     fn declare(&mut self) -> Result<(), StartError> {
         let backlog = i32::try_from(self.config.backlog).unwrap_or(i32::MAX);
-        for spec in self.config.listen.clone() {
+        for (place, spec) in self.config.listen.clone().into_iter().enumerate() {
             let address = spec.public;
             let failed = |error: io::Error| diagnose::bind_error(&address, error);
             let key = match spec.inherited {
@@ -337,6 +337,7 @@ impl Primary {
                 None => self.make_listener(address.clone(), Rights::Own),
             };
             let key = key.map_err(&failed)?;
+            debug_assert_eq!(key, place, "by its key a listener knows its -l");
             let policy = self.config.core.policy;
             let Some(listener) = self.listeners.get_mut(key) else { continue };
             listener.origin = Origin::Declared;
