@@ -1,8 +1,9 @@
 //! What is on its way to a client that reads a stream, as fast or as slowly as it likes.
 //!
-//! Owns the bytes that the client has not taken yet, at most what it was made for and one message, and the
-//! count of what found no room. Promises: nobody waits for the client; at the place where something is
-//! missing it is told how much, before anything else. Never does: know what the messages are.
+//! Owns the bytes that the client has not taken yet, at most what it was made for and one message, no more
+//! than as many that it has taken, and the count of what found no room. Promises: nobody waits for the
+//! client; at the place where something is missing it is told how much, before anything else. Never does:
+//! know what the messages are.
 
 use std::io::{self, Write};
 
@@ -80,8 +81,11 @@ impl Outbox {
                 Ok(0) => return Sent::Gone,
                 Ok(count) => self.written += count,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    self.unsent.drain(..self.written);
-                    self.written = 0;
+                    // Moved is at most what was taken, however little a slow client takes at a time.
+                    if self.written >= self.waiting() {
+                        self.unsent.drain(..self.written);
+                        self.written = 0;
+                    }
                     return Sent::Some;
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -143,12 +147,19 @@ mod tests {
         let mut outbox = Outbox::new(MOST);
         let mut slow = Slow { took: Vec::new(), room: 0 };
         let note = |missed: u64| format!("missed {missed}\n").into_bytes();
+        let mut moved = 0;
         for number in 0..COUNT {
             outbox.offer(format!("{number}\n").as_bytes(), note);
             assert!(outbox.waiting() <= MOST + 16);
             slow.room += usize::from(number % 3 == 0);
+            let before = outbox.unsent.len();
             assert_ne!(outbox.send(&mut slow), Sent::Gone);
+            assert!(outbox.unsent.len() <= 2 * (MOST + 16), "what was taken is let go");
+            if outbox.unsent.len() < before {
+                moved += outbox.unsent.len();
+            }
         }
+        assert!(moved > 0 && moved <= slow.took.len(), "{moved} bytes moved");
         outbox.end(b"end\n", note);
         slow.room = usize::MAX;
         assert_eq!(outbox.send(&mut slow), Sent::All);
