@@ -34,6 +34,7 @@ pub(crate) struct Channel {
     pub(crate) number: u32,
     pub(crate) listener: ListenerId,
     /// Other `-l` for the same address of the program: their clients come here, too.
+    /// What is rescued from here counts as `listener`'s, whichever brought it: all workers share both.
     pub(crate) also: Vec<ListenerId>,
     /// The process that asked for it.
     pub(crate) owner: u32,
