@@ -222,6 +222,28 @@ fn a_reload_reads_the_file_again_and_a_wrong_one_changes_nothing() {
     croupier.stop_well();
 }
 
+/// What seeds the choice of workers is nobody's business, and cannot change while croupier runs.
+#[test]
+fn a_secret_that_cannot_change_is_refused_and_not_shown() {
+    let guard = Guard::new("config-secret");
+    let port = guard.port();
+    let says = |seed: &str| {
+        let text = format!("{}workers = 1\nsticky-seed = \"{seed}\"\n", command(port));
+        guard.write("croupier.toml", &text);
+    };
+    says("hush-one");
+    let croupier = guard.run::<&str>([]).ready();
+    says("hush-two");
+    let refused = croupier.ask(&["reload"]);
+    let wanted = "sticky-seed cannot change while croupier runs: it was (not shown), and is (not \
+                  shown); take that back";
+    refused.expect_code(1).expect_error(&["croupier.toml:3: ", wanted]);
+    croupier.wait_for_line(wanted);
+    let said = [refused.stdout, refused.stderr, croupier.stdout().text(), croupier.stderr().text()];
+    assert!(said.iter().all(|text| !text.contains("hush")), "{said:#?}");
+    croupier.stop_well();
+}
+
 #[test]
 fn the_number_of_workers_follows_the_file() {
     let guard = Guard::new("config-workers");

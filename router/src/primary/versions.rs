@@ -75,9 +75,11 @@ impl Primary {
             }
             let place = new(name).map_or_else(String::new, |one| one.source.to_string());
             let place = if place == "default" { self.versions.origin.to_string() } else { place };
-            let text = |one: Option<&Setting>| match values(one) {
-                list if list.is_empty() => "not given".to_owned(),
-                list => list.join(", "),
+            // This goes to the log, and to whoever asked.
+            let text = |one: Option<&Setting>| match (values(one), one) {
+                (list, _) if list.is_empty() => "not given".to_owned(),
+                (_, Some(one)) if one.is_secret() => "(not shown)".to_owned(),
+                (list, _) => list.join(", "),
             };
             return Err(format!(
                 "{place}: {name} cannot change while croupier runs: it was {}, and is {}; take that \
