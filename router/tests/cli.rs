@@ -214,6 +214,18 @@ fn an_answer_that_is_none_is_said_to_be_that() {
     }
 }
 
+/// It is no other version: it says why it will not.
+#[test]
+fn a_refusal_is_said_in_its_own_words() {
+    const FULL: &str = "too many clients of the control socket; try again";
+    let answer = format!("{{\"reply\":\"failed\",\"why\":\"{FULL}\"}}\n");
+    for words in [["wait", "stopped"].as_slice(), &["wait", "ready"], &["status"], &["stop"]] {
+        let (code, stderr) = with_a_primary_that_answers(words, answer.as_bytes());
+        assert_eq!(code, 1, "{words:?}: {stderr}");
+        assert!(stderr.ends_with(&format!(": {FULL}\n")), "{words:?}: {stderr}");
+    }
+}
+
 fn with_a_primary_that_answers(words: &[&str], answer: &[u8]) -> (i32, String) {
     use std::io::{BufRead, BufReader, Write};
 

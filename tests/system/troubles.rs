@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 
-use croupier_tests::{Finished, Guard, fixture, preload, skip};
+use croupier_tests::{Finished, Guard, find_program, fixture, preload, skip};
 
 use crate::programs::one_at_a_time;
 
@@ -474,4 +474,55 @@ fn a_croupier_of_another_user_is_not_driven() {
     command.args(["stop", "--control", path]).uid(65534).gid(65534);
     guard.finish(command).expect_code(1).expect_error(&["this primary belongs to another user"]);
     croupier.stop_well();
+}
+
+/// A script that has forgotten sudo must not go on at once.
+#[test]
+fn whoever_waits_for_the_end_of_roots_without_sudo_is_told_so() {
+    const SCRIPT: &str = r#"
+mount -t tmpfs none /run || exit 99
+unset XDG_RUNTIME_DIR
+ask() { setpriv --reuid=64913 --regid=64913 --clear-groups "$1" wait stopped -n "$2" 2>&1; echo "$? $2"; }
+"$0" run --name strange-web -w 1 --ready start tail -f /dev/null >&2 &
+for _ in 1 2 3 4 5 6 7 8; do "$0" wait ready -n strange-web >&2 && break; done
+for which in strange-web root/strange-web 64913/strange-web strange; do ask "$1" $which; done
+"$0" stop -n strange-web >&2 && wait
+ask "$1" strange-web
+"#;
+    let guard = Guard::new("trouble-sudo");
+    if !nix::unistd::geteuid().is_root() {
+        skip!("trouble-sudo", "needs root");
+    }
+    let (Some(unshare), Some(_)) = (find_program("unshare"), find_program("setpriv")) else {
+        skip!("trouble-sudo", "unshare or setpriv is not installed")
+    };
+    std::fs::set_permissions(guard.path(""), PermissionsExt::from_mode(0o755)).unwrap();
+    let copy = guard.path("croupier");
+    std::fs::copy(croupier_tests::croupier(), &copy).unwrap();
+    let mut command = guard.command(unshare);
+    command.args(["-m", "sh", "-c", SCRIPT]).arg(croupier_tests::croupier()).arg(copy);
+    let ended = guard.finish(command);
+    if ended.code == Some(99) || ended.stderr.contains("unshare") {
+        skip!("trouble-sudo", "no right to a mount namespace");
+    }
+    ended.expect_code(0);
+    let foreign = "croupier: root/strange-web runs, and belongs to another user: wait as that one or as \
+                   root, or say whose you mean with -n OWNER/NAME";
+    let none = |name: &str| {
+        format!("croupier: no croupier named {name} is running: it has stopped, or never was")
+    };
+    let said: Vec<&str> = ended.stdout.lines().collect();
+    let wanted = [
+        foreign,
+        "3 strange-web",
+        foreign,
+        "3 root/strange-web",
+        &none("64913/strange-web"),
+        "0 64913/strange-web",
+        &none("strange"),
+        "0 strange",
+        &none("strange-web"),
+        "0 strange-web",
+    ];
+    assert_eq!(said, wanted, "{ended:?}");
 }

@@ -8,7 +8,9 @@ use nix::poll::{PollTimeout, poll};
 use super::ls::ready;
 use super::{Exit, Which, code, not_answered, not_found, strange};
 use crate::config::parse_duration;
-use crate::control::client::{ANSWER_WAIT, AskError, FindError, Found, Selector, find};
+use crate::control::client::{
+    ANSWER_WAIT, AskError, FindError, Found, Selector, find, of_another_user,
+};
 use crate::control::messages::{Awaited, Reply, Request};
 
 /// How long `wait ready` looks for a primary that is just being started.
@@ -19,9 +21,11 @@ const APPEAR_STEP_MS: u16 = 20;
 const AFTER_HELP: &str = "\
 `wait ready` also waits up to 2s for the primary to appear, so it may follow `croupier run … &`.
 `wait stopped` is done when there is no such primary, so it may follow `croupier stop`; it says so, should
-the name be wrong.
+the name be wrong. One of that name that is another user's, as root's is when sudo was forgotten, is an
+error.
 
-Exit status: 0 it is so, 1 it is not so in time or cannot be any more, 3 no such primary (ready).
+Exit status: 0 it is so, 1 it is not so in time or cannot be any more, 3 no such primary (ready), or
+only another user's (stopped).
 
 Examples:
   croupier run --name web node app.js &
@@ -61,8 +65,7 @@ pub(super) fn execute(args: &WaitArgs) -> Exit {
     let mut found = match found {
         Ok(found) => found,
         Err(error) if matches!(args.awaited, For::Stopped) && nobody_is_there(&error) => {
-            let note = format!("croupier: {error}: it has stopped, or never was\n");
-            return Exit { stderr: note, ..Exit::code(code::DONE) };
+            return nobody(&selector, &error);
         }
         Err(error) => return not_found(&error),
     };
@@ -74,6 +77,37 @@ pub(super) fn execute(args: &WaitArgs) -> Exit {
             Err(AskError::TimedOut) => Exit::error(code::FAILED, format!("{found} still runs")),
             Err(error) => not_answered(&found, &error),
         },
+    }
+}
+
+/// Nobody is there whom this user could ask.
+fn nobody(selector: &Selector, error: &FindError) -> Exit {
+    match of_another_user(selector) {
+        Some(other) => Exit::error(
+            code::NO_SUCH_PRIMARY,
+            format!(
+                "{other} runs, and belongs to another user: wait as that one or as root, or say whose you \
+                 mean with -n OWNER/NAME"
+            ),
+        ),
+        None => Exit::error(code::DONE, gone(error)),
+    }
+}
+
+/// In words, for whoever has mistyped the name.
+fn gone(error: &FindError) -> String {
+    match error {
+        FindError::NoneRunning => "no croupier is running: it has stopped, or never was".to_owned(),
+        FindError::NoSuch { name, others } => {
+            let others = match others.as_slice() {
+                [] => String::new(),
+                some => format!(" (there is {})", some.join(", ")),
+            };
+            format!("no croupier named {name} is running{others}: it has stopped, or never was")
+        }
+        FindError::NoSocket { .. } | FindError::Ambiguous(_) => {
+            format!("{error}: it has stopped, or never was")
+        }
     }
 }
 
@@ -135,4 +169,24 @@ fn find_soon(selector: &Selector, timeout: Option<Duration>) -> Result<Found, Fi
 #[expect(clippy::disallowed_methods, reason = "the command line has no loop; it waits by itself")]
 fn now() -> Instant {
     Instant::now()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_is_gone_is_said_in_one_sentence() {
+        let named = |others: &[&str]| {
+            let others = others.iter().map(ToString::to_string).collect();
+            gone(&FindError::NoSuch { name: "wbe".into(), others })
+        };
+        let none = gone(&FindError::NoneRunning);
+        assert_eq!(none, "no croupier is running: it has stopped, or never was");
+        let alone = "no croupier named wbe is running: it has stopped, or never was";
+        assert_eq!(named(&[]), alone);
+        let others =
+            "no croupier named wbe is running (there is web, api): it has stopped, or never was";
+        assert_eq!(named(&["web", "api"]), others);
+    }
 }

@@ -4,8 +4,10 @@
 //! is neither this user nor root (for root: nor the owner of the directory); every wait that the
 //! user did not ask for has an end. Never does: print.
 
+use std::ffi::OsStr;
 use std::fmt;
 use std::io::{self, Read, Write};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -19,6 +21,8 @@ use super::place;
 
 /// How long a primary may take to answer what it answers at once.
 pub const ANSWER_WAIT: Duration = Duration::from_secs(5);
+/// Bytes that are read of the kernel's list of Unix sockets.
+const SOCKETS_TEXT_MAX: u64 = 16 << 20;
 
 /// Which primary is meant.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -93,6 +97,9 @@ pub enum AskError {
     /// The system refused.
     #[error("cannot ask: {0}")]
     Io(#[from] io::Error),
+    /// It is there, and will not.
+    #[error("{0}")]
+    Refused(String),
     /// Not this protocol; another version of croupier.
     #[error("its answer is not understood ({0}); is it another version of croupier?")]
     Malformed(String),
@@ -110,10 +117,7 @@ impl Found {
     /// The owner's name, or number.
     #[must_use]
     pub fn owner_name(&self) -> String {
-        match User::from_uid(self.owner) {
-            Ok(Some(user)) => user.name,
-            Ok(None) | Err(_) => self.owner.to_string(),
-        }
+        user_name(self.owner)
     }
 
     /// How to name it with `-n`, from here.
@@ -225,12 +229,12 @@ impl Found {
     /// Waits until the primary has closed this connection, which it does by ending.
     ///
     /// # Errors
-    /// [`AskError::TimedOut`] and what the system says.
+    /// [`AskError::TimedOut`], [`AskError::Refused`] and what the system says.
     pub fn wait_for_end(&mut self, within: Option<Duration>) -> Result<(), AskError> {
         match self.ask(Request::Wait { r#for: super::messages::Awaited::Stopped }, within) {
             // `Done` is its last word.
             Err(AskError::Gone) | Ok(Reply::Done) => Ok(()),
-            Ok(Reply::Failed { why }) => Err(AskError::Malformed(why)),
+            Ok(Reply::Failed { why }) => Err(AskError::Refused(why)),
             Ok(Reply::Status(_) | Reply::Said { .. } | Reply::Event(_)) => {
                 Err(AskError::Malformed("a status".into()))
             }
@@ -283,6 +287,63 @@ fn sockets_in(directory: &Path) -> Vec<PathBuf> {
         .map(|entry| entry.path())
         .filter(|path| path.extension().is_some_and(|extension| extension == "sock"))
         .collect()
+}
+
+/// As `OWNER/NAME`: the one that runs, and that this user cannot ask, of the name that `-n` says. Where
+/// that says no owner it is root's: whoever has started it with sudo may have forgotten it now.
+#[must_use]
+pub fn of_another_user(selector: &Selector) -> Option<String> {
+    let own = geteuid();
+    if own.is_root() || selector.control.is_some() {
+        return None;
+    }
+    let wanted = selector.name.as_deref()?;
+    let (owner, name) = match wanted.split_once('/') {
+        Some((owner, name)) => (user_named(owner)?, name),
+        None => (Uid::from_raw(0), wanted),
+    };
+    let directories = if owner == own { Vec::new() } else { place::directories_of(owner) };
+    // The folder may be closed to us. If it is not, and has no such file, the socket is of another tree
+    // of files: a container's.
+    let is_there = |path: &Path| match std::fs::symlink_metadata(path) {
+        Ok(_) => true,
+        Err(error) => error.kind() != io::ErrorKind::NotFound,
+    };
+    let file = format!("{name}.sock");
+    let paths: Vec<PathBuf> = directories.iter().map(|directory| directory.join(&file)).collect();
+    let there = listening_paths().iter().any(|path| paths.contains(path) && is_there(path));
+    there.then(|| format!("{}/{name}", user_name(owner)))
+}
+
+/// Of all sockets that listen in this network namespace, whatever their files' modes (`proc_net`(5)).
+fn listening_paths() -> Vec<PathBuf> {
+    let mut text = Vec::new();
+    let list = std::fs::File::open("/proc/net/unix");
+    // What was read before an error is as good as the rest.
+    drop(list.and_then(|list| list.take(SOCKETS_TEXT_MAX).read_to_end(&mut text)));
+    text.split(|byte| *byte == b'\n').filter_map(listening_path).collect()
+}
+
+/// Of a line `Num RefCount Protocol Flags Type St Inode Path`.
+fn listening_path(line: &[u8]) -> Option<PathBuf> {
+    const ACCEPTS: &[u8] = b"00010000";
+    let mut words = line.split(|byte| *byte == b' ').filter(|word| !word.is_empty());
+    let (flags, path) = (words.nth(3)?, words.nth(3)?);
+    (flags == ACCEPTS && path.starts_with(b"/")).then(|| PathBuf::from(OsStr::from_bytes(path)))
+}
+
+fn user_name(uid: Uid) -> String {
+    match User::from_uid(uid) {
+        Ok(Some(user)) => user.name,
+        Ok(None) | Err(_) => uid.to_string(),
+    }
+}
+
+fn user_named(name: &str) -> Option<Uid> {
+    match User::from_name(name) {
+        Ok(Some(user)) => Some(user.uid),
+        Ok(None) | Err(_) => name.parse().ok().map(Uid::from_raw),
+    }
 }
 
 /// The one primary that is meant.
@@ -348,6 +409,28 @@ mod tests {
         let error = only(Vec::new(), FindError::NoneRunning).unwrap_err();
         let said = "no croupier is running; start one with croupier run COMMAND";
         assert_eq!(error.to_string(), said);
+    }
+
+    #[test]
+    fn sockets_that_listen_are_seen_by_the_kernels_list() {
+        let path = |line: &str| listening_path(line.as_bytes());
+        let listens =
+            "0000000098d0e0a1: 00000002 00000000 00010000 0001 01 20763 /run/croupier/web.sock";
+        assert_eq!(path(listens), Some("/run/croupier/web.sock".into()));
+        for other in [
+            "0000000098d0e0a1: 00000003 00000000 00000000 0001 03 20763 /run/croupier/web.sock",
+            "0000000098d0e0a1: 00000002 00000000 00010000 0001 01   763 @/run/croupier/web.sock",
+            "0000000098d0e0a1: 00000002 00000000 00010000 0001 01 20763",
+            "Num       RefCount Protocol Flags    Type St Inode Path",
+            "",
+        ] {
+            assert_eq!(path(other), None, "{other}");
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x.sock");
+        let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        assert!(listening_paths().contains(&path));
+        drop(listener);
     }
 
     /// The primary has closed before the request was written.

@@ -134,13 +134,17 @@ pub fn own_directories() -> Vec<PathBuf> {
     if let Some(runtime) = std::env::var_os("XDG_RUNTIME_DIR").filter(|value| !value.is_empty()) {
         all.push(PathBuf::from(runtime).join("croupier"));
     }
-    if uid.is_root() {
-        all.push(PathBuf::from("/run/croupier"));
-    }
-    all.push(PathBuf::from(format!("/run/user/{uid}/croupier")));
-    all.push(PathBuf::from(format!("/tmp/croupier-{uid}")));
+    all.extend(directories_of(uid));
     all.dedup();
     all
+}
+
+/// Those of a user whose environment is not known.
+#[must_use]
+pub fn directories_of(uid: Uid) -> Vec<PathBuf> {
+    let system = uid.is_root().then(|| PathBuf::from("/run/croupier"));
+    let own = [format!("/run/user/{uid}/croupier"), format!("/tmp/croupier-{uid}")];
+    system.into_iter().chain(own.map(PathBuf::from)).collect()
 }
 
 /// The directories of every user, for root.
