@@ -133,7 +133,15 @@ fn flags_that_exclude_each_other_say_which_to_leave_out() {
         ),
         (&["-p", "shared", "--ready-probe", "tcp"], "under -p shared workers accept by themselves"),
         (&["-p", "shared", "--max-total", "5"], "--max-total counts what is dealt, and -p shared"),
+        (
+            &["-p", "shared", "--max-active", "5"],
+            "--max-active counts what is dealt, and -p shared",
+        ),
         (&["--adapter", "fd", "-l", ":0", "--max-total", "5"], "--adapter fd does not tell"),
+        (
+            &["--adapter", "fd", "-l", ":0", "--max-active", "5"],
+            "--max-active needs to know what is closed, and --adapter fd does not tell; use --queue-limit",
+        ),
         (&["--shed", "reset"], "how clients are turned away at --max-queue-wait; add that"),
         (
             &["--adapter", "listen-fds", "-p", "rr", "-l", ":0"],

@@ -2,7 +2,7 @@
 
 use std::os::unix::fs::PermissionsExt;
 
-use croupier_tests::{Client, Guard, PATIENCE, wait_until};
+use croupier_tests::{Client, Guard, PATIENCE, example, wait_until};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
@@ -291,6 +291,25 @@ fn the_number_of_workers_follows_the_file() {
     assert!(said.contains("the number of workers stays as it is"), "{said}");
     assert_eq!(ready().len(), 1, "slot 1 serves");
     assert_eq!(Client::port(port).get("/").unwrap().status, 200);
+    croupier.stop_well();
+}
+
+/// What could not be kept at the start cannot be kept after a reload.
+#[test]
+fn a_limit_that_the_adapter_cannot_keep_is_refused_at_a_reload() {
+    let guard = Guard::new("config-adapter");
+    let bare = example("bare", "");
+    let text = format!(
+        "command = [{bare:?}]\nworkers = 1\nadapter = \"fd\"\nlisten = [\"127.0.0.1:{}\"]\n",
+        guard.port()
+    );
+    guard.write("croupier.toml", &text);
+    let croupier = guard.run::<&str>([]).ready();
+    guard.write("croupier.toml", &format!("{text}max-active = 1\n"));
+    croupier.ask(&["reload"]).expect_code(1).expect_error(&[
+        "no reload, and nothing is changed: --max-active needs to know what is closed, ",
+        "; use --queue-limit",
+    ]);
     croupier.stop_well();
 }
 

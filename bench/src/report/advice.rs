@@ -208,7 +208,7 @@ fn general(view: &View<'_>, chosen: &str) -> Vec<String> {
     if matches!(chosen, "shared" | "reuseport") {
         lines.push(
             "- With it nobody deals: a worker that blocks keeps what came to it, and --max-active, \
-             --max-total and --max-queue-wait do nothing. For a server that does one thing at a time, \
+             --max-total and --max-queue-wait are refused. For a server that does one thing at a time, \
              -p least --max-active 1 does as well and still deals: try it with --run-flag=--max-active=1."
                 .into(),
         );

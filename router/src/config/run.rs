@@ -313,6 +313,7 @@ fn choose_limits(args: &RunArgs, policy: Policy) -> Result<Limits, ConfigError> 
     // Not so --max-lifetime and --max-rss: those need no dealing.
     let needs_dealing = [
         ("--hung-timeout", !args.hung_timeout.is_zero()),
+        ("--max-active", args.max_active.is_some()),
         ("--max-connections", args.max_connections.is_some()),
         ("--max-total", args.max_total.is_some()),
         ("--max-queue-wait", args.max_queue_wait.is_some()),
@@ -323,11 +324,14 @@ fn choose_limits(args: &RunArgs, policy: Policy) -> Result<Limits, ConfigError> 
             policy_name(policy)
         )));
     }
-    if args.max_total.is_some() && args.adapter == AdapterChoice::Fd {
-        return Err(ConfigError::Conflict(
-            "--max-total needs to know what is closed, and --adapter fd does not tell; use --queue-limit"
-                .into(),
-        ));
+    let needs_closes =
+        [("--max-active", args.max_active.is_some()), ("--max-total", args.max_total.is_some())];
+    if let Some((flag, _)) = needs_closes.iter().find(|(_, given)| *given)
+        && args.adapter == AdapterChoice::Fd
+    {
+        return Err(ConfigError::Conflict(format!(
+            "{flag} needs to know what is closed, and --adapter fd does not tell; use --queue-limit"
+        )));
     }
     let zero = |flag, why: &str| Err(ConfigError::value(flag, "0", why));
     if args.max_lifetime.is_some_and(|time| time.is_zero()) {

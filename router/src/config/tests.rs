@@ -342,16 +342,23 @@ fn sockets_that_were_brought_along() {
 
 #[test]
 fn limits_need_what_they_count() {
-    for flag in ["--hung-timeout=1s", "--max-connections=5", "--max-total=5", "--max-queue-wait=1s"]
-    {
+    for flag in [
+        "--hung-timeout=1s",
+        "--max-active=5",
+        "--max-connections=5",
+        "--max-total=5",
+        "--max-queue-wait=1s",
+    ] {
         let why = refusal(&["-p", "shared", flag, "x"]);
         let name = flag.split('=').next().unwrap();
         assert!(why.contains(name) && why.contains("least, rr or ip"), "{why}");
         config(&[flag, "x"]);
     }
     config(&["-p", "shared", "--max-lifetime", "1h", "--max-rss", "1G", "x"]);
-    let fd = ["--adapter", "fd", "-l", ":0", "--max-total", "5", "x"];
-    assert!(refusal(&fd).contains("--adapter fd does not tell"));
+    for flag in ["--max-total", "--max-active"] {
+        let why = refusal(&["--adapter", "fd", "-l", ":0", flag, "5", "x"]);
+        assert!(why.starts_with(flag) && why.contains("--adapter fd does not tell"), "{why}");
+    }
     assert!(refusal(&["--max-lifetime", "0", "x"]).contains("leave it away"));
     assert!(refusal(&["--max-queue-wait", "0", "x"]).contains("leave it away"));
     assert!(refusal(&["--shed", "reset", "x"]).contains("--max-queue-wait"));
