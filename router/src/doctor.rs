@@ -143,9 +143,12 @@ impl Seen {
             first_free_port: diagnose::first_free_port(),
             around: Surroundings::of_this_process(),
             cpu_quota: crate::memory::cpu_quota(),
+            // Of root with --user it binds the workers as soon as they are that user's. Whose they will be
+            // is not known here.
             tasks: confined::tasks(
                 crate::memory::tasks_left(),
                 getrlimit(Resource::RLIMIT_NPROC).map_or(u64::MAX, |(soft, _)| soft),
+                || confined::tasks_of(nix::unistd::getuid().as_raw()),
                 (nix::unistd::getuid().is_root()
                     || capable(CAP_SYS_RESOURCE)
                     || capable(CAP_SYS_ADMIN))
@@ -298,7 +301,11 @@ impl Seen {
         let Some(Module { name, label }) = &self.module else {
             return Finding::ok(CHECK, "none confines this process");
         };
-        let found = format!("{name} confines this process as {label}");
+        let found = if label.is_empty() {
+            format!("{name} is on, and as what it confines this process cannot be read")
+        } else {
+            format!("{name} confines this process as {label}")
+        };
         if confined::KNOWN_LABELS.iter().any(|known| label.contains(known)) {
             return Finding::ok(CHECK, format!("{found}, as is usual in a container"));
         }
@@ -545,6 +552,7 @@ mod tests {
             ..well()
         });
         look(Seen { module: module("AppArmor", "docker-default (enforce)"), ..well() });
+        look(Seen { module: module("SELinux", ""), ..well() });
         let mut blind = well();
         blind.around.memory = None;
         look(blind);
@@ -579,6 +587,8 @@ mod tests {
         said("room for 500 processes and threads by pids.max of the cgroup");
         said("none confines this process");
         said("SELinux confines this process as u:r:httpd_t:s0");
+        said("SELinux is on, and as what it confines this process cannot be read");
+        assert!(!all.iter().any(|finding| finding.found.ends_with("as ")), "{all:#?}");
         said("where the program runs in another domain LD_PRELOAD is taken away");
         said("a profile whose rule for the program is Px or Cx takes LD_PRELOAD away");
         said("docker-default (enforce), as is usual in a container");
@@ -595,6 +605,8 @@ mod tests {
         for (name, label, trouble) in [
             ("SELinux", "system_u:system_r:httpd_t:s0", ["security module"].as_slice()),
             ("SELinux", "system_u:system_r:container_t:s0:c1,c2", &[]),
+            ("SELinux", "system_u:system_r:spc_t:s0", &[]),
+            ("SELinux", "", &["security module"]),
             ("AppArmor", "/usr/sbin/croupier (enforce)", &["security module"]),
             ("AppArmor", "docker-default (enforce)", &[]),
         ] {

@@ -1,6 +1,8 @@
 //! `croupier doctor` on this machine, and on machines that lack something.
 
 use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
 
 use croupier_tests::{Finished, Guard, croupier, find_program, fixture, skip};
 
@@ -79,6 +81,32 @@ fn a_low_limit_of_open_files_is_a_warning() {
         "{line}"
     );
     assert!(ended.stdout.contains("raise it: ulimit -Hn, LimitNOFILE="), "{}", ended.stdout);
+}
+
+/// What the user runs already counts, thread by thread, and the limit is what is left of it.
+#[test]
+fn what_the_user_runs_is_taken_from_its_limit_of_processes() {
+    const SOURCE: &str = "
+import resource, subprocess, sys, threading
+resource.setrlimit(resource.RLIMIT_NPROC, (60, 60))
+for _ in range(4):
+    threading.Thread(target=threading.Event().wait, daemon=True).start()
+subprocess.run([sys.argv[1], 'doctor'])
+";
+    let guard = Guard::new("doctor-tasks");
+    if !nix::unistd::geteuid().is_root() {
+        skip!("doctor-tasks", "only root can become somebody who runs nothing yet");
+    }
+    std::fs::set_permissions(guard.path(""), PermissionsExt::from_mode(0o755)).unwrap();
+    let copy = guard.path("croupier");
+    std::fs::copy(croupier(), &copy).unwrap();
+    let mut command = guard.command("/usr/bin/python3");
+    command.args(["-c", SOURCE]).arg(copy).uid(64_914).gid(64_914);
+    let ended = guard.finish(command);
+    let (_, line) = finding(&ended, "processes");
+    // Five of python's, and doctor itself.
+    let room = "room for 54 processes and threads by RLIMIT_NPROC of the user";
+    assert!(line.contains(room), "{line}");
 }
 
 /// A container whose seccomp profile does not know memfd_create(2).

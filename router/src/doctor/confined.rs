@@ -5,6 +5,8 @@
 use std::fs;
 use std::path::Path;
 
+use procfs::process::all_processes;
+
 use super::Right;
 
 /// A security module that confines this process.
@@ -12,22 +14,43 @@ use super::Right;
 pub struct Module {
     /// `SELinux` or `AppArmor`.
     pub name: &'static str,
-    /// The context or profile.
+    /// The context or profile; empty where it cannot be read.
     pub label: String,
 }
 
 /// Contexts and profiles in which croupier is known to run: those of container engines.
-pub(super) const KNOWN_LABELS: [&str; 4] =
-    ["docker-default", "cri-containerd.apparmor.d", "containers-default", ":container_t:"];
-/// The narrower limit of two. That of the user does not bind root, nor who may exceed it.
+/// `spc_t`: privileged ones.
+pub(super) const KNOWN_LABELS: [&str; 5] = [
+    "docker-default",
+    "cri-containerd.apparmor.d",
+    "containers-default",
+    ":container_t:",
+    ":spc_t:",
+];
+
+/// Processes that are looked at to count those of a user.
+const COUNTED_MAX: usize = 65_536;
+
+/// The narrower limit of two, and what it leaves room for. That of the user does not bind root, nor who
+/// may exceed it.
 pub(super) fn tasks(
     by_cgroup: Option<u64>,
-    by_user: u64,
+    of_user: u64,
+    has: impl FnOnce() -> u64,
     exempt: Right,
 ) -> Option<(u64, &'static str)> {
-    let by_user = (exempt == Right::No && by_user != libc::RLIM_INFINITY).then_some(by_user);
+    let binds = exempt == Right::No && of_user != libc::RLIM_INFINITY;
+    let by_user = binds.then(|| of_user.saturating_sub(has()));
     let both = [(by_cgroup, "pids.max of the cgroup"), (by_user, "RLIMIT_NPROC of the user")];
     both.into_iter().filter_map(|(room, by)| Some((room?, by))).min()
+}
+
+/// Processes and threads that `RLIMIT_NPROC` counts of a user: all of the same real user. Those in other
+/// PID namespaces count as well, and do not show here.
+pub(super) fn tasks_of(uid: u32) -> u64 {
+    let all = all_processes().into_iter().flatten().take(COUNTED_MAX);
+    let statuses = all.filter_map(|process| process.and_then(|process| process.status()).ok());
+    statuses.filter(|status| status.ruid == uid).map(|status| status.threads).sum()
 }
 
 /// What confines this process, by the files below `root`.
@@ -76,11 +99,17 @@ mod tests {
     #[test]
     fn the_narrower_limit_of_processes_counts_and_roots_own_does_not() {
         let (user, cgroup) = ("RLIMIT_NPROC of the user", "pids.max of the cgroup");
-        assert_eq!(tasks(Some(70), 50, Right::No), Some((50, user)));
-        assert_eq!(tasks(Some(30), 50, Right::No), Some((30, cgroup)));
-        assert_eq!(tasks(Some(70), 50, Right::Yes), Some((70, cgroup)));
-        assert_eq!(tasks(None, 50, Right::Yes), None);
-        assert_eq!(tasks(None, libc::RLIM_INFINITY, Right::No), None);
+        let none = || 0;
+        assert_eq!(tasks(Some(70), 50, none, Right::No), Some((50, user)));
+        assert_eq!(tasks(Some(30), 50, none, Right::No), Some((30, cgroup)));
+        assert_eq!(tasks(Some(70), 50, none, Right::Yes), Some((70, cgroup)));
+        // What the user has already is taken from it, and may be more than it: nobody has to count it
+        // where it binds nobody.
+        assert_eq!(tasks(Some(30), 50, || 21, Right::No), Some((29, user)));
+        assert_eq!(tasks(None, 50, || 60, Right::No), Some((0, user)));
+        let unasked = || -> u64 { panic!("it is not to be counted") };
+        assert_eq!(tasks(None, 50, unasked, Right::Yes), None);
+        assert_eq!(tasks(None, libc::RLIM_INFINITY, unasked, Right::No), None);
     }
 
     #[test]
@@ -92,6 +121,7 @@ mod tests {
         for (files, expected) in [
             (vec![], None),
             (vec![ENFORCE, (OWN, "u:r:httpd_t:s0\0")], Some(("SELinux", "u:r:httpd_t:s0"))),
+            (vec![ENFORCE], Some(("SELinux", ""))),
             (vec![ENFORCE, (OWN, "u:r:unconfined_service_t:s0\0")], None),
             (vec![("sys/fs/selinux/enforce", "0"), (OWN, "u:r:httpd_t:s0\0")], None),
             (vec![ARMOUR, (OWN, "web (enforce)\n")], Some(("AppArmor", "web (enforce)"))),
