@@ -261,7 +261,8 @@ fn the_number_of_workers_follows_the_file() {
     let reload = croupier.ask(&["reload"]);
     let said = &reload.expect_code(0).stdout;
     assert!(said.contains("croupier.toml changes workers"), "{said}");
-    assert!(said.contains("4 slots instead of 2"), "{said}");
+    let order = "every slot has a worker of generation 2\nnow 4 slots instead of 2\n";
+    assert!(said.contains(order), "{said}");
     assert_eq!(ready(), [0, 1, 2, 3].map(|slot| (slot, Some(2))), "all there when it has ended");
     // By hand, and the file does not say anything new.
     croupier.ask(&["scale", "3"]).expect_code(0);

@@ -168,7 +168,8 @@ impl Primary {
 
     /// There is another number of slots.
     pub(super) fn note_scale(&mut self, from: u16, to: u16) {
-        let text = format!("{} instead of {from}", plural(to.into(), "slot"));
+        // In a reload it comes after the word that every slot, of those that there were, is new.
+        let text = format!("now {} instead of {from}", plural(to.into(), "slot"));
         log::info!("{text}");
         self.commands.reload_says(&text, self.poll.registry());
         self.replacing.added.retain(|slot| slot.0 < to);

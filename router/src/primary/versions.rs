@@ -30,7 +30,10 @@ pub(super) struct Versions {
 struct Version {
     launch: Launch,
     settings: Vec<Setting>,
+    /// What the config file says otherwise.
     changed: Vec<String>,
+    /// The `--env-file`s, if what they say is otherwise.
+    variables: Option<String>,
 }
 
 impl Versions {
@@ -88,23 +91,27 @@ impl Primary {
                 text(new(name))
             ));
         }
-        if config.care.variables != self.config.care.variables && !names.contains(&"env-file") {
-            names.push("env-file");
-        }
+        let others = config.care.variables != self.config.care.variables;
+        let variables =
+            (others && !names.contains(&"env-file")).then(|| values(new("env-file")).join(", "));
         let changed = names.iter().map(|name| (*name).to_owned()).collect();
         // Only what was read can have changed; this would be another without a reason of the user's.
         config.name.clone_from(&self.config.name);
         let resolved = adapter::resolve(&config).map_err(|error| error.to_string())?;
         let launch = Launch { resolved, config: Box::new(config) };
-        Ok(Version { launch, settings, changed })
+        Ok(Version { launch, settings, changed, variables })
     }
 
     /// A reload begins: with what was read last, if there is something.
     pub(super) fn version_begins(&mut self, generation: Generation) {
-        let Some(Version { launch, settings, changed }) = self.versions.next.take() else { return };
+        let Some(version) = self.versions.next.take() else { return };
+        let Version { launch, settings, changed, variables } = version;
         if !changed.is_empty() {
             let (file, changed) = (self.versions.origin.to_string(), changed.join(", "));
             self.step(&format!("{file} changes {changed}"));
+        }
+        if let Some(files) = variables {
+            self.step(&format!("the variables of {files} have changed"));
         }
         let config = std::mem::replace(&mut self.config, (*launch.config).clone());
         let settings = std::mem::replace(&mut self.versions.settings, settings);
