@@ -176,7 +176,9 @@ fn a_queue_limit_that_is_too_low() {
     let port = guard.port();
     let croupier = run(&guard, &["-w", "1"], port);
     wrk(&guard, port, "/", 32, &["-d", "1s"]).unwrap();
-    assert_eq!(given(&croupier), [""; 0]);
+    // A machine that stands still for a second may bring another piece, of a worker that lags.
+    let given = given(&croupier);
+    assert!(!given.iter().any(|about| about == "queue-limit"), "{given:?}");
     croupier.stop_well();
 }
 
