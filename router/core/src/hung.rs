@@ -12,9 +12,11 @@
 //! | starting | it is not: `--ready-timeout` is for those |
 //! | parked | it is not: it is given nothing, and its queue is taken back. Unparked, it begins anew |
 //! | draining | it is not: its drain has an end |
+//! | judged, and a reload brings another time, or fails and takes its own along | its silence counts from then |
 //!
-//! Promises: nobody is judged by a primary that itself woke late, or in less than the time given; no
-//! timer runs while nothing is queued. Off (zero), it costs a hand-off one comparison.
+//! Promises: nobody is judged by a primary that itself woke late, in less than the time given, or by a
+//! time that is not in force; no timer runs while nothing is queued. Off (zero), it costs a hand-off one
+//! comparison.
 
 use core::time::Duration;
 
@@ -62,12 +64,24 @@ impl Core {
         }
     }
 
+    /// Another time is in force. Nobody is judged by it for what was before, and whoever has something
+    /// to do already needs no further hand-off to be looked at.
+    pub(crate) fn judge_anew(&mut self) {
+        self.hung_at = None;
+        for worker in &mut self.dealer.workers {
+            worker.watch = Watch::default();
+        }
+        self.expect_hung();
+    }
+
     /// The time to look at everybody's progress has come.
     pub(crate) fn look_for_hung(&mut self, loads: &impl Loads) {
         let (now, limit) = (self.dealer.now, self.config.limits.hung_timeout);
-        let every = look_every(limit);
         // Then all that it sees is old.
-        let overslept = self.hung_at.is_some_and(|at| now.since(at) > every);
+        let overslept = self.hung_at.take().is_some_and(|at| now.since(at) > look_every(limit));
+        if limit.is_zero() {
+            return;
+        }
         let mut somebody_owes = false;
         for i in 0..self.dealer.workers.len() {
             let owes = self.owes_an_answer(i, loads);
@@ -82,7 +96,10 @@ impl Core {
                 somebody_owes |= owes;
             }
         }
-        self.hung_at = somebody_owes.then(|| now.after(every));
+        // A reload may have failed with one of them, and its time is not in force any more.
+        if somebody_owes {
+            self.expect_hung();
+        }
     }
 
     /// Whether a worker that is ready has something that it should claim.

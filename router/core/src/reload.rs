@@ -154,12 +154,17 @@ impl Core {
 
     fn adopt(&mut self, new: Config) {
         let Config { policy, queue_limit, ready, sticky_key, seed, .. } = self.config;
+        let hung_timeout = self.config.limits.hung_timeout;
         let limits = Limits { waiting_max: self.config.limits.waiting_max, ..new.limits };
         self.config = Config { policy, queue_limit, ready, sticky_key, seed, limits, ..new };
         self.dealer.rules = Rules::new(&self.config);
         // Who was full may have room now, and the other way round.
         self.dealer.total = Total::Open;
         self.dealer.new_epoch();
+        // Timers that were set for the times of before.
+        if self.config.limits.hung_timeout != hung_timeout {
+            self.judge_anew();
+        }
     }
 
     fn begin_to_reload(&mut self, rolling: bool) {

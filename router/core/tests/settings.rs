@@ -8,10 +8,10 @@ mod table;
 use std::time::Duration;
 
 use croupier_core::config::{Config, Limits, Policy};
-use croupier_core::event::{Client, Report, Scale, ScaleFault};
+use croupier_core::event::{Client, ExitStatus, Report, Scale, ScaleFault};
 
 use table::players::Habit;
-use table::{MS, SEC, Table, busy_for, config, within};
+use table::{MS, SEC, Table, busy_for, config, name, within};
 
 fn reported(table: &Table, is_it: impl Fn(&Report) -> bool) -> usize {
     table.story.reports.iter().filter(|(_, report)| is_it(report)).count()
@@ -42,6 +42,20 @@ fn ready(table: &Table) -> Vec<(u16, u32)> {
 
 fn broken() -> Habit {
     Habit { never_ready: true, ..Habit::default() }
+}
+
+fn stuck() -> Habit {
+    Habit { stuck_until: u64::MAX, ..Habit::default() }
+}
+
+fn hung(table: &Table) -> usize {
+    reported(table, |report| matches!(report, Report::Hung { .. }))
+}
+
+fn hung_after(slots: u16, millis: u64) -> Config {
+    let base = config(slots, Policy::Least);
+    let limits = Limits { hung_timeout: Duration::from_millis(millis), ..base.limits };
+    Config { limits, ..base }
 }
 
 /// What a reload brings is in force from its beginning, and not any more when it has failed.
@@ -260,4 +274,70 @@ fn a_wait_that_comes_with_a_reload_is_measured_and_one_that_goes_resets_nobody()
     assert_eq!(table.story.shed.len(), 1, "nobody is any more");
     assert_eq!(reported(&table, |report| matches!(report, Report::ShedEnded { .. })), 1);
     assert_eq!(table.core.poll_timeout(), None);
+}
+
+/// `hung_timeout` comes or goes, with a reload that holds or not, while something is always queued for
+/// workers that are well.
+#[test]
+fn a_time_for_the_hung_that_comes_or_goes_calls_nobody_hung_who_is_well() {
+    for (before, brought, holds) in
+        [(2000, 0, true), (2000, 0, false), (0, 2000, true), (0, 2000, false)]
+    {
+        let mut table = Table::of(hung_after(2, before), Habit::blocking(50 * MS));
+        table.start();
+        busy_for(&mut table, SEC);
+        if !holds {
+            table.habits = Box::new(|_, _, _| broken());
+        }
+        table.reconfigure(Config {
+            ready_timeout: Duration::from_secs(1),
+            ..hung_after(2, brought)
+        });
+        table.reload(false);
+        busy_for(&mut table, 5 * SEC);
+        assert_eq!((over(&table), failed(&table)), (1, usize::from(!holds)));
+        assert_eq!(hung(&table), 0, "from {before} to {brought}: {}", table.picture());
+    }
+}
+
+/// There will be no further hand-off that could make anybody look.
+#[test]
+fn who_is_stuck_already_is_found_when_a_reload_brings_the_time_for_it() {
+    for before in [0, 100_000] {
+        let mut table = Table::of(hung_after(1, before), stuck());
+        table.start();
+        for _ in 0..4 {
+            table.client(Client::Local);
+        }
+        table.run_for(60 * SEC);
+        assert_eq!(hung(&table), 0);
+        table.habits = Box::new(|_, _, _| broken());
+        table.reconfigure(hung_after(1, 1000));
+        table.reload(false);
+        let begun = table.now;
+        within(&mut table, 2 * SEC, |table| hung(table) == 1);
+        assert!(table.now - begun >= SEC, "what was before does not count");
+    }
+}
+
+/// A new worker hangs, so the reload fails and its time is not in force any more: not even in the look
+/// that found it, for whoever comes after it there.
+#[test]
+fn a_reload_that_fails_with_somebody_hung_takes_the_time_for_it_along() {
+    let soak = Duration::from_secs(3);
+    let mut table = Table::of(hung_after(2, 0), Habit::default());
+    table.start();
+    table.habits = Box::new(|_, _, _| stuck());
+    table.reconfigure(Config { soak, ..hung_after(2, 500) });
+    table.reload(false);
+    within(&mut table, SEC, |table| name(table, 3) == "ready");
+    // An old one, with a higher number than the new one.
+    table.exit(2, ExitStatus::Signal(9), false);
+    within(&mut table, SEC, |table| name(table, 4) == "ready");
+    table.client(Client::Local);
+    table.client(Client::Local);
+    table.run_for(5 * SEC);
+    assert_eq!((hung(&table), failed(&table)), (1, 1), "{}", table.picture());
+    assert_eq!((name(&table, 1), name(&table, 4)), ("ready", "ready"));
+    assert_eq!(table.story.served.len(), 2);
 }

@@ -655,6 +655,7 @@ impl Table {
                     self.down.retain(|slot| *slot < to);
                 }
                 self.note_config(report);
+                self.check_hung(report);
                 self.stopping |= report == Report::AllDone;
                 self.story.reports.push((self.now, report));
             }
@@ -1107,6 +1108,18 @@ impl Table {
         let (came, serial) = oldest.expect("somebody waits");
         assert!(self.now - came >= wait, "{gone:?} is shed after {} ms", (self.now - came) / MS);
         assert!(serial < gone.serial, "an older one is shed: {gone:?}");
+    }
+
+    /// Whoever is called hung was silent for the time that is in force, and there is one.
+    fn check_hung(&self, report: Report) {
+        let Report::Hung { worker, silent, .. } = report else { return };
+        let limit = self.config.limits.hung_timeout;
+        assert!(
+            !limit.is_zero() && silent >= limit,
+            "{worker:?} is called hung at {} after {silent:?} of {limit:?}: {}",
+            self.now,
+            self.picture()
+        );
     }
 
     /// The operator stops it.
