@@ -19,6 +19,7 @@
 //! | the operator asks for it (`restart`) | it is due, before all others and whatever failed before |
 //! | a reload is under way, or its old workers still leave | it waits; whom the reload replaces is due no more |
 //! | a reload is asked for | it wins: a new worker that is not ready is killed; an old one drains on |
+//! | a reload that brought other limits fails | who was due is so still, but for its memory: what is too much the shell says again |
 //! | a stop, also of this slot alone | the same |
 //! | the new one ends, or is not ready in time | the old one stays |
 //! | the old one ends | its slot waits for the new one |
@@ -142,6 +143,16 @@ impl Core {
         if let Some(worker) = self.dealer.find(worker).and_then(|i| self.dealer.workers.get_mut(i))
         {
             worker.age.due.get_or_insert(RecycleReason::Memory(bytes));
+        }
+    }
+
+    /// A reload has failed, and its `--max-rss` is not in force any more. Who has too much by the one of
+    /// before is found again.
+    pub(crate) fn forget_memory(&mut self) {
+        for worker in &mut self.dealer.workers {
+            if matches!(worker.age.due, Some(RecycleReason::Memory(_))) {
+                worker.age.due = None;
+            }
         }
     }
 

@@ -463,6 +463,7 @@ impl Core {
         self.reload.decided = Some(generation);
         if let Some(before) = self.reload.before.take() {
             self.adopt(before);
+            self.forget_memory();
         }
         let stops = why == ReloadFault::Stopped;
         if stops {

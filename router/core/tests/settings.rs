@@ -341,3 +341,25 @@ fn a_reload_that_fails_with_somebody_hung_takes_the_time_for_it_along() {
     assert_eq!((name(&table, 1), name(&table, 4)), ("ready", "ready"));
     assert_eq!(table.story.served.len(), 2);
 }
+
+/// `max_rss` comes with a reload that fails: whoever had too much by it stays.
+#[test]
+fn memory_is_not_too_much_any_more_when_the_reload_that_said_so_has_failed() {
+    let base = config(2, Policy::Least);
+    let mut table = Table::of(base, Habit::default());
+    table.start();
+    table.habits = Box::new(|_, _, _| broken());
+    table.reconfigure(Config { ready_timeout: Duration::from_secs(1), ..base });
+    table.reload(false);
+    table.run_for(100 * MS);
+    table.outgrows(1);
+    table.outgrows(2);
+    within(&mut table, 3 * SEC, |table| over(table) == 1);
+    table.habits = Box::new(|_, _, _| Habit::default());
+    table.run_for(10 * SEC);
+    let began = |table: &Table| reported(table, |r| matches!(r, Report::RecycleBegan { .. }));
+    assert_eq!((failed(&table), began(&table)), (1, 0), "{}", table.picture());
+    // Too much by the limit of before.
+    table.outgrows(2);
+    within(&mut table, SEC, |table| began(table) == 1 && name(table, 2) == "forgotten");
+}
