@@ -28,7 +28,7 @@
 //! | a slot is stopped by hand, a scale takes it away, or its old worker ends for good | both its workers leave; the reload goes on without it |
 //! | a slot is started by hand, or a scale adds it | it starts under the old number, and has its turn |
 //! | it brings another number of slots | a reload that fails changes no number. Those that are too many are not replaced, and leave when it has held; those that are missing start then, under the new number |
-//! | that number would leave nobody who serves | it is refused, and who was to leave is replaced like the others |
+//! | that number would leave nobody who serves | it is refused, and who was to leave is replaced like the others; the next reload that brings it tries again |
 //! | it brings the number that it brought last | what was scaled by hand since then stays |
 //! | a scale by hand while it brings another number | the operator's word is the later one |
 //! | a stop | it wins: the reload fails, new workers that are not ready are killed, everybody else drains |
@@ -60,6 +60,8 @@ pub(crate) struct Reload {
     before: Option<Config>,
     /// How many slots there are to be when the one that is under way has held, if it says so.
     slots: Option<u16>,
+    /// The number that was refused when it was brought: it is news once more.
+    refused: Option<u16>,
 }
 
 /// What is under way.
@@ -90,6 +92,7 @@ impl Default for Reload {
             config: None,
             before: None,
             slots: None,
+            refused: None,
         }
     }
 }
@@ -114,7 +117,7 @@ impl Reload {
 
     /// The operator has said how many slots there are to be: what a file says comes before that.
     pub(crate) fn forget_slots(&mut self) {
-        self.slots = None;
+        (self.slots, self.refused) = (None, None);
     }
 
     /// Whether this slot goes when the reload has held.
@@ -169,7 +172,8 @@ impl Core {
 
     fn begin_to_reload(&mut self, rolling: bool) {
         if let Some(new) = self.reload.config.take() {
-            self.reload.slots = (new.slots != self.config.slots).then_some(new.slots);
+            let news = new.slots != self.config.slots || self.reload.refused == Some(new.slots);
+            self.reload.slots = news.then_some(new.slots);
             self.reload.before = Some(self.config);
             self.adopt(new);
         }
@@ -291,7 +295,7 @@ impl Core {
     fn soaked(&mut self, generation: Generation, rolling: bool) {
         let done = self.next_to_replace(generation).is_none();
         if done && let Some(why) = self.reload.slots.and_then(|to| self.scale_fault(to)) {
-            self.reload.slots = None;
+            self.reload.refused = self.reload.slots.take();
             self.report(Report::ScaleRefused { why });
             self.reload.way = Way::Fill { generation, rolling, left: 1 };
             return;
@@ -303,6 +307,7 @@ impl Core {
             self.reload.before = None;
             self.report(Report::ReloadDone { generation });
             if let Some(to) = self.reload.slots.take() {
+                self.reload.refused = None;
                 self.scale_to(to);
             }
         } else {

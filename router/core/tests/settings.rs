@@ -182,19 +182,35 @@ fn what_was_scaled_by_hand_stays_until_the_number_changes() {
     assert_eq!(last, Some(6), "everybody is new: {}", table.picture());
 }
 
-/// The slots that would stay are stopped by hand: nobody would serve.
+/// The slots that would stay are stopped by hand: nobody would serve. Later somebody would, and the same
+/// number comes once more.
 #[test]
 fn a_number_that_leaves_nobody_is_refused_and_everybody_is_replaced() {
-    let mut table = Table::of(config(3, Policy::Least), Habit::default());
-    table.start();
-    table.stop_slot(0);
-    table.run_for(SEC);
-    table.reconfigure(Config { slots: 1, ..config(3, Policy::Least) });
-    table.reload(false);
-    within(&mut table, 20 * SEC, |table| over(table) == 1);
-    let refused = Report::ScaleRefused { why: ScaleFault::NobodyLeft };
-    assert_eq!(reported(&table, |report| *report == refused), 1);
-    assert_eq!((ready(&table), scaled(&table)), (vec![(1, 2), (2, 2)], vec![]));
+    for by_hand in [false, true] {
+        let mut table = Table::of(config(3, Policy::Least), Habit::default());
+        table.start();
+        table.stop_slot(0);
+        table.run_for(SEC);
+        table.reconfigure(Config { slots: 1, ..config(3, Policy::Least) });
+        table.reload(false);
+        within(&mut table, 20 * SEC, |table| over(table) == 1);
+        let refused = Report::ScaleRefused { why: ScaleFault::NobodyLeft };
+        assert_eq!(reported(&table, |report| *report == refused), 1);
+        assert_eq!((ready(&table), scaled(&table)), (vec![(1, 2), (2, 2)], vec![]));
+        table.start_slot(0);
+        table.start_within(SEC);
+        if by_hand {
+            // The later word.
+            table.scale(Scale::To(2));
+            table.run_for(SEC);
+        }
+        table.reconfigure(Config { slots: 1, ..config(3, Policy::Least) });
+        table.reload(false);
+        within(&mut table, 20 * SEC, |table| over(table) == 2 && table.all_ready());
+        let (then, all) =
+            if by_hand { ((3, 2), vec![(0, 3), (1, 3)]) } else { ((3, 1), vec![(0, 3)]) };
+        assert_eq!((scaled(&table), ready(&table)), (vec![then], all));
+    }
 }
 
 /// Limits that a reload brings hold at once for those who come, also where others wait already.
