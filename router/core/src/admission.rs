@@ -208,6 +208,13 @@ impl Core {
         false
     }
 
+    /// Another wait may be in force: nobody is taken in hand later than by this one.
+    pub(crate) fn take_sooner(&mut self) {
+        let Some(wait) = self.config.limits.max_queue_wait else { return };
+        let at = self.dealer.now.after(look_every(wait));
+        self.admission.take_at = self.admission.take_at.map(|known| known.min(at));
+    }
+
     fn wake_by(&mut self, at: Now) {
         self.deadline = Some(self.deadline.map_or(at, |known| known.min(at)));
     }

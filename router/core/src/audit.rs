@@ -67,6 +67,11 @@ struct Numbers {
 }
 
 impl Audit {
+    /// Looks may have become more frequent.
+    pub(crate) fn look_sooner(&mut self, stall_after: Duration, now: Now) {
+        self.next = self.next.min(now.after(pause(stall_after)));
+    }
+
     fn look(&mut self, numbers: Numbers, pause: Duration, now: Now) -> Finding {
         let Numbers { before, after, truth, sent } = numbers;
         self.settled = 0;
@@ -101,7 +106,7 @@ impl Audit {
 impl Core {
     /// Compares worker `i`'s page with the kernel, if it is time to; when that must be done again.
     pub(crate) fn audit(&mut self, i: usize, loads: &impl Loads) -> Option<Now> {
-        let (now, pause) = (self.dealer.now, self.config.stall_after.max(DOUBT));
+        let (now, pause) = (self.dealer.now, pause(self.config.stall_after));
         let (seat, worker) = self.dealer.both(i)?;
         // Nothing was sent since all was well: without this, workers would keep each other's looks going.
         let serves = matches!(worker.state, State::Ready { .. } | State::Finishing { .. });
@@ -132,6 +137,11 @@ impl Core {
             }
         }
     }
+}
+
+/// Between two looks at one worker.
+fn pause(stall_after: Duration) -> Duration {
+    stall_after.max(DOUBT)
 }
 
 #[cfg(test)]

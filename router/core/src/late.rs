@@ -31,6 +31,15 @@ impl Core {
         }
     }
 
+    /// Another `--stall-after` may be in force: nobody is looked at later than by this one.
+    pub(crate) fn look_sooner(&mut self) {
+        let (now, stall_after) = (self.dealer.now, self.config.stall_after);
+        self.late_at = self.late_at.map(|at| at.min(now.after(stall_after)));
+        for worker in &mut self.dealer.workers {
+            worker.audit.look_sooner(stall_after, now);
+        }
+    }
+
     /// With one worker there is nobody to steal for.
     fn lateness_matters(&self) -> bool {
         self.ready >= 2 && self.dealer.rules.by_load()

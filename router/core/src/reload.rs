@@ -168,6 +168,8 @@ impl Core {
         if self.config.limits.hung_timeout != hung_timeout {
             self.judge_anew();
         }
+        self.look_sooner();
+        self.take_sooner();
     }
 
     fn begin_to_reload(&mut self, rolling: bool) {

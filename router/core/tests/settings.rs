@@ -10,7 +10,7 @@ use std::time::Duration;
 use croupier_core::config::{Config, Limits, Policy};
 use croupier_core::event::{Client, ExitStatus, Report, Scale, ScaleFault};
 
-use table::players::Habit;
+use table::players::{Habit, Honesty};
 use table::{MS, SEC, Table, busy_for, config, name, within};
 
 fn reported(table: &Table, is_it: impl Fn(&Report) -> bool) -> usize {
@@ -356,6 +356,55 @@ fn a_reload_that_fails_with_somebody_hung_takes_the_time_for_it_along() {
     assert_eq!((hung(&table), failed(&table)), (1, 1), "{}", table.picture());
     assert_eq!((name(&table, 1), name(&table, 4)), ("ready", "ready"));
     assert_eq!(table.story.served.len(), 2);
+}
+
+/// A reload that shortens a time is heeded by what waits for the long one, whether it holds or not.
+#[test]
+fn a_shorter_time_that_a_reload_brings_is_not_waited_for_as_long_as_the_one_before() {
+    let base = config(2, Policy::Least);
+    let long = Duration::from_secs(3600);
+    let limits = Limits { max_queue_wait: Some(long), ..base.limits };
+    let limits = Limits { waiting_max: 10, ..limits };
+    let base = Config { stall_after: long, limits, ..base };
+    let mut table = Table::of(base, stuck());
+    table.start();
+    for _ in 0..6 {
+        table.client(Client::Local);
+    }
+    table.run_for(SEC);
+    let late = |table: &Table| reported(table, |r| matches!(r, Report::Late { .. }));
+    assert_eq!((late(&table), table.core.held()), (0, 0));
+    table.habits = Box::new(|_, _, _| broken());
+    let short = Duration::from_millis(400);
+    let limits = Limits { max_queue_wait: Some(short), ..limits };
+    table.reconfigure(Config { stall_after: short, limits, ..base });
+    table.reload(false);
+    table.run_for(110 * MS);
+    assert_eq!((late(&table), table.core.held()), (0, 4), "taken in hand after a quarter");
+    table.run_for(300 * MS);
+    assert_eq!(late(&table), 2);
+}
+
+/// Looks at pages that may be untrue are as frequent as before when a reload that made them seldom has
+/// failed.
+#[test]
+fn who_lies_is_found_out_after_a_reload_that_looked_away() {
+    let base = config(2, Policy::Least);
+    let lies = Habit { honesty: Honesty::ClaimsNothing, ..Habit::default() };
+    let mut table = Table::of(base, lies);
+    table.start();
+    for _ in 0..2 {
+        table.client(Client::Local);
+    }
+    table.run_for(MS);
+    table.habits = Box::new(|_, _, _| broken());
+    let stall_after = Duration::from_secs(3600);
+    table.reconfigure(Config { stall_after, ready_timeout: Duration::from_secs(1), ..base });
+    table.reload(false);
+    within(&mut table, 2 * SEC, |table| failed(table) == 1);
+    table.habits = Box::new(|_, _, _| Habit::default());
+    let found = |table: &Table| reported(table, |r| matches!(r, Report::NumbersDoNotFit { .. }));
+    within(&mut table, 20 * SEC, |table| found(table) == 2);
 }
 
 /// `max_rss` comes with a reload that fails: whoever had too much by it stays.
