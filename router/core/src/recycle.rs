@@ -19,7 +19,7 @@
 //! | the operator asks for it (`restart`) | it is due, before all others and whatever failed before |
 //! | a reload is under way, or its old workers still leave | it waits; whom the reload replaces is due no more |
 //! | a reload is asked for | it wins: a new worker that is not ready is killed; an old one drains on |
-//! | a reload that brought other limits fails | who was due is so still, but for its memory: what is too much the shell says again |
+//! | a reload that brought other limits fails | nobody is due by those: who started meanwhile has the limits of before; what memory is too much the shell says again |
 //! | a stop, also of this slot alone | the same |
 //! | the new one ends, or is not ready in time | the old one stays |
 //! | the old one ends | its slot waits for the new one |
@@ -47,6 +47,8 @@ pub(crate) struct Age {
     connections: u64,
     /// When its lifetime ends, and how long that was.
     ends: Option<(Now, Duration)>,
+    /// The limits that these are parts of: of connections, and of its lifetime.
+    parts_of: (Option<u64>, Option<Duration>),
     /// It is to be replaced.
     pub(crate) due: Option<RecycleReason>,
 }
@@ -54,7 +56,7 @@ pub(crate) struct Age {
 impl Default for Age {
     /// It may get as old as it likes.
     fn default() -> Self {
-        Self { connections: u64::MAX, ends: None, due: None }
+        Self { connections: u64::MAX, ends: None, parts_of: (None, None), due: None }
     }
 }
 
@@ -62,11 +64,13 @@ impl Age {
     pub(crate) fn new(limits: &Limits, dice: &mut Dice) -> Self {
         let connections =
             limits.max_connections.map_or(u64::MAX, |max| (max - dice.up_to(max / 10)).max(1));
-        Self { connections, ..Self::default() }
+        let parts_of = (limits.max_connections, limits.max_lifetime);
+        Self { connections, parts_of, ..Self::default() }
     }
 
     /// The worker is ready: its lifetime begins.
     pub(crate) fn begin(&mut self, limits: &Limits, dice: &mut Dice, now: Now) {
+        self.parts_of.1 = limits.max_lifetime;
         self.ends = limits.max_lifetime.map(|max| {
             let nanos = u64::try_from(max.as_nanos()).unwrap_or(u64::MAX);
             let own = Duration::from_nanos(nanos - dice.up_to(nanos / 10));
@@ -146,12 +150,21 @@ impl Core {
         }
     }
 
-    /// A reload has failed, and its `--max-rss` is not in force any more. Who has too much by the one of
-    /// before is found again.
-    pub(crate) fn forget_memory(&mut self) {
+    /// A reload has failed, and its limits are not in force any more. Whoever started meanwhile gets those
+    /// of before; who has too much memory by the one of before is found again.
+    pub(crate) fn measure_anew(&mut self) {
+        let limits = self.config.limits;
         for worker in &mut self.dealer.workers {
             if matches!(worker.age.due, Some(RecycleReason::Memory(_))) {
                 worker.age.due = None;
+            }
+            if worker.age.parts_of == (limits.max_connections, limits.max_lifetime) {
+                continue;
+            }
+            let asked = worker.age.due.filter(|due| *due == RecycleReason::Asked);
+            worker.age = Age { due: asked, ..Age::new(&limits, &mut self.dice) };
+            if let State::Ready { since } | State::Parked { since } = worker.state {
+                worker.age.begin(&limits, &mut self.dice, since);
             }
         }
     }

@@ -470,7 +470,8 @@ impl Core {
         self.reload.decided = Some(generation);
         if let Some(before) = self.reload.before.take() {
             self.adopt(before);
-            self.forget_memory();
+            self.measure_anew();
+            self.give_time_anew();
         }
         let stops = why == ReloadFault::Stopped;
         if stops {
@@ -495,6 +496,17 @@ impl Core {
         self.debts = true;
         if !stops {
             self.look_for_the_end();
+        }
+    }
+
+    /// Whoever started while a reload was under way that has failed has the time for it that is in force
+    /// again.
+    fn give_time_anew(&mut self) {
+        let ready_timeout = self.config.ready_timeout;
+        for worker in &mut self.dealer.workers {
+            if let State::Starting { deadline } = &mut worker.state {
+                *deadline = worker.started.after(ready_timeout);
+            }
         }
     }
 

@@ -428,3 +428,37 @@ fn memory_is_not_too_much_any_more_when_the_reload_that_said_so_has_failed() {
     table.outgrows(2);
     within(&mut table, SEC, |table| began(table) == 1 && name(table, 2) == "forgotten");
 }
+
+/// An old worker that crashes during a reload that fails comes back under what the reload brought. It
+/// goes on under what was before.
+#[test]
+fn who_started_during_a_reload_that_failed_has_the_limits_of_before() {
+    let limited = |max| {
+        let base = config(2, Policy::Least);
+        Config { limits: Limits { max_connections: max, ..base.limits }, ..base }
+    };
+    for (before, brought) in [(None, Some(5)), (Some(50), None)] {
+        let mut table = Table::of(limited(before), Habit::default());
+        table.start();
+        table.habits = Box::new(|_, worker, _| match worker.0 {
+            3 => broken(),
+            // Not as fast as the time allows that the reload brings.
+            4 => Habit { start: 3 * SEC, ..Habit::default() },
+            _ => Habit::default(),
+        });
+        let ready_timeout = Duration::from_secs(1);
+        table.reconfigure(Config { ready_timeout, ..limited(brought) });
+        table.reload(false);
+        table.run_for(500 * MS);
+        table.exit(2, ExitStatus::Signal(9), false);
+        within(&mut table, SEC, |table| failed(table) == 1);
+        assert_eq!(name(&table, 4), "starting");
+        within(&mut table, 4 * SEC, |table| name(table, 4) == "ready");
+        let late = reported(&table, |r| matches!(r, Report::NotReadyInTime { .. }));
+        assert_eq!(late, 1, "the new one, not the old one");
+        busy_for(&mut table, 500 * MS);
+        let began = |report: &Report| matches!(report, Report::RecycleBegan { worker, .. } if worker.0 == 4);
+        let expected = usize::from(before.is_some());
+        assert_eq!(reported(&table, began), expected, "{before:?}, {brought:?}");
+    }
+}
