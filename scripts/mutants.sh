@@ -106,7 +106,7 @@ plant no-backoff restart.rs 's/policy.base.saturating_mul(factor).min(policy.max
 plant no-budget restart.rs 's/if self.crashes < policy.budget.max(1) {/if self.crashes < u32::MAX {/'
 plant hopeless-goes-on life.rs 's/        if hopeless || /        if hopeless \&\& /'
 plant drains-for-ever salvage.rs 's/        if deadline <= now {/        if deadline < Now(0) {/'
-plant no-kill-after salvage.rs 's/State::Signalled { kill_at } if kill_at <= self.dealer.now/State::Signalled { kill_at } if kill_at < Now(0)/'
+plant no-kill-after salvage.rs 's/if kill_at <= self.dealer.now =>/if kill_at < Now(0) =>/'
 plant cuts-what-is-active salvage.rs 's/Some(_) if !drains_itself => {/Some(_) if !drains_itself \&\& now == deadline => {/'
 plant closes-without-a-second-look stop.rs 's/Closing::Quiet => known.closing = Closing::Resting { until },/Closing::Quiet | Closing::Again if until > Now(0) => { known.closing = Closing::Told; self.actions.push_back(Action::CloseListener { listener }); }\nClosing::Quiet => {}/'
 plant stop-takes-no-clients stop.rs 's/Self::No | Self::Closing { .. } => true,/Self::No => true, Self::Closing { .. } => false,/'
@@ -115,7 +115,7 @@ plant sockets-stay-adopted life.rs 's/if slot.sockets == Sockets::Adopted {/if s
 
 # Reload
 plant no-canary reload.rs 's/Way::Fill { generation, rolling, left: 1 }/Way::Fill { generation, rolling, left: u16::MAX }/'
-plant surge-without-bound reload.rs 's/if starting >= usize::from(self.config.max_surge.max(1)) || !memory {/if !memory {/'
+plant surge-without-bound reload.rs 's/if starting >= usize::from(self.max_surge()) || !memory {/if !memory {/'
 plant no-soak reload.rs 's/until: self.dealer.now.after(wait) }/until: self.dealer.now }/'
 plant the-parked-keep-their-queue salvage.rs 's/if !busy \&\& queued > 0 \&\& self.others_serve/if !busy \&\& queued > 99 \&\& self.others_serve/'
 plant drains-before-all-hold reload.rs 's/if done || rolling {/if true || done || rolling {/'
@@ -125,8 +125,8 @@ plant listens-on-less-than-the-old life.rs 's/if is_ready \&\& self.replaces_all
 plant two-queue-as-two reload.rs 's/if self.reload.is_under_way() {/if self.reload.is_under_way() \&\& rolling {/'
 plant rolling-does-not-wait reload.rs 's/let memory = !rolling || self.leaving().next().is_none();/let memory = true;/'
 plant restarts-beside-the-next life.rs 's/matches!(slot.beside, Beside::Next { .. })/matches!(slot.beside, Beside::Last { .. })/'
-plant ends-though-a-reload-may-help life.rs 's/if self.reload.is_under_way() {/if self.reload.is_under_way() \&\& self.slots.is_empty() {/'
-plant draining-without-bound reload.rs 's/for _ in usize::from(self.config.max_draining.max(1))..count {/for _ in count..count {/'
+plant ends-though-a-reload-may-help life.rs 's/let starts = self.reload.is_under_way() ||/let starts = self.reload.is_under_way() \&\& self.slots.is_empty() ||/'
+plant draining-without-bound reload.rs 's/for _ in usize::from(self.max_draining())..count {/for _ in count..count {/'
 plant a-restart-takes-a-new-number reload.rs 's/slot.generation = generation;/slot.generation = Generation(1);/'
 
 # Slots by hand
@@ -145,7 +145,7 @@ plant the-killed-are-not-waited-for reload.rs 's/if vacant.is_some_and(|slot| se
 plant a-crash-is-meant wants.rs 's/(sits \&\& self.config.stop_exit_codes.contains(code))/(sits \&\& (code == 1 || self.config.stop_exit_codes.contains(code)))/'
 plant the-new-mean-it-too wants.rs 's/ \&\& !self.reload.started(worker);/;/'
 plant all-done-goes-on wants.rs 's/            self.begin_to_stop();/            let _ = 0;/'
-plant the-operator-is-not-asked life.rs 's/self.reload.is_under_way() || self.is_held_down()/self.reload.is_under_way()/'
+plant the-operator-is-not-asked life.rs 's/if starts || self.is_held_down() {/if starts {/'
 plant the-stopped-count-as-failed life.rs 's/let failed = wanted().all/let failed = self.slots.iter().all/'
 plant sockets-of-the-stopped-are-left wants.rs 's/slot.sockets = Sockets::Left { since: now };/slot.sockets = Sockets::Own;/'
 plant the-stopped-are-missed views.rs 's/let mut wanted = self.slots.iter().filter(|slot| slot.want == Want::Up).peekable();/let mut wanted = self.slots.iter().peekable();/'
@@ -183,6 +183,18 @@ plant never-sheds admission.rs 's/admission.verdict = Verdict::Shed(listener);/r
 plant in-hand-without-bound admission.rs 's/admission.count < most {/admission.count < most + 99 {/'
 plant a-bell-for-those-in-hand-is-trusted admission.rs 's/self.dealer.now.after(Duration::from_nanos(1));/self.dealer.now.after(Duration::from_secs(9));/'
 plant the-newest-in-hand-goes-first admission.rs 's/line.waiting.push_back((arrival, now));/line.waiting.push_front((arrival, now));/'
+
+# Settings that a reload brings, and takes along when it fails
+plant a-time-taken-away-judges hung.rs 's/if limit.is_zero() {/if limit.is_zero() \&\& now == Now(0) {/;s/        self.hung_at = None;/        let _ = 0;/'
+plant a-new-time-waits-for-a-hand-off hung.rs '0,/self.expect_hung();/s///'
+plant silence-of-before-counts hung.rs 's/worker.watch = Watch::default();/let _ = Watch::default();/'
+plant too-much-memory-for-ever recycle.rs 's/if matches!(worker.age.due, Some(RecycleReason::Memory(_))) {/if worker.age.due.is_none() {/'
+plant limits-outlive-their-reload recycle.rs 's/if worker.age.parts_of == (limits.max_connections, limits.max_lifetime) {/if limits.max_total != Some(0) {/'
+plant the-time-to-start-outlives-its-reload reload.rs 's/self.give_time_anew();/let _ = Self::give_time_anew;/'
+plant a-refused-number-is-forgotten reload.rs 's/self.reload.refused = self.reload.slots.take();/self.reload.slots = None;/'
+plant late-by-the-time-of-before late.rs 's/self.late_at.map(|at| at.min(now.after(stall_after)))/self.late_at/'
+plant looks-at-pages-by-the-time-of-before audit.rs 's/self.next = self.next.min(now.after(pause(stall_after)));/let _ = (now, stall_after);/'
+plant in-hand-by-the-wait-of-before admission.rs 's/self.admission.take_at.map(|known| known.min(at))/self.admission.take_at.map(|known| known.max(at))/'
 
 if [ "$planted" -eq 0 ]; then
     echo "mutants: no bug of that name" >&2
