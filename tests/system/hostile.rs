@@ -128,7 +128,10 @@ fn running_out_of_descriptors_is_waited_out() {
     }
     let advice = croupier.status().advice;
     let said = advice.iter().find(|one| one.about == "open-files").map(|one| one.text.as_str());
-    assert!(said.is_some_and(|text| text.contains("accept found no descriptor left")), "{advice:?}");
+    assert!(
+        said.is_some_and(|text| text.contains("accept found no descriptor left")),
+        "{advice:?}"
+    );
     croupier.stop_well();
 }
 
