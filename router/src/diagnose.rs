@@ -9,12 +9,12 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
-use nix::unistd::{Uid, User};
+use nix::unistd::Uid;
 use procfs::net::{TcpState, UnixNetEntry, UnixState};
 use procfs::process::{FDTarget, MMapPath, Process, all_processes};
 
 use crate::adapter::program::{Kind, Obstacle, kind_of};
-use crate::config::ListenAddress;
+use crate::config::{ListenAddress, user_name};
 
 /// Why a worker did not become ready.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -300,7 +300,7 @@ pub fn holder_of(address: &ListenAddress) -> Option<Holder> {
     let mut processes = all_processes().into_iter().flatten().flatten();
     match processes.find(|process| socket_inodes(process).contains(&inode)) {
         Some(process) => Some(Holder::Process(named(&process))),
-        None => uid.map(|uid| Holder::User(user_name(uid))),
+        None => uid.map(|uid| Holder::User(user_name(Uid::from_raw(uid)))),
     }
 }
 
@@ -310,13 +310,6 @@ fn overlap(held: SocketAddr, wanted: SocketAddr) -> bool {
         && (any(held.ip())
             || any(wanted.ip())
             || held.ip().to_canonical() == wanted.ip().to_canonical())
-}
-
-fn user_name(uid: u32) -> String {
-    match User::from_uid(Uid::from_raw(uid)) {
-        Ok(Some(user)) => user.name,
-        Ok(None) | Err(_) => uid.to_string(),
-    }
 }
 
 /// Why an address cannot be bound or listened on.
@@ -394,7 +387,7 @@ pub fn bind_error(address: &ListenAddress, error: io::Error) -> BindError {
     } else if errno == Errno::EADDRNOTAVAIL {
         BindError::NotHere { address }
     } else if errno == Errno::EACCES && (1..limit).contains(&port) {
-        let user = user_name(nix::unistd::geteuid().as_raw());
+        let user = user_name(nix::unistd::geteuid());
         let program = std::env::current_exe().unwrap_or_else(|_| "croupier".into());
         BindError::LowPort { address, limit, user, program }
     } else {

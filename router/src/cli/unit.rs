@@ -10,13 +10,13 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
-use nix::unistd::{User, geteuid};
+use nix::unistd::geteuid;
 
 use super::run::RunArgs;
 use super::{Exit, code, subcommand};
 use crate::adapter;
 use crate::config::{
-    ListenAddress, LoadError, Loaded, RunConfig, Setting, Source, Surroundings, load,
+    ListenAddress, LoadError, Loaded, RunConfig, Setting, Source, Surroundings, load, user_name,
 };
 
 const AFTER_HELP: &str = "\
@@ -93,8 +93,7 @@ impl Here {
     fn look(program: PathBuf) -> Result<Self, String> {
         let cannot = |what: &str, error: std::io::Error| format!("cannot find out {what}: {error}");
         let uid = geteuid();
-        let name =
-            User::from_uid(uid).ok().flatten().map_or_else(|| uid.to_string(), |user| user.name);
+        let name = user_name(uid);
         Ok(Self {
             croupier: std::env::current_exe()
                 .map_err(|error| cannot("where croupier is", error))?,

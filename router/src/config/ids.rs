@@ -50,6 +50,15 @@ pub(super) fn resolve_ids(
     Ok(Some(Ids { uid, gid, groups, user_name, home }))
 }
 
+/// The name of a user, or the number where the user database has none.
+#[must_use]
+pub fn user_name(uid: Uid) -> String {
+    match User::from_uid(uid) {
+        Ok(Some(user)) => user.name,
+        Ok(None) | Err(_) => uid.to_string(),
+    }
+}
+
 fn find_user(text: &str) -> Result<(Uid, Gid, Option<User>), ConfigError> {
     let account = match text.parse::<u32>() {
         Ok(number) => User::from_uid(Uid::from_raw(number)),

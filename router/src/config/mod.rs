@@ -23,7 +23,7 @@ pub use croupier_core::config::Surge;
 pub use address::{ListenAddress, ListenSpec, ProgramAddress, parse_listen, program_port};
 pub use care::{Care, parse_umask};
 pub use file::{DEFAULT_FILE, Place};
-pub use ids::Ids;
+pub use ids::{Ids, user_name};
 pub use inherited::Inherited;
 pub use load::{LoadError, Loaded, Origin, Setting, Source, changes_at_reload, load};
 pub use run::{Machine, MaxRss, RunConfig, Workers};

@@ -18,6 +18,7 @@ use nix::unistd::{Uid, User, geteuid};
 
 use super::messages::{Happening, REPLY_MAX, Reply, Request};
 use super::place;
+use crate::config::user_name;
 
 /// How long a primary may take to answer what it answers at once.
 pub const ANSWER_WAIT: Duration = Duration::from_secs(5);
@@ -330,13 +331,6 @@ fn listening_path(line: &[u8]) -> Option<PathBuf> {
     let mut words = line.split(|byte| *byte == b' ').filter(|word| !word.is_empty());
     let (flags, path) = (words.nth(3)?, words.nth(3)?);
     (flags == ACCEPTS && path.starts_with(b"/")).then(|| PathBuf::from(OsStr::from_bytes(path)))
-}
-
-fn user_name(uid: Uid) -> String {
-    match User::from_uid(uid) {
-        Ok(Some(user)) => user.name,
-        Ok(None) | Err(_) => uid.to_string(),
-    }
 }
 
 fn user_named(name: &str) -> Option<Uid> {
