@@ -408,7 +408,7 @@ pub fn preload(path: Option<&Path>) -> Finding {
 #[must_use]
 pub fn control() -> Finding {
     const CHECK: &str = "control socket";
-    match place::usable_directory() {
+    match place::directory_to_be() {
         Ok(directory) => Finding::ok(CHECK, format!("in {}", directory.display())),
         Err(error) => Finding::warn(
             CHECK,

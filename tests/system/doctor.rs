@@ -103,6 +103,12 @@ subprocess.run([sys.argv[1], 'doctor'])
     let mut command = guard.command("/usr/bin/python3");
     command.args(["-c", SOURCE]).arg(copy).uid(64_914).gid(64_914);
     let ended = guard.finish(command);
+    // Root's XDG_RUNTIME_DIR is not its; what it would get is said, and not made: the guard counts.
+    assert!(
+        finding(&ended, "control socket").1.contains("/tmp/croupier-64914"),
+        "{}",
+        ended.stdout
+    );
     let (_, line) = finding(&ended, "processes");
     // Five of python's, and doctor itself.
     let room = "room for 54 processes and threads by RLIMIT_NPROC of the user";

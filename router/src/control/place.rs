@@ -13,7 +13,7 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use nix::unistd::{Uid, geteuid};
+use nix::unistd::{AccessFlags, Uid, access, geteuid};
 
 /// How many primaries of one name find a place: `web`, `web-2`, … `web-99`.
 const SAME_NAMES_MAX: u32 = 99;
@@ -168,14 +168,32 @@ pub fn all_directories() -> Vec<PathBuf> {
     all
 }
 
-/// The first of [`own_directories`] in which sockets can be made.
+/// The first of [`own_directories`] in which sockets can be made; it is made where it is missing.
 ///
 /// # Errors
 /// None can be used, and why not each.
 pub fn usable_directory() -> Result<PathBuf, PlaceError> {
+    first_that(make_private)
+}
+
+/// The directory that [`usable_directory`] would return, with nothing made.
+///
+/// # Errors
+/// None could be used, and why not each.
+pub fn directory_to_be() -> Result<PathBuf, PlaceError> {
+    first_that(|directory| {
+        if std::fs::symlink_metadata(directory).is_ok() {
+            return check_private(directory);
+        }
+        let parent = directory.parent().unwrap_or_else(|| Path::new("/"));
+        access(parent, AccessFlags::W_OK | AccessFlags::X_OK).map_err(io::Error::from)
+    })
+}
+
+fn first_that(usable: impl Fn(&Path) -> io::Result<()>) -> Result<PathBuf, PlaceError> {
     let mut refusals = Vec::new();
     for directory in own_directories() {
-        match make_private(&directory) {
+        match usable(&directory) {
             Ok(()) => return Ok(directory),
             Err(error) => refusals.push(format!("{}: {error}", directory.display())),
         }
@@ -189,11 +207,14 @@ fn make_private(directory: &Path) -> io::Result<()> {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
         Err(error) => return Err(error),
     }
+    check_private(directory)
+}
+
+fn check_private(directory: &Path) -> io::Result<()> {
     if !is_private(directory, geteuid()) {
         return Err(io::Error::other("belongs to somebody else, or others may write in it"));
     }
-    nix::unistd::access(directory, nix::unistd::AccessFlags::W_OK | nix::unistd::AccessFlags::X_OK)
-        .map_err(io::Error::from)
+    access(directory, AccessFlags::W_OK | AccessFlags::X_OK).map_err(io::Error::from)
 }
 
 /// A real directory of `uid`'s in which nobody else can put anything.
