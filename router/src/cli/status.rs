@@ -204,9 +204,14 @@ fn totals(status: &Status) -> String {
         number(totals.waits),
         number(totals.hung),
         number(totals.recycled),
-        micros(totals.accept_to_handoff_p50_us),
-        micros(totals.accept_to_handoff_p99_us),
+        held(totals.accept_to_handoff_p50_us),
+        held(totals.accept_to_handoff_p99_us),
     )
+}
+
+/// What the loop hands off in the turn that accepted it has no time of its own: no clock is read in between.
+fn held(us: Option<u64>) -> String {
+    if us == Some(0) { "at once".into() } else { micros(us) }
 }
 
 #[cfg(test)]
@@ -279,7 +284,13 @@ mod tests {
             }],
             workers,
             advice: vec![Advice { about: "lag".into(), text: "do this".into() }],
-            totals: Totals { accepted: 120_034, handed_off: 120_030, ..Totals::default() },
+            totals: Totals {
+                accepted: 120_034,
+                handed_off: 120_030,
+                accept_to_handoff_p50_us: Some(0),
+                accept_to_handoff_p99_us: Some(850),
+                ..Totals::default()
+            },
         }
     }
 
@@ -303,7 +314,7 @@ w10    -    -     -  backoff               -       -       -       -         -  
 
 accepted 120,034, handed off 120,030, salvaged 0, stolen 0, refused 0, shed 0; nobody had room 0 times
 workers: 0 hung, 0 recycled
-accept to hand-off: p50 -, p99 -
+accept to hand-off: p50 at once, p99 850µs
 advice: do this
 ";
         assert_eq!(render(&status), wanted, "\n{}", render(&status));

@@ -430,7 +430,7 @@ pub struct Totals {
     /// Workers replaced because they had had their time.
     #[serde(default)]
     pub recycled: u64,
-    /// Median time from accept to hand-off, in microseconds.
+    /// Median time from accept to hand-off, in microseconds; 0 is in the turn of the loop that accepted it.
     pub accept_to_handoff_p50_us: Option<u64>,
     /// 99th percentile of the same.
     pub accept_to_handoff_p99_us: Option<u64>,
