@@ -39,6 +39,8 @@ fn judge_run(guard: &Guard, args: &[String]) -> serde_json::Value {
 fn judge_command(guard: &Guard, command: &[String]) {
     let (program, args) = command.split_first().unwrap();
     assert_eq!(program, "croupier", "{command:?}");
+    // By name: root sees every primary of the machine, whoever else's.
+    let args = args.iter().map(String::as_str).chain(["-n", "examples-nobody"]);
     guard.croupier(args).expect_code(3);
 }
 
