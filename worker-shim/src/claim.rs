@@ -312,7 +312,7 @@ fn leave_if_idle(page: &Page, own: &Own) {
         }
     };
     if own.gone.load(SeqCst) == GONE_FINISHING
-        && !page.lines.iter().any(busy)
+        && !page.lines_in_use().any(busy)
         && own.gone.compare_exchange(GONE_FINISHING, GONE_TOLD, SeqCst, SeqCst).is_ok()
     {
         // SAFETY: a signal to our own process group, which the primary made for the worker.

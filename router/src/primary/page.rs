@@ -108,10 +108,11 @@ impl SharedPage {
         self.page().head.flags.store(flags, Ordering::Relaxed);
     }
 
-    /// Takes the share of dead processes off and frees their lines. One kill(2) per line in use.
+    /// Takes the share of dead processes off and frees their lines. One kill(2) per line in use; a
+    /// worker that says that more are in use than there are costs a look at each.
     pub(crate) fn drop_dead_lines(&mut self, alive: impl Fn(u32) -> bool) {
         let mut lost = 0;
-        for line in &self.page().lines {
+        for line in self.page().lines_in_use() {
             let pid = line.pid.load(Ordering::Acquire);
             if pid == 0 || alive(pid) {
                 continue;
@@ -127,8 +128,7 @@ impl SharedPage {
     /// Processes that have claimed something.
     pub(crate) fn pids(&self) -> impl Iterator<Item = u32> + '_ {
         self.page()
-            .lines
-            .iter()
+            .lines_in_use()
             .map(|line| line.pid.load(Ordering::Relaxed))
             .filter(|pid| *pid != 0)
     }

@@ -15,8 +15,8 @@
 
 use core::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
 
-/// First word of every page.
-pub const PAGE_MAGIC: u32 = 0x6372_7031;
+/// First word of every page: "crp2".
+pub const PAGE_MAGIC: u32 = 0x6372_7032;
 /// Processes of one worker that have a line of their own; more are counted in the totals only.
 pub const LINES_MAX: usize = 128;
 /// Buckets of the histogram of queued time: bucket `i` counts waits of `2^i` to `2^(i+1)` µs, the
@@ -24,7 +24,8 @@ pub const LINES_MAX: usize = 128;
 pub const WAITED_BUCKETS: usize = 32;
 /// Marks that clients may have, 0 among them, which is nobody's. Clients with one mark are taken for one.
 pub const MARKS_MAX: usize = 16_384;
-/// Bytes of the memfd: whole pages of memory. Nobody touches those of the marks but under `ip`.
+/// Bytes of the memfd: whole pages of memory. Most workers need only the first: the lines of their
+/// first 59 processes are in it, and nobody touches the marks but under `ip`.
 pub const PAGE_LEN: usize = 45_056;
 
 /// [`Head::flags`]: the worker is draining; a program that asks `is_draining()` hears yes.
@@ -55,6 +56,8 @@ pub struct Totals {
     pub closed: AtomicU64,
     /// Not 0: the program's last accept asked for `SOCK_NONBLOCK`, so the primary may set it.
     pub nonblocking: AtomicU32,
+    /// No line from this one on was ever taken: see [`Page::lines_in_use`]. It only grows.
+    pub lines: AtomicU32,
 }
 
 /// When the worker is to ring. 0 means: do not.
@@ -102,6 +105,8 @@ pub struct Page {
 }
 
 const _: () = assert!(size_of::<Page>() <= PAGE_LEN);
+// As `PAGE_LEN` says.
+const _: () = assert!((4096 - core::mem::offset_of!(Page, lines)) / size_of::<Line>() == 59);
 
 /// What the caller of [`Page::count_claim`] or [`Page::count_close`] has to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -117,9 +122,20 @@ impl Page {
     /// Takes a line for process `pid`, which must not have one yet. `None`: all are taken.
     #[must_use]
     pub fn take_line(&self, pid: u32) -> Option<&Line> {
-        self.lines.iter().find(|line| {
-            line.pid.compare_exchange(0, pid, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+        let free = |(_, line): &(u32, &Line)| line.pid.load(Ordering::Relaxed) == 0;
+        (1..).zip(&self.lines).filter(free).find_map(|(end, line)| {
+            // First, so that whoever dies in between leaves no line that nobody looks at.
+            self.totals.lines.fetch_max(end, Ordering::SeqCst);
+            let taken = line.pid.compare_exchange(0, pid, Ordering::AcqRel, Ordering::Relaxed);
+            taken.is_ok().then_some(line)
         })
+    }
+
+    /// The lines that processes may have, free ones among them. Nobody looks further: most workers are
+    /// one process, and the lines are two pages of memory more, which a look alone would make real.
+    pub fn lines_in_use(&self) -> impl Iterator<Item = &Line> {
+        let end = self.totals.lines.load(Ordering::SeqCst);
+        self.lines.iter().take(usize::try_from(end).unwrap_or(LINES_MAX))
     }
 
     /// Counts a claim that waited `waited_us` microseconds.
@@ -199,6 +215,7 @@ mod tests {
                 claimed: AtomicU64::new(0),
                 closed: AtomicU64::new(0),
                 nonblocking: AtomicU32::new(0),
+                lines: AtomicU32::new(0),
             },
             bell: BellWords {
                 ring_at: AtomicU64::new(0),
@@ -259,7 +276,27 @@ mod tests {
         let page = blank();
         for pid in 1..=LINES_MAX {
             assert!(page.take_line(u32::try_from(pid).unwrap()).is_some());
+            assert_eq!(page.lines_in_use().count(), pid);
         }
         assert!(page.take_line(9999).is_none());
+        assert_eq!(page.lines_in_use().count(), LINES_MAX);
+    }
+
+    #[test]
+    fn lines_that_were_never_taken_are_not_looked_at() {
+        let page = blank();
+        assert_eq!(page.lines_in_use().count(), 0);
+        for pid in 1..=3 {
+            assert!(page.take_line(pid).is_some());
+        }
+        // A gap is taken again before any new line, and what is behind it stays in sight.
+        page.lines[1].pid.store(0, Ordering::Relaxed);
+        let pids = || page.lines_in_use().map(|line| line.pid.load(Ordering::Relaxed));
+        assert!(pids().eq([1, 0, 3]));
+        assert!(page.take_line(4).is_some());
+        assert!(pids().eq([1, 4, 3]));
+        // Whatever a worker writes: there are no more lines than there are.
+        page.totals.lines.store(u32::MAX, Ordering::Relaxed);
+        assert_eq!(page.lines_in_use().count(), LINES_MAX);
     }
 }
