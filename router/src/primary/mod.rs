@@ -68,6 +68,7 @@ mod supervise;
 mod tokens;
 mod turns;
 mod versions;
+mod waits;
 mod watch;
 mod worker;
 
