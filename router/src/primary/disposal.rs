@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use crossbeam_channel::{Receiver, Sender, TrySendError, bounded, unbounded};
+use crossbeam_channel::{Receiver, SendError, Sender, unbounded};
 use croupier_wire::fdpass::{self, Received};
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, RecvMsg, UnixCredentials, recvmsg};
 
@@ -135,7 +135,9 @@ impl Disposal {
     /// # Errors
     /// EAGAIN: no thread can be made.
     pub(super) fn start(waker: Arc<mio::Waker>) -> io::Result<Self> {
-        let (chores, inbox) = bounded(CHORES_MAX);
+        // Bounded by `give`: a channel that is bounded itself has room for all of them from the start,
+        // 128 KiB that hardly anybody needs.
+        let (chores, inbox) = unbounded();
         // One answer for each chore at most, and those are bounded.
         let (heard_to, heard) = unbounded();
         let tools = Tools { inbox, heard: heard_to, waker, abandoned: Arc::default() };
@@ -173,11 +175,10 @@ impl Disposal {
     }
 
     fn give(&self, chore: Chore) -> bool {
-        let Err(TrySendError::Full(chore) | TrySendError::Disconnected(chore)) =
-            self.chores.try_send(chore)
-        else {
-            return true;
-        };
+        // Only the loop sends: there is no more in it than this by the time one more comes.
+        let full = self.chores.len() >= CHORES_MAX;
+        let refused = if full { Err(SendError(chore)) } else { self.chores.send(chore) };
+        let Err(SendError(chore)) = refused else { return true };
         log::error!("{CHORES_MAX} closes wait behind one that blocks: a worker's descriptors leak");
         // Thousands wait behind threads that all are stuck. To close here could stop all dealing for
         // as long as a worker likes; a descriptor less does not.

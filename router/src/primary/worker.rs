@@ -135,6 +135,8 @@ impl Worker {
         let number = self.next_channel;
         let channel = Channel::open(self.id, number, listener, owner, depth)?;
         self.next_channel += 1;
+        // Most programs listen once; to push alone would make room for four.
+        self.channels.reserve_exact(1);
         self.channels.push((channel, address));
         Ok(number)
     }
