@@ -290,6 +290,47 @@ fn what_is_no_results_folder_is_named() {
         String::from_utf8_lossy(&bench(&["report"], folder.path()).stderr)
             .contains("not a results file")
     );
+    let mut results = synthetic::empty(5);
+    results.schema += 1;
+    results.write(folder.path()).unwrap();
+    let said = String::from_utf8(bench(&["report"], folder.path()).stderr).unwrap();
+    let wanted = format!("schema {}, this program reads {}", results.schema, results.schema - 1);
+    assert!(said.contains(&wanted), "{said}");
+    assert!(said.contains("; use the program that wrote it"), "{said}");
+}
+
+/// A run that was interrupted before anything was measured: the documents stay as they are.
+#[test]
+fn a_run_without_figures_is_not_published() {
+    let folder = tempfile::tempdir().unwrap();
+    synthetic::empty(5).write(folder.path()).unwrap();
+    let readme = folder.path().join("README.md");
+    std::fs::write(&readme, "as it was").unwrap();
+    let (place, document) = (folder.path().to_str().unwrap(), readme.to_str().unwrap());
+    let output = bench(&["report", "--publish", place, "--readme", document], folder.path());
+    assert_eq!(output.status.code(), Some(1));
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(said.contains("the run has nothing to draw; run a workload with"), "{said}");
+    assert_eq!(std::fs::read_to_string(&readme).unwrap(), "as it was");
+    assert!(!folder.path().join("chart.svg").exists());
+}
+
+#[test]
+fn a_name_that_nobody_has_is_told_those_that_there_are() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("out");
+    for (flag, what, one) in
+        [("--engines", "engine", "least"), ("--workloads", "workload", "keepalive")]
+    {
+        let output = bench(&["run", flag, "nobody", "--out"], &out);
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        let said = String::from_utf8(output.stderr).unwrap();
+        let (_, known) = said
+            .split_once(&format!("no {what} is called \"nobody\": there are "))
+            .unwrap_or_else(|| panic!("{said}"));
+        assert!(known.contains(one), "{said}");
+        assert!(!out.exists(), "nothing is begun");
+    }
 }
 
 #[test]
@@ -304,10 +345,15 @@ fn figures_of_a_soak_fill_their_goals() {
     };
     let with = ["report", "--markdown", "--figures", figures.to_str().unwrap()];
     let (done, said) = told(&with);
-    assert!(!done && said.contains("make soak"), "no such file: {said}");
+    let wanted = "; name the file that `make soak` wrote its figures into";
+    assert!(!done && said.contains(wanted), "no such file: {said}");
     std::fs::write(&figures, "idle wake-ups\t0 in 5s | all\t0\tpass\nrubbish\n").unwrap();
     let (done, said) = told(&with);
-    assert!(!done && said.contains("line 2"), "{said}");
+    assert!(!done && said.contains("line 2: not a row of a soak (item, measured,"), "{said}");
+    std::fs::write(&figures, "idle wake-ups\t0\t0\tpass\n".repeat(50_000)).unwrap();
+    let (done, said) = told(&with);
+    let wanted = "figures: longer than 1048576 bytes: not the figures of a soak";
+    assert!(!done && said.contains(wanted), "{said}");
     std::fs::write(&figures, "commit\tabc\t-\t-\nidle wake-ups\t0 in 5s | all\t0\tpass\n").unwrap();
     let (done, said) = told(&with);
     let row = "idle wake-ups: 0 in 5s \\| all (a soak of commit abc) | met |";

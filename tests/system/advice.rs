@@ -1,9 +1,13 @@
 //! Advice: each piece is provoked here, and alone; one run provokes none, and for each there is a run that
 //! comes close to provoking it.
 
+use std::io::{BufRead, BufReader};
 use std::net::Ipv4Addr;
+use std::process::Stdio;
 
-use croupier_tests::{Client, Croupier, Guard, PATIENCE, now, skip, stop_process, wait_until, wrk};
+use croupier_tests::{
+    Client, Croupier, Guard, PATIENCE, find_program, now, skip, stop_process, wait_until, wrk,
+};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -109,6 +113,56 @@ fn a_backlog_that_overflows() {
     assert!(text.contains(&format!("Its limit is {limit} (--backlog, at most ")), "{text}");
     kill(Pid::from_raw(pid), Signal::SIGCONT).unwrap();
     drop(held);
+    croupier.stop_well();
+}
+
+/// Where the kernel's own limit is what is full. It has one for each network namespace.
+#[test]
+fn a_backlog_that_overflows_at_the_kernels_limit() {
+    const NAME: &str = "a_backlog_that_overflows_at_the_kernels_limit";
+    /// Connects until somebody has to try again, and holds all of them until its stdin ends.
+    const FILL: &str = "
+import socket, sys
+held = []
+try:
+    for _ in range(64):
+        held.append(socket.create_connection(('127.0.0.1', int(sys.argv[1])), 0.3))
+except TimeoutError:
+    print('full', flush=True)
+sys.stdin.read()
+";
+    const NARROW: &str =
+        "ip link set lo up && echo 8 > /proc/sys/net/core/somaxconn || exit 99; exec \"$@\"";
+    let guard = Guard::new("advice-kernel");
+    let launcher = ["unshare", "-n", "sh", "-c", NARROW, "sh"].map(str::to_owned);
+    let mut trial: Vec<&str> = launcher.iter().map(String::as_str).collect();
+    trial.push("true");
+    let mut command = guard.command(trial[0]);
+    command.args(&trial[1..]);
+    if ["unshare", "nsenter", "ip"].into_iter().any(|name| find_program(name).is_none())
+        || guard.finish(command).code != Some(0)
+    {
+        skip!(NAME, "needs root, a network namespace and its sysctl");
+    }
+    let port = guard.port();
+    let mut args: Vec<std::ffi::OsString> =
+        ["-w", "1", "--queue-limit", "1", "--"].map(Into::into).into();
+    args.extend(one_at_a_time(port));
+    let croupier = guard.run_with(args, |command| under(&guard, command, &launcher)).ready();
+    let pid = croupier.status().slot(0).unwrap().pid.unwrap();
+    stop_process(pid);
+    let mut fill = guard.command("nsenter");
+    fill.args(["-t", &croupier.pid().to_string(), "-n", "python3", "-c", FILL, &port.to_string()]);
+    let mut fill = fill.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(fill.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    assert_eq!(line, "full\n");
+    let text = wait_for(&croupier, "backlog");
+    let limit = "Its limit is 8, the kernel's (net.core.somaxconn); more workers would empty it";
+    assert!(text.contains(limit), "{text}");
+    drop(fill.stdin.take());
+    fill.wait().unwrap();
+    kill(Pid::from_raw(pid), Signal::SIGCONT).unwrap();
     croupier.stop_well();
 }
 

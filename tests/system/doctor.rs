@@ -115,6 +115,27 @@ subprocess.run([sys.argv[1], 'doctor'])
     assert!(line.contains(room), "{line}");
 }
 
+/// A machine whose cat is of another kind than the library: so nothing is learned from it.
+#[test]
+fn a_machine_without_a_program_that_could_load_the_library() {
+    const SCRIPT: &str = r#"
+for cat in /usr/bin/cat /bin/cat; do mount --bind "$1" "$(readlink -f $cat)" || exit 99; done
+exec "$2" doctor
+"#;
+    let guard = Guard::new("doctor-cat");
+    let source = guard.write("cat.c", "int main(void) { return 0; }");
+    let program = fixture(&source, &guard.path("cat"), &["-static"]);
+    let mut command = guard.command("unshare");
+    command.args(["-m", "sh", "-c", SCRIPT, "sh"]).arg(program).arg(croupier());
+    let ended = guard.finish(command);
+    if !nix::unistd::geteuid().is_root() || ended.code == Some(99) {
+        skip!("doctor-cat", "no right to a mount namespace");
+    }
+    let (level, line) = finding(&ended, "preload");
+    let why = "is there; no program here can load it: cat is static or of another libc";
+    assert!(level == "warn" && line.contains(why), "{}", ended.stdout);
+}
+
 /// A container whose seccomp profile does not know memfd_create(2).
 #[test]
 fn a_system_call_that_is_forbidden_is_named() {

@@ -81,6 +81,19 @@ data, fds, _, _ = socket.recv_fds(s, 4096, 8)
 assert not fds, fds
 assert not data or data[2] in (0, 4), data
 "#;
+    const MANY: &str = r#"
+import socket, sys
+for _ in range(20):
+    s = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    s.settimeout(5)
+    try:
+        s.connect("\0" + sys.argv[1])
+        s.send(b"q\x01\x03" + bytes(5) + b"t" * 16 + bytes(424))
+        s.recv(4096)
+    except OSError:
+        pass
+    s.close()
+"#;
     let guard = Guard::new("hostile-stranger");
     let port = guard.port();
     let script = guard.write("server.py", SOURCE);
@@ -93,7 +106,39 @@ assert not data or data[2] in (0, 4), data
     let answer = guard.finish(stranger);
     assert!(answer.code == Some(0) || answer.stderr.contains("ConnectionResetError"), "{answer:?}");
     assert_eq!(Client::port(port).get("/").unwrap().body, "ok");
+    // Strangers do not fill the log: ten lines a second, and how many were left out.
+    croupier_tests::wait_until(croupier_tests::PATIENCE, "a line about lines", || {
+        let mut stranger = guard.command("python3");
+        stranger.args(["-c", MANY, name]);
+        guard.finish(stranger);
+        let said = croupier.stderr().all();
+        let found = said.iter().find(|line| line.contains(" such lines were left out)"));
+        found.map(|line| assert!(line.contains("asked with a token"), "{line}")).ok_or(said.len())
+    });
     croupier.stop_well();
+}
+
+/// A program that gives up root by itself is no longer who it was started as.
+#[test]
+fn a_worker_that_changes_its_user_is_refused_with_the_flag_that_helps() {
+    const SOURCE: &str = r#"
+import os, socket, sys
+os.setgroups([])
+os.setgid(65534)
+os.setuid(65534)
+socket.create_server(("127.0.0.1", int(sys.argv[1])))
+"#;
+    let guard = Guard::new("hostile-setuid");
+    if !nix::unistd::geteuid().is_root() {
+        skip!("a_worker_that_changes_its_user_is_refused_with_the_flag_that_helps", "needs root");
+    }
+    let port = guard.port().to_string();
+    let words = ["run", "-n", guard.name(), "-w", "1", "--", "python3", "-c", SOURCE, &port];
+    let ended = guard.croupier(words);
+    ended.expect_code(1).expect_error(&[
+        " asked for worker 1 as uid 65534, which is refused; a program that changes its user by itself",
+        "PermissionError",
+    ]);
 }
 
 /// No descriptor left: clients are taken one at a time or wait, nothing spins, nobody is lost.

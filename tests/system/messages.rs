@@ -204,7 +204,7 @@ fn sources() -> BTreeMap<String, String> {
 const WITHOUT: [&str; 3] = ["fault", "news", "unread"];
 
 /// Messages that no test reads yet, though one could. It is only to become smaller.
-const UNREAD_MAX: usize = 22;
+const UNREAD_MAX: usize = 0;
 
 /// `[SOURCE]`, and below it `PART -> FILE.rs::TEST`.
 fn table() -> BTreeMap<&'static str, Vec<(&'static str, &'static str)>> {

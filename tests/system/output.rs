@@ -91,6 +91,73 @@ fn a_blocked_stdout_never_stops_dealing() {
     assert!(text.contains("] a line that nobody ever reads\n"), "{}", text.len());
 }
 
+/// Who reads again hears, at that place, how much is missing and why: of stdout, and of a log that is a
+/// pipe to another program.
+#[test]
+fn whoever_reads_again_hears_how_much_is_missing() {
+    use std::io::{BufRead, BufReader};
+    let guard = Guard::new("output-gap");
+    let go = guard.fifo("go");
+    let script =
+        format!("yes a line for nobody | head -n 400000; cat {}; exec sleep inf", go.display());
+    let flags = ["-w", "1", "--ready", "start"];
+    for (log, why) in
+        [(None, "nobody read this output"), (Some("log"), "the log file took too long")]
+    {
+        let mut command = guard.command(croupier_tests::croupier());
+        command.args(["run", "-n", "gap"]).args(flags);
+        // Opened for both: croupier opens a log only where somebody reads.
+        let pipe = log.map(|name| {
+            let path = guard.fifo(name);
+            command.arg("--log-file").arg(&path);
+            std::fs::File::options().read(true).write(true).open(path).unwrap()
+        });
+        command.args(["sh", "-c", &script]).stdout(Stdio::piped()).stderr(Stdio::null());
+        let mut child = command.spawn().unwrap();
+        let missing = wait_until(PATIENCE, "lines that are dropped", || {
+            let status = guard.croupier(["status", "-n", "gap", "--json"]);
+            let field = status.stdout.split("\"lines_dropped\":").nth(1);
+            match field.and_then(|rest| rest.split([',', '}']).next()?.trim().parse::<u64>().ok()) {
+                Some(count) if count > 0 => Ok(count),
+                other => Err((other, status.stderr)),
+            }
+        });
+        let stdout = child.stdout.take().unwrap();
+        let (tell, told) = std::sync::mpsc::channel();
+        let reader = std::thread::spawn(move || {
+            let from: Box<dyn Read> = match pipe {
+                Some(pipe) => Box::new(pipe),
+                None => Box::new(stdout),
+            };
+            for line in BufReader::new(from).lines().map_while(Result::ok) {
+                let last = line.contains("after the gap");
+                if line.contains(" dropped here: ") || last {
+                    tell.send(line).unwrap();
+                }
+                if last {
+                    return;
+                }
+            }
+        });
+        std::fs::write(&go, "after the gap\n").unwrap();
+        let mut sum = 0;
+        let last = loop {
+            let line = told.recv_timeout(PATIENCE).unwrap();
+            let Some((before, said)) = line.split_once(" lines were dropped here: ") else {
+                break line;
+            };
+            assert_eq!(said, why);
+            sum += before.rsplit(' ').next().unwrap().parse::<u64>().unwrap();
+        };
+        assert!(sum >= missing, "{sum} of at least {missing}");
+        assert!(last.contains("[w0] after the gap"), "{last}");
+        reader.join().unwrap();
+        guard.croupier(["stop", "-n", "gap"]).expect_code(0);
+        wait_until(PATIENCE, "its end", || child.try_wait().unwrap().ok_or("running"));
+        std::fs::remove_file(guard.path("log")).ok();
+    }
+}
+
 #[test]
 fn raw_output_passes_stdio_through() {
     let guard = Guard::new("output-raw");

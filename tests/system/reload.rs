@@ -21,6 +21,11 @@ if version == "crashes" or (version == "slot-2" and os.environ["CROUPIER_SLOT"] 
     sys.exit(3)
 if version == "leaves":
     sys.exit(0)
+if version == "rubbish":
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as primary:
+        primary.connect("\0" + os.environ["CROUPIER_CONTROL"].split("@", 1)[1])
+        primary.send(b"no question")
+    threading.Event().wait()
 if version == "silent":
     threading.Event().wait()
 if version == "one-port":
@@ -228,14 +233,34 @@ fn a_version_that_does_not_hold_leaves_the_old_one_serving() {
         "leaves",
         &["exited with status 0 before it was ready: it must stay in the foreground"],
     );
+    fails(&stage, "rubbish", &[" broke what it must keep to before it was ready", "old workers"]);
     fails(&stage, "slot-2", &["of slot 2 exited with status 3 before it was ready"]);
     stage.becomes("better");
     let (reload, _) = reload_while_asking(&stage);
     reload.expect_code(0);
     // Numbers of generations that failed are not used again.
-    assert_eq!(stage.generations(), [6; 4]);
+    assert_eq!(stage.generations(), [7; 4]);
     let reply = Client::port(stage.port).get("/").unwrap();
-    assert!(reply.body.contains("generation=6 better"), "{reply:?}");
+    assert!(reply.body.contains("generation=7 better"), "{reply:?}");
+    stage.croupier.stop_well();
+}
+
+/// By hand, too, and nobody is told how an earlier worker ended.
+#[test]
+fn a_start_that_breaks_the_rules_says_so() {
+    let guard = Guard::new("reload-rubbish");
+    let stage = Stage::new(&guard, &["-w", "2", "--soak", "0"]);
+    let kept = ", which was to take over, broke what it must keep to; the old one stays";
+    stage.becomes("crashes");
+    stage.croupier.ask(&["restart", "0"]).expect_code(1).expect_error(&["exited with status 3"]);
+    stage.becomes("rubbish");
+    stage.croupier.ask(&["restart", "0"]).expect_code(1).expect_error(&[kept]);
+    stage.croupier.ask(&["stop", "0"]).expect_code(0);
+    let start = stage.croupier.ask(&["start", "0"]);
+    start
+        .expect_code(1)
+        .expect_error(&["slot 0: its worker was killed, and the log says why; it is"]);
+    stage.croupier.wait_for_line("sent something that is no question");
     stage.croupier.stop_well();
 }
 

@@ -240,6 +240,16 @@ fn sockets_that_are_announced_and_not_there_are_an_error() {
         .finish(command)
         .expect_code(2)
         .expect_error(&["LISTEN_FDS, LISTEN_PID, LISTEN_FDNAMES: "]);
+    let mut command = guard.command("python3");
+    let script = "
+import os, sys
+for number in range(3, 260):
+    os.dup2(0, number)
+os.environ.update(LISTEN_FDS='257', LISTEN_PID=str(os.getpid()))
+os.execv(sys.argv[1], [sys.argv[1], 'run', 'true'])
+";
+    command.args(["-c", script]).arg(croupier_tests::croupier());
+    guard.finish(command).expect_code(2).expect_error(&["LISTEN_FDS: more than 256 sockets"]);
 }
 
 /// systemd itself judges it, and says nothing.

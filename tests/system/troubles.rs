@@ -219,6 +219,87 @@ fn another_address_than_the_declared_one_is_named() {
     ]);
 }
 
+/// Two may bind one address with `SO_REUSEADDR` as long as neither listens; croupier does with all.
+#[test]
+fn an_address_that_is_taken_between_bind_and_listen_names_its_holder() {
+    const SOURCE: &str = r#"
+import socket, sys
+server = socket.socket()
+server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+server.bind(("127.0.0.1", int(sys.argv[1])))
+print("bound", flush=True)
+open(sys.argv[2]).read()
+server.listen()
+"#;
+    use nix::sys::socket::{
+        AddressFamily, Backlog, SockFlag, SockType, SockaddrIn, bind, listen, setsockopt, socket,
+        sockopt,
+    };
+    use std::os::fd::AsRawFd;
+    let guard = Guard::new("trouble-between");
+    let (port, go) = (guard.port(), guard.fifo("go"));
+    let holder = socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None);
+    let holder = holder.unwrap();
+    setsockopt(&holder, sockopt::ReuseAddr, &true).unwrap();
+    bind(holder.as_raw_fd(), &SockaddrIn::new(127, 0, 0, 1, port)).unwrap();
+    let script = guard.write("late.py", SOURCE);
+    let (script, number) = (script.to_str().unwrap(), port.to_string());
+    let croupier = guard.run(["-w", "1", "python3", script, &number, go.to_str().unwrap()]);
+    croupier.wait_for_line("[w0] bound");
+    listen(&holder, Backlog::new(1).unwrap()).unwrap();
+    std::fs::write(&go, "").unwrap();
+    let own_pid = std::process::id().to_string();
+    let said = croupier.wait_for_line(": cannot listen on ");
+    let wanted = format!("worker 1: cannot listen on 127.0.0.1:{port}: it is in use by ");
+    assert!(said.contains(&wanted) && said.contains(&own_pid), "{said}");
+    croupier.stop();
+}
+
+/// What is not counted cannot be said to be cut, only that it took too long: here a client in a queue
+/// that nobody reads.
+#[test]
+fn a_worker_that_counts_nothing_and_does_not_finish_is_named() {
+    let guard = Guard::new("trouble-lingers");
+    let port = guard.port();
+    let listen = format!("127.0.0.1:{port}");
+    let flags = ["-w", "1", "-l", &listen, "--adapter", "fd", "--ready", "start"];
+    let ends = ["--graceful-timeout", "300ms", "--", "tail", "-f", "/dev/null"];
+    let croupier = guard.run([&flags[..], &ends].concat()).ready();
+    let waits = croupier_tests::Client::port(port).send("/").unwrap();
+    croupier.wait_status("the client in the queue", |status| {
+        (status.totals.handed_off == 1).then_some(())
+    });
+    croupier.signal(nix::sys::signal::Signal::SIGTERM);
+    croupier.wait_for_line("worker 1 did not end by itself within the --graceful-timeout");
+    croupier.finished(croupier_tests::PATIENCE).expect_code(0);
+    assert!(waits.reply().is_err());
+}
+
+/// A program that cleans up what it does not know, croupier's second name of a socket too.
+#[test]
+fn a_socket_file_whose_both_names_are_removed_is_an_error() {
+    const SOURCE: &str = r#"
+import glob, os, socket, sys
+for path in glob.glob(sys.argv[1] + "*"):
+    os.unlink(path)
+server = socket.socket(socket.AF_UNIX)
+server.bind(sys.argv[1])
+server.listen()
+while True:
+    server.accept()[0].close()
+"#;
+    let guard = Guard::new("trouble-removed");
+    let path = guard.path("web.sock");
+    let path = path.to_str().unwrap();
+    let croupier = guard.run(["-w", "1", "--soak", "0", "python3", "-c", SOURCE, path]).ready();
+    // Its successor removes both.
+    croupier.ask(&["reload"]).expect_code(0);
+    let said = croupier.wait_for_line(": restart to be reachable there");
+    let both = format!("{path} was removed, and so was {path}.croupier-{}", croupier.pid());
+    assert!(said.contains(&both), "{said}");
+    croupier.stop_well();
+}
+
 const STATIC: &str = r#"
 #include <arpa/inet.h>
 #include <stdlib.h>

@@ -102,6 +102,16 @@ fn what_cannot_be_watched_is_said_and_without_the_flag_nothing_is() {
     guard.croupier(["run", "--watch=many", "--", "sh", "-c", &script]).expect_code(1).expect_error(
         &["/many/", " is one folder more than the 8192 that can be watched; name those"],
     );
+    // While it runs: what was watched goes on being watched.
+    let flags = ["-w", "1", "--watch=src", "--soak", "0", "--", "sh", "-c", &script];
+    let croupier = guard.run(flags).ready();
+    std::fs::rename(guard.path("many"), guard.path("src/many")).unwrap();
+    let said = croupier.wait_for_line("; what was watched before is watched on");
+    assert!(said.contains("/many/") && said.contains("is one folder more than the 8192"), "{said}");
+    std::fs::rename(guard.path("src/many"), guard.path("many")).unwrap();
+    save(&guard, "src/version", "two");
+    croupier.wait_for_line("version two");
+    croupier.stop_well();
     let Some(strace) = find_program("strace") else {
         skip!("what_cannot_be_watched_is_said_and_without_the_flag_nothing_is", "needs strace");
     };

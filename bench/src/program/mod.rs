@@ -257,29 +257,29 @@ impl Request {
     /// Starts the program once, under the first policy that works, to learn where it listens and what it
     /// can do.
     fn look(&self, cpus: &[u32], generator: &[u32]) -> Result<(SocketAddr, f64), ProgramError> {
-        let mut first_error = None;
-        for policy in self.looking() {
-            match Subject::start(self, policy, None, cpus) {
-                Ok(subject) => {
-                    let rate = self.rate.unwrap_or_else(|| self.rate_for(&subject, generator));
-                    return Ok((subject.target(), rate));
-                }
-                Err(error) => first_error = first_error.or(Some(error)),
-            }
-        }
-        Err(ProgramError::NothingWorks(first_error.unwrap_or(SubjectError::NoPolicy)))
+        let attempt = |policy| {
+            let subject = Subject::start(self, policy, None, cpus)?;
+            let rate = self.rate.unwrap_or_else(|| self.rate_for(&subject, generator));
+            Ok((subject.target(), rate))
+        };
+        let (first, others) = self.looking();
+        attempt(first)
+            .or_else(|error| others.into_iter().find_map(|one| attempt(one).ok()).ok_or(error))
+            .map_err(ProgramError::NothingWorks)
     }
 
     /// Under croupier the program's address need not be known.
-    fn looking(&self) -> Vec<Policy> {
-        let mut order: Vec<Policy> =
-            self.policies.iter().copied().filter(|policy| *policy != Policy::Single).collect();
-        for spare in [Policy::Least, Policy::Shared] {
-            if !order.contains(&spare) {
-                order.push(spare);
+    fn looking(&self) -> (Policy, Vec<Policy>) {
+        let named = self.policies.iter().copied().filter(|policy| *policy != Policy::Single);
+        let mut order = named.chain([Policy::Least, Policy::Shared]);
+        let first = order.next().unwrap_or(Policy::Least);
+        let mut others = Vec::new();
+        for policy in order {
+            if policy != first && !others.contains(&policy) {
+                others.push(policy);
             }
         }
-        order
+        (first, others)
     }
 
     fn rate_for(&self, subject: &Subject, generator: &[u32]) -> f64 {

@@ -49,9 +49,6 @@ pub enum SubjectError {
     /// croupier's status cannot be read.
     #[error("croupier status: {0}")]
     Status(String),
-    /// No policy was named.
-    #[error("no policy to compare: name some with --policies")]
-    NoPolicy,
 }
 
 /// What is read of `croupier status --json`.

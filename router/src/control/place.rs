@@ -246,6 +246,17 @@ mod tests {
     }
 
     #[test]
+    fn the_hundredth_of_a_name_is_told_to_take_another() {
+        let folder = tempfile::tempdir().unwrap();
+        let take = || Place::take_in(folder.path(), "web");
+        let all: Vec<Place> = (0..SAME_NAMES_MAX).map(|_| take().unwrap()).collect();
+        let error = take().unwrap_err().to_string();
+        assert_eq!(error, "99 primaries named web run already; choose another --name");
+        drop(all);
+        assert_eq!(take().unwrap().name(), "web");
+    }
+
+    #[test]
     fn what_a_dead_primary_left_is_taken_over() {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("web.lock"), "").unwrap();

@@ -127,7 +127,8 @@ impl Primary {
         };
         if !self.launcher.may_ask(question.uid) {
             log::warn!(
-                "process {} asked for worker {} as uid {}",
+                "process {} asked for worker {} as uid {}, which is refused; a program that changes its \
+                 user by itself is to be started as that one, with --user",
                 question.pid,
                 worker.0,
                 question.uid
@@ -347,8 +348,17 @@ impl Primary {
             }
         };
         if let Err(error) = answer {
-            log::warn!("worker {} cannot listen: {error}", worker.0);
+            self.listen_failed(worker, request, &error);
             question.tell(&refused(&error));
+        }
+    }
+
+    /// bind(2) was granted, and listen(2) fails: another socket was bound there as well, with
+    /// `SO_REUSEADDR`, and listened first.
+    fn listen_failed(&mut self, worker: WorkerId, request: &Request, error: &io::Error) {
+        let v6only = has_option(request, libc::IPPROTO_IPV6, libc::IPV6_V6ONLY);
+        if let Some(address) = address::parse(&request.address, v6only) {
+            self.announcer.bind_failed(worker, &address, error);
         }
     }
 

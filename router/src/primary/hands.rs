@@ -71,7 +71,9 @@ impl Hands {
 
     fn why(&self, slot: SlotId) -> &str {
         let ended = self.slots.get(usize::from(slot.0));
-        ended.and_then(|ended| ended.why.as_deref()).unwrap_or("its worker ended")
+        ended
+            .and_then(|ended| ended.why.as_deref())
+            .unwrap_or("its worker was killed, and the log says why")
     }
 
     /// Why a slot has no worker, in a sentence.
@@ -150,6 +152,10 @@ impl Primary {
                 continue;
             }
             log::info!("slot {}: start (asked by croupier start)", slot.0);
+            // What became of an earlier one is no answer to this.
+            if let Some(ended) = self.hands.slots.get_mut(usize::from(slot.0)) {
+                ended.why = None;
+            }
             self.tell(Event::StartAsked { slot });
             asked.push(slot);
         }
