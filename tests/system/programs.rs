@@ -148,6 +148,13 @@ async def app(scope, receive, send):
     venv(guard, "uvicorn", &["--lifespan", "off", "--no-access-log", "--port", &port, "asgi:app"])
 }
 
+/// It binds in one process, and its children, which are executed anew, listen.
+pub(crate) fn uvicorn_workers(guard: &Guard, port: u16) -> Result<Program, String> {
+    let mut program = uvicorn(guard, port)?;
+    program.command.extend(["--workers".into(), "2".into()]);
+    Ok(program)
+}
+
 pub(crate) fn node_http(guard: &Guard, port: u16) -> Result<Program, String> {
     const SOURCE: &str = r#"
 require("http").createServer((request, response) => response.end(`pid=${process.pid}\n`))

@@ -29,6 +29,7 @@ servers!(
     gunicorn_sync,
     gunicorn_gthread,
     uvicorn,
+    uvicorn_workers,
     node_http,
     npm_start_express,
     nginx_single,

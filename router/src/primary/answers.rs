@@ -187,9 +187,16 @@ impl Primary {
     }
 
     fn answer_bind(&mut self, question: &Question, request: &Request, worker: WorkerId) {
+        // Another program of the worker got the socket, and does not know what it was bound to.
+        let again = request.address.bytes().is_empty();
+        let known = self.workers.get(worker).zip(request.cookie());
+        let bound = known.filter(|_| again).and_then(|(one, cookie)| one.bound_to(cookie));
+        let mut request = *request;
+        request.address = bound.unwrap_or(request.address);
+        let request = &request;
         let answer = match self.target(request) {
             Target::Theirs => verdict(Verdict::Pass),
-            Target::Known(_) if self.bound_twice(question, request, worker) => {
+            Target::Known(_) if !again && self.bound_twice(question, request, worker) => {
                 refused(&io::Error::from_raw_os_error(libc::EADDRINUSE))
             }
             Target::Known(listener) => {
@@ -210,6 +217,11 @@ impl Primary {
                 }
             }
         };
+        if answer.verdict == Verdict::Done
+            && let (Some(found), Some(cookie)) = (self.workers.get_mut(worker), request.cookie())
+        {
+            found.note_bound(cookie, request.address);
+        }
         question.tell(&answer);
     }
 

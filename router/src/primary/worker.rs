@@ -20,6 +20,8 @@ use super::process;
 
 /// Channels that one worker may have open.
 pub(crate) const CHANNELS_MAX: usize = 64;
+/// Sockets of one worker of which is remembered what they were bound to.
+const BOUND_MAX: usize = 64;
 /// Probes whose client end is kept open at once, per worker.
 const PROBES_MAX: usize = 4;
 
@@ -62,6 +64,8 @@ pub(crate) struct Worker {
     pub(crate) notify: Option<(Arc<OwnedFd>, String)>,
     channels: Vec<(Channel, RawAddress<ADDRESS_MAX>)>,
     sockets: Vec<ListenerId>,
+    /// By `SO_COOKIE` of the program's own socket, which stays unbound; the latest are at the end.
+    bound: Vec<(u64, RawAddress<ADDRESS_MAX>)>,
     next_channel: u32,
     sent: u64,
     taken: u64,
@@ -106,6 +110,7 @@ impl Worker {
             notify: None,
             channels: Vec::new(),
             sockets: Vec::new(),
+            bound: Vec::new(),
             next_channel: 1,
             sent: 0,
             taken: 0,
@@ -155,6 +160,20 @@ impl Worker {
         if !self.sockets.contains(&listener) {
             self.sockets.push(listener);
         }
+    }
+
+    /// The program's bind(2) of the socket with this `SO_COOKIE` was granted.
+    pub(crate) fn note_bound(&mut self, cookie: u64, address: RawAddress<ADDRESS_MAX>) {
+        self.bound.retain(|(known, _)| *known != cookie);
+        if self.bound.len() >= BOUND_MAX {
+            self.bound.remove(0);
+        }
+        self.bound.push((cookie, address));
+    }
+
+    /// What the program bound the socket with this `SO_COOKIE` to.
+    pub(crate) fn bound_to(&self, cookie: u64) -> Option<RawAddress<ADDRESS_MAX>> {
+        self.bound.iter().find(|(known, _)| *known == cookie).map(|(_, address)| *address)
     }
 
     /// Every listener that it listens on.

@@ -47,7 +47,7 @@ pub(crate) fn look(state: &State, fd: c_int) -> What {
 }
 
 /// getsockname(2) by libc. `None`: not a socket, not open.
-fn real_name(fd: c_int) -> Option<RawAddress<ADDRESS_MAX>> {
+pub(crate) fn real_name(fd: c_int) -> Option<RawAddress<ADDRESS_MAX>> {
     // SAFETY: plain integers, for which zero is valid.
     let mut name: libc::sockaddr_un = unsafe { std::mem::zeroed() };
     let mut len = socklen_t::try_from(size_of_val(&name)).ok()?;

@@ -7,7 +7,7 @@
 
 use crate::close::leave;
 use crate::hooks::Outcome;
-use crate::identify::{What, cookie, identify};
+use crate::identify::{What, cookie, identify, real_name};
 use crate::place::{Place, PlaceId};
 use crate::table::Entry;
 use crate::{SEAT, State, epoll, mail, options, real};
@@ -34,6 +34,10 @@ pub(crate) unsafe fn bind(
     let mut request = Request::new(Kind::Bind, state.contact.token);
     request.address = asked;
     options::for_bind(fd, &mut request);
+    let cookie = cookie(fd);
+    if let Some(cookie) = cookie {
+        request.push_cookie(cookie);
+    }
     let Ok((answer, _)) = state.contact.ask(&request) else {
         return Outcome::Errno(libc::EADDRNOTAVAIL);
     };
@@ -42,7 +46,7 @@ pub(crate) unsafe fn bind(
         Verdict::Done => {
             let renamed = asked != shown || answer.address.bytes().is_empty();
             let shown = if renamed { shown } else { answer.address };
-            let Some(id) = cookie(fd).and_then(|cookie| PlaceId::reserve(cookie, &shown)) else {
+            let Some(id) = cookie.and_then(|cookie| PlaceId::reserve(cookie, &shown)) else {
                 request.kind = Kind::Unbind;
                 drop(state.contact.ask(&request));
                 return Outcome::Errno(libc::ENOBUFS);
@@ -55,7 +59,11 @@ pub(crate) unsafe fn bind(
 }
 
 pub(crate) fn listen(state: &State, fd: c_int, backlog: c_int) -> Outcome {
-    match identify(state, fd) {
+    let what = match identify(state, fd) {
+        What::Foreign => recall(state, fd).map_or(What::Foreign, What::Reserved),
+        known @ (What::Reserved(_) | What::Channel(_)) => known,
+    };
+    match what {
         What::Foreign => Outcome::Libc,
         // nginx listens again to change the backlog, which is the primary's.
         What::Channel(_) => Outcome::Return(0),
@@ -64,6 +72,49 @@ pub(crate) fn listen(state: &State, fd: c_int, backlog: c_int) -> Outcome {
             None => Outcome::Libc,
         },
     }
+}
+
+/// A socket that another program of the worker bound, and that came here by exec(2) or over a socket
+/// (`uvicorn --workers`, multiprocessing "spawn"): it has no address, and nothing here knows of one. The
+/// primary does. libc's listen(2) would take any free port.
+///
+/// Only a stream socket without an address is worth the question; hardly any program listens on one.
+pub(crate) fn recall(state: &State, fd: c_int) -> Option<PlaceId> {
+    if !is_nameless(fd) {
+        return None;
+    }
+    let cookie = cookie(fd)?;
+    let mut request = Request::new(Kind::Bind, state.contact.token);
+    options::for_bind(fd, &mut request);
+    request.push_cookie(cookie);
+    let (answer, _) = state.contact.ask(&request).ok()?;
+    if answer.verdict != Verdict::Done || answer.address.bytes().is_empty() {
+        return None;
+    }
+    let id = PlaceId::recall(cookie, &answer.address)?;
+    state.table.set(fd, Entry::Place(id));
+    Some(id)
+}
+
+/// Whether it is a stream socket that bind(2) and connect(2) could still name.
+fn is_nameless(fd: c_int) -> bool {
+    let Some(name) = real_name(fd) else { return false };
+    let Some((family, rest)) = name.bytes().split_first_chunk::<2>() else { return false };
+    let nameless = match c_int::from(u16::from_ne_bytes(*family)) {
+        libc::AF_INET | libc::AF_INET6 => rest.first_chunk::<2>() == Some(&[0, 0]),
+        libc::AF_UNIX => rest.is_empty(),
+        _ => false,
+    };
+    let kind = || options::read(fd, (SOL_SOCKET, libc::SO_TYPE)).map(|option| option.value);
+    nameless && kind() == Some(libc::SOCK_STREAM) && !has_peer(fd)
+}
+
+/// As one of a socketpair(2), which has no name either.
+fn has_peer(fd: c_int) -> bool {
+    let mut family = 0_u16;
+    let mut len = 2;
+    // SAFETY: `family` has `len` bytes, and more are cut off.
+    unsafe { libc::getpeername(fd, (&raw mut family).cast(), &raw mut len) == 0 }
 }
 
 /// A socket with a reserved address is to have it for real: a client that chose its port, or a listener

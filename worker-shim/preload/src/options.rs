@@ -7,7 +7,9 @@
 use crate::accept::Out;
 use crate::hooks::Outcome;
 use crate::identify::{What, identify};
+use crate::listen::recall;
 use crate::place::{PlaceId, Role};
+use crate::table::Entry;
 use crate::{State, real};
 use croupier_wire::message::{Kind, Request, SocketOption, Verdict};
 use libc::{IPPROTO_IP, IPPROTO_IPV6, IPPROTO_TCP, SOL_SOCKET, c_int, c_void, socklen_t};
@@ -88,7 +90,10 @@ pub(crate) fn read(fd: c_int, (level, name): Name) -> Option<SocketOption> {
 
 /// getsockname(2).
 pub(crate) fn name(state: &State, fd: c_int, out: Out) -> Outcome {
+    // A connection that comes to its name again and again is looked at once.
+    let is_new = state.table.get(fd) == Entry::Unknown;
     let place = match identify(state, fd) {
+        What::Foreign if is_new => recall(state, fd).and_then(PlaceId::place),
         What::Foreign => None,
         What::Reserved(id) | What::Channel(id) => id.place(),
     };

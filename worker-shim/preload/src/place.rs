@@ -137,6 +137,13 @@ impl PlaceId {
         Some(id)
     }
 
+    /// A place for a socket that another program of the worker bound: its end is not ours to tell.
+    pub(crate) fn recall(cookie: u64, address: &RawAddress<ADDRESS_MAX>) -> Option<Self> {
+        let id = Self::reserve(cookie, address)?;
+        id.place()?.pid.store(0, SeqCst);
+        Some(id)
+    }
+
     /// A place for a channel that another process listened on.
     pub(crate) fn attach(channel: u32, address: &RawAddress<ADDRESS_MAX>) -> Option<Self> {
         let (id, place) = Self::fill()?;

@@ -391,7 +391,8 @@ fn options_reach_the_primary_before_and_after_listen() {
     );
     let option = |level, name, value, extra| SocketOption { level, name, value, extra };
     let bind = primary.asked(Kind::Bind).request;
-    assert_eq!(bind.options(), [option(SOL_SOCKET, libc::SO_REUSEADDR, 1, 0)]);
+    assert_eq!(bind.options()[..1], [option(SOL_SOCKET, libc::SO_REUSEADDR, 1, 0)]);
+    assert!(bind.options().len() == 2 && bind.cookie().is_some(), "{:?}", bind.options());
     let listen = primary.asked(Kind::Listen);
     assert_eq!(listen.request.backlog, 321);
     let wanted =
@@ -466,6 +467,8 @@ fn odd_calls_answer_as_libc_does_with_and_without_croupier() {
     assert_eq!(Victim::start(&mut plain).succeed(), libc, "a malformed variable");
     let primary = Primary::new(Policy::Deal);
     assert_eq!(primary.run(&mut plain).succeed(), libc, "under croupier");
+    // Of the one that listens without an address: did the worker bind it elsewhere?
+    assert!(primary.asked(Kind::Bind).request.address.bytes().is_empty());
     primary.nothing_asked();
 }
 
@@ -618,6 +621,42 @@ fn a_child_forked_between_bind_and_listen_may_listen() {
     let channel = primary.listening();
     assert_ne!(channel.deal().exchange("hello"), victim.pid().to_string());
     primary.until(1, 1);
+    victim.succeed();
+}
+
+/// `uvicorn --workers`: the socket is bound here, and listened on by another program.
+#[test]
+fn a_program_executed_between_bind_and_listen_may_listen() {
+    let primary = Primary::new(Policy::Deal);
+    let main = r#"int main(int argc, char **argv) {
+        if (argc > 1) {
+            struct sockaddr_in a; socklen_t n = sizeof a;
+            MUST(getsockname(77, (struct sockaddr *)&a, &n)); WANT(a.sin_port == htons(8080));
+            // A copy of it is no end of it.
+            int copy = MUST(dup(77)); MUST(close(copy));
+            MUST(listen(77, 5)); serve(MUST(accept(77, 0, 0)));
+            // One that was never bound gets a port of the kernel's, and one that is named is asked about no more.
+            int free = MUST(socket(AF_INET, SOCK_STREAM, 0));
+            MUST(listen(free, 5)); n = sizeof a;
+            MUST(getsockname(free, (struct sockaddr *)&a, &n)); WANT(a.sin_port != 0);
+            return 0;
+        }
+        int s = bound(8080), status;
+        if (!MUST(fork())) { MUST(dup2(s, 77)); close(s); execl(argv[0], argv[0], "x", (char *)0); }
+        MUST(wait(&status)); WANT(status == 0);
+        return 0;
+    }"#;
+    let victim = victim(&primary, "exec-early", main);
+    let bound = primary.asked(Kind::Bind).request;
+    let again = primary.asked(Kind::Bind);
+    assert_eq!(again.request.cookie(), bound.cookie());
+    assert!(again.request.address.bytes().is_empty() && bound.cookie().is_some());
+    let listened = primary.asked(Kind::Listen);
+    assert_eq!(listened.request.address, bound.address);
+    let channel = listened.channel.unwrap();
+    assert_eq!(channel.deal().exchange("hello"), listened.pid.to_string());
+    primary.until(1, 1);
+    assert_ne!(primary.asked(Kind::Bind).request.cookie(), bound.cookie());
     victim.succeed();
 }
 

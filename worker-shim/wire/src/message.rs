@@ -154,7 +154,10 @@ impl Handoff {
 #[repr(u8)]
 pub enum Kind {
     /// bind(2): may this address be dealt? The socket stays unbound if so. `options` carries
-    /// `SO_REUSEADDR`, `SO_REUSEPORT` and `IPV6_V6ONLY` where they are set.
+    /// `SO_REUSEADDR`, `SO_REUSEPORT` and `IPV6_V6ONLY` where they are set, and the socket's `SO_COOKIE`.
+    /// Without an address: bound as this worker bound the socket of that cookie before, which the answer
+    /// says; [`Verdict::Pass`] if it did not. So asks a process that got the socket over exec(2) or from
+    /// another process, and has the memory of neither.
     Bind = 1,
     /// listen(2) on an address reserved by [`Kind::Bind`]; `backlog` and `options` are the socket's.
     Listen = 2,
@@ -186,8 +189,8 @@ impl Kind {
     ];
 }
 
-/// One integer socket option, as getsockopt(2) returned it. `SO_LINGER` has its second word in
-/// `extra`; every other option leaves it 0.
+/// One integer socket option, as getsockopt(2) returned it. `SO_LINGER` and `SO_COOKIE` have their
+/// second word in `extra`; every other option leaves it 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct SocketOption {
     /// `SOL_SOCKET`, `IPPROTO_TCP`, `IPPROTO_IPV6`, …
@@ -249,6 +252,27 @@ impl Request {
             }
             None => false,
         }
+    }
+
+    /// Adds the `SO_COOKIE` of the socket that this is about; returns whether there was room.
+    pub fn push_cookie(&mut self, cookie: u64) -> bool {
+        let [a, b, c, d, e, f, g, h] = cookie.to_le_bytes();
+        self.push_option(SocketOption {
+            level: libc::SOL_SOCKET,
+            name: libc::SO_COOKIE,
+            value: i32::from_le_bytes([a, b, c, d]),
+            extra: i32::from_le_bytes([e, f, g, h]),
+        })
+    }
+
+    /// What [`Self::push_cookie`] added.
+    #[must_use]
+    pub fn cookie(&self) -> Option<u64> {
+        let is_it = |o: &&SocketOption| (o.level, o.name) == (libc::SOL_SOCKET, libc::SO_COOKIE);
+        let option = self.options().iter().find(is_it)?;
+        let [a, b, c, d] = option.value.to_le_bytes();
+        let [e, f, g, h] = option.extra.to_le_bytes();
+        Some(u64::from_le_bytes([a, b, c, d, e, f, g, h]))
     }
 
     /// The options, in the order in which they were added.
@@ -453,7 +477,18 @@ mod tests {
             assert!(sent.push_option(SocketOption { level: 1, name: 2, value, extra: -value }));
         }
         assert!(!sent.push_option(SocketOption::default()), "the seventeenth has no room");
+        assert_eq!(sent.cookie(), None);
         assert_eq!(Request::decode(&sent.encode()), Ok(sent));
+    }
+
+    #[test]
+    fn a_cookie_is_an_option_among_others() {
+        for cookie in [0, 1, u64::MAX, 0x8000_0001_8000_0000] {
+            let mut sent = Request::new(Kind::Bind, [9; 16]);
+            sent.push_option(SocketOption { level: 1, name: 2, value: 1, extra: 0 });
+            assert!(sent.push_cookie(cookie));
+            assert_eq!(Request::decode(&sent.encode()).unwrap().cookie(), Some(cookie));
+        }
     }
 
     #[test]

@@ -103,6 +103,7 @@ impl Primary {
             prefix: format!("croupier/{}/{serial}", std::process::id()),
             policy,
             channels: Vec::new(),
+            bound: Vec::new(),
         };
         std::thread::spawn(move || desk.serve(&tell));
         Self { listener, asked, page, bell, variable: format!("{}@{name}", "5a".repeat(16)) }
@@ -359,6 +360,8 @@ struct Desk {
     policy: Policy,
     /// The address of each channel made.
     channels: Vec<Request>,
+    /// What was bound, by cookie.
+    bound: Vec<(u64, Request)>,
 }
 
 impl Desk {
@@ -401,6 +404,11 @@ impl Desk {
             (Kind::Bind, Policy::Pass) | (Kind::Listen, Policy::PassAtListen) => {
                 answer.verdict = Verdict::Pass;
             }
+            (Kind::Bind, _) if request.address.bytes().is_empty() => {
+                let known = self.bound.iter().find(|(known, _)| Some(*known) == request.cookie());
+                answer.verdict = known.map_or(Verdict::Pass, |_| Verdict::Done);
+                answer.address = known.map_or(RawAddress::NONE, |(_, bind)| bind.address);
+            }
             (Kind::Bind, Policy::Refuse(errno)) => {
                 answer.verdict = Verdict::Refused;
                 answer.errno = errno;
@@ -428,15 +436,8 @@ impl Desk {
                 send(answer, &[page, bell]);
                 return None;
             }
-            (
-                Kind::Bind
-                | Kind::Close
-                | Kind::Ready
-                | Kind::SetOption
-                | Kind::Unbind
-                | Kind::Post,
-                _,
-            ) => {}
+            (Kind::Bind, _) => self.bound.extend(request.cookie().map(|cookie| (cookie, *request))),
+            (Kind::Close | Kind::Ready | Kind::SetOption | Kind::Unbind | Kind::Post, _) => {}
         }
         send(answer, &[]);
         None
