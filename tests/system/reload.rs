@@ -331,6 +331,48 @@ fn what_is_cut_at_the_drain_timeout_is_counted() {
     stage.croupier.stop_well();
 }
 
+/// In a drain a slot has two workers to wait for, and who waits for that hears so.
+#[test]
+fn a_scale_during_the_drain_waits_for_its_slots_alone_and_says_for_whom() {
+    let guard = Guard::new("reload-scale");
+    let flags = ["-w", "2", "--soak", "0", "--slow-start", "0", "--drain-timeout", "10m"];
+    let stage = Stage::new(&guard, &flags);
+    let mut held = Vec::new();
+    for (open, name) in [(1, "one"), (2, "two")] {
+        let path = format!("/block?fifo={}", guard.fifo(name).display());
+        held.push(Client::port(stage.port).send(&path).unwrap());
+        stage.croupier.wait_status("a blocker", |s| (s.open() == (0, open)).then_some(()));
+    }
+    let status = stage.croupier.status();
+    let of_slot_1 = status.ready().position(|worker| worker.slot == 1).unwrap();
+    assert!(status.ready().all(|worker| worker.active == Some(1)), "{status:?}");
+    stage.croupier.ask(&["reload", "--no-wait"]).expect_code(0);
+    stage.croupier.wait_status("two that drain", |status| {
+        (status.workers.iter().filter(|worker| worker.state == "draining").count() == 2)
+            .then_some(())
+    });
+    let scaled = std::thread::scope(|scope| {
+        let asked = scope.spawn(|| stage.croupier.ask(&["scale", "-1"]));
+        stage.croupier.wait_status("one slot", |status| (status.slots == 1).then_some(()));
+        // Whoever does not want to wait does not.
+        stage.croupier.ask(&["scale", "+0", "--no-wait"]).expect_code(0);
+        assert!(!asked.is_finished());
+        // The first blocker took the first slot; that of slot 1 is all that it waits for.
+        let name = ["one", "two"][of_slot_1];
+        std::fs::write(guard.path(name), "").unwrap();
+        assert_eq!(held.remove(of_slot_1).reply().unwrap().status, 200);
+        asked.join().unwrap()
+    });
+    let said = &scaled.expect_code(0).stdout;
+    let line = said.lines().find(|line| line.starts_with("slot 1: worker 2 drains and holds 1"));
+    assert!(line.is_some(), "{said}");
+    assert_eq!(stage.croupier.status().open().1, 1, "the other still drains");
+    std::fs::write(guard.path("one"), "").unwrap();
+    assert_eq!(held.remove(0).reply().unwrap().status, 200);
+    stage.croupier.wait_for_line("nobody is left to drain");
+    stage.croupier.stop_well();
+}
+
 #[test]
 fn signals_reload_too() {
     let guard = Guard::new("reload-signals");
