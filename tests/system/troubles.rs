@@ -588,7 +588,7 @@ ask "$1" strange-web
     }
     ended.expect_code(0);
     let foreign = "croupier: root/strange-web runs, and belongs to another user: wait as that one or as \
-                   root, or say whose you mean with -n OWNER/NAME";
+                   root. If you mean your own, say -n 64913/strange-web";
     let none = |name: &str| {
         format!("croupier: no croupier named {name} is running: it has stopped, or never was")
     };

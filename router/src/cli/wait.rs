@@ -7,7 +7,7 @@ use nix::poll::{PollTimeout, poll};
 
 use super::ls::ready;
 use super::{Exit, Which, code, not_answered, not_found, strange};
-use crate::config::parse_duration;
+use crate::config::{parse_duration, user_name};
 use crate::control::client::{
     ANSWER_WAIT, AskError, FindError, Found, Selector, find, of_another_user,
 };
@@ -86,12 +86,20 @@ fn nobody(selector: &Selector, error: &FindError) -> Exit {
         Some(other) => Exit::error(
             code::NO_SUCH_PRIMARY,
             format!(
-                "{other} runs, and belongs to another user: wait as that one or as root, or say whose you \
-                 mean with -n OWNER/NAME"
+                "{other} runs, and belongs to another user: wait as that one or as root. If you mean your \
+                 own, say -n {}",
+                own(selector)
             ),
         ),
         None => Exit::error(code::DONE, gone(error)),
     }
+}
+
+/// This user's own of that name, so that nobody else's is meant.
+fn own(selector: &Selector) -> String {
+    let name = selector.name.as_deref().unwrap_or_default();
+    let name = name.rsplit_once('/').map_or(name, |(_, name)| name);
+    format!("{}/{name}", user_name(nix::unistd::geteuid()))
 }
 
 /// In words, for whoever has mistyped the name.
