@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use croupier_tests::{
     Client, Croupier, Failure, Figure, Guard, PATIENCE, Pending, field_of_status, figure, hammer,
-    observe, soak_or, state_of, stop_process, wait_until,
+    now, observe, soak_or, state_of, stop_process, wait_until,
 };
 
 use crate::programs::one_at_a_time;
@@ -73,6 +73,63 @@ fn a_stopped_worker_is_replaced_and_others_answer_its_clients() {
         goal: "replaced; 0 failed",
         met: croupier.status().ready().count() == 3,
     });
+    croupier.stop_well();
+}
+
+/// What a worker did not do before a shorter time was in force is not held against it by that time; from
+/// then on it has that time, during the reload too.
+#[test]
+fn a_shorter_time_for_the_hung_counts_from_the_reload_that_brings_it() {
+    let guard = Guard::new("limits-hung-reload");
+    let port = guard.port();
+    let gate = guard.fifo("gate");
+    let server = one_at_a_time(port).join(&OsString::from(" ")).into_string().unwrap();
+    // The new ones are not ready before the gate opens: until then the old one is judged.
+    let gated =
+        format!("[ $CROUPIER_GENERATION = 1 ] || read x < {}; exec {server}", gate.display());
+    let config = |time: &str| {
+        let lines = format!(
+            "command = [\"sh\", \"-c\", \"{gated}\"]\nworkers = 1\nsoak = \"0\"\nhung-timeout = \"{time}\"\n"
+        );
+        guard.write("croupier.toml", &lines);
+    };
+    config("1h");
+    let croupier = guard.run::<&str>([]).ready();
+    let client = Client::port(port);
+    let old = pid_of(&croupier, 0);
+    let stuck = blocked(&guard, &client, "never");
+    croupier.wait_status("the blocker", |status| (status.open() == (0, 1)).then_some(()));
+    // One in its queue, one still in the backlog: more is not handed to somebody that slow.
+    let waits: Vec<Pending> = (0..2).map(|_| client.send("/").unwrap()).collect();
+    croupier.wait_status("one behind it", |status| (status.open() == (1, 1)).then_some(()));
+    // Longer than the time that comes.
+    observe(Duration::from_millis(1500));
+    assert_eq!(croupier.status().totals.hung, 0);
+
+    config("1s");
+    let asked = now();
+    croupier.ask(&["reload", "--no-wait"]).expect_code(0);
+    croupier.wait_status("its end", |status| (status.totals.hung == 1).then_some(()));
+    assert!(asked.elapsed() >= Duration::from_secs(1), "judged for what was before: {asked:?}");
+    croupier.wait_for_line(&format!("(pid {old}) hangs: in "));
+    assert!(stuck.reply().is_err());
+    std::fs::write(&gate, "go\n").unwrap();
+    for waiting in waits {
+        assert!(waiting.reply().unwrap().pid() != Some(old));
+    }
+    croupier.wait_for_line("nobody is left to drain");
+
+    // Those that serve, one for longer than the others wait, are left alone; one that is stuck is not.
+    let new = pid_of(&croupier, 0);
+    let outcome = hammer(&client, 4, 80, |_| Some("/slow?ms=20".to_owned()));
+    assert_eq!(outcome.failures, []);
+    assert_eq!((croupier.status().totals.hung, pid_of(&croupier, 0)), (1, new));
+    stop_process(new);
+    let waits = client.send("/").unwrap();
+    croupier.wait_status("its end, too", |status| (status.totals.hung == 2).then_some(()));
+    // Its successor has to come through the gate, like all of its generation.
+    std::fs::write(&gate, "go\n").unwrap();
+    assert!(waits.reply().unwrap().pid() != Some(new));
     croupier.stop_well();
 }
 
