@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 
-use croupier_tests::{Client, Guard, PATIENCE};
+use croupier_tests::{Client, Guard, PATIENCE, wait_until};
 
 use crate::programs::one_at_a_time;
 
@@ -39,4 +39,27 @@ fn all_slots_failed_later_is_exit_1() {
     let ended = croupier.finished(PATIENCE * 15);
     let words = ["every slot has failed", "cannot go on", "--stay would keep trying"];
     ended.expect_code(1).expect_error(&words);
+}
+
+/// What it needs is gone for longer than a slot is tried, and comes back.
+#[test]
+#[ignore = "minutes of backoff; `make soak` runs it"]
+fn with_stay_a_slot_that_crashes_for_long_is_not_given_up() {
+    let guard = Guard::new("start-stay");
+    let port = guard.port();
+    let broken = guard.path("broken");
+    let server = one_at_a_time(port).join(&OsString::from(" ")).into_string().unwrap();
+    let script = format!("[ ! -e {} ] || exit 9; exec {server}", broken.display());
+    let croupier = guard.run(["-w", "1", "--stay", "sh", "-c", &script]).ready();
+    std::fs::write(&broken, "").unwrap();
+    drop(Client::port(port).get("/exit?code=1"));
+    // One more than without the flag would end it.
+    wait_until(PATIENCE * 15, "its seventeenth crash", || {
+        let crashes = croupier.stderr().count(" in a row; next start in ");
+        if croupier.stderr().count("crash 17 in a row") == 1 { Ok(()) } else { Err(crashes) }
+    });
+    std::fs::remove_file(&broken).unwrap();
+    let reply = Client::port(port).get("/").unwrap();
+    assert_eq!(reply.status, 200, "who came meanwhile waited for it");
+    croupier.stop_well();
 }
