@@ -68,7 +68,6 @@ mod supervise;
 mod tokens;
 mod turns;
 mod versions;
-mod waits;
 mod watch;
 mod worker;
 

@@ -2,17 +2,19 @@
 
 use croupier_core::event::WorkerId;
 use croupier_wire::page::WAITED_BUCKETS;
+use hdrhistogram::Histogram;
 
 use super::limits::reason_word;
 use super::rss::resident;
 use super::run::Primary;
 use super::turns::Turns;
-use super::waits::{Waits, at_quantile};
 use super::worker::Worker;
 use crate::control::messages::{ListenerStatus, SCHEMA, Status, Totals, WorkerState, WorkerStatus};
 use crate::output::Output;
 
 const SECOND: u64 = 1_000_000_000;
+/// Largest wait that is told apart, in microseconds: one hour.
+const WAIT_MAX_US: u64 = 3_600_000_000;
 
 /// What the loop counts by itself.
 #[derive(Debug)]
@@ -20,7 +22,7 @@ pub(super) struct Meters {
     started: u64,
     /// Microseconds from accept to hand-off, for connections that were not handed off in the turn
     /// that accepted them; those are in `at_once`.
-    waited: Waits,
+    waited: Histogram<u64>,
     at_once: u64,
     pub(super) turns: Turns,
     next_listener: usize,
@@ -46,10 +48,14 @@ pub(super) enum Complaint {
 }
 
 impl Meters {
+    #[expect(
+        clippy::expect_used,
+        reason = "2 digits between 1 µs and an hour is a valid histogram"
+    )]
     pub(super) fn new(now: u64) -> Self {
         Self {
             started: now,
-            waited: Waits::new(),
+            waited: Histogram::new_with_max(WAIT_MAX_US, 2).expect("valid bounds"),
             at_once: 0,
             turns: Turns::new(now),
             next_listener: 0,
@@ -80,7 +86,7 @@ impl Meters {
         if now <= accepted_at {
             self.at_once += 1;
         } else {
-            self.waited.record((now - accepted_at) / 1000);
+            self.waited.saturating_record((now - accepted_at) / 1000);
         }
     }
 
@@ -139,14 +145,18 @@ impl Meters {
         if quantile <= 1.0 - waited_share {
             return Some(0);
         }
-        self.waited.at(1.0 - (1.0 - quantile) / waited_share)
+        Some(self.waited.value_at_quantile(1.0 - (1.0 - quantile) / waited_share))
     }
 }
 
 /// A quantile of the page's histogram, in microseconds: the upper edge of the bucket.
 fn queued_quantile(buckets: &[u32; WAITED_BUCKETS], quantile: f64) -> Option<u64> {
-    let power = at_quantile(buckets.iter().map(|count| u64::from(*count)), quantile)?;
-    Some((2u64 << power.min(62)) - 1)
+    let mut histogram = Histogram::<u64>::new_with_max(WAIT_MAX_US, 2).ok()?;
+    for (power, count) in buckets.iter().enumerate() {
+        let upper = (2u64 << power.min(62)) - 1;
+        histogram.saturating_record_n(upper.max(1), u64::from(*count));
+    }
+    (!histogram.is_empty()).then(|| histogram.value_at_quantile(quantile))
 }
 
 impl Primary {
