@@ -9,7 +9,7 @@ use croupier_core::event::Generation;
 use super::run::Primary;
 use super::start::Launch;
 use crate::adapter;
-use crate::config::{Loaded, Origin, RunConfig, Setting, changes_at_reload};
+use crate::config::{Loaded, Origin, RunConfig, Setting, Source, changes_at_reload};
 
 /// See the module.
 #[derive(Debug)]
@@ -76,8 +76,9 @@ impl Primary {
             if changes_at_reload(name) {
                 continue;
             }
-            let place = new(name).map_or_else(String::new, |one| one.source.to_string());
-            let place = if place == "default" { self.versions.origin.to_string() } else { place };
+            let known = new(name).filter(|one| one.source != Source::Default);
+            let place = known
+                .map_or_else(|| self.versions.origin.to_string(), |one| one.source.to_string());
             // This goes to the log, and to whoever asked.
             let text = |one: Option<&Setting>| match (values(one), one) {
                 (list, _) if list.is_empty() => "not given".to_owned(),
