@@ -49,7 +49,11 @@ impl Dealt {
         let mut core = Core::new(config(slots, policy), Now(now));
         let claimed = vec![Cell::new(0); usize::from(slots) + 1];
         let pages = Pages { claimed, active, reads: Cell::new(0) };
-        core.handle(Event::ListenerOpened { listener: ON, declared: true }, Now(now), &pages);
+        core.handle(
+            Event::ListenerOpened { listener: ON, declared: true, policy },
+            Now(now),
+            &pages,
+        );
         for worker in (1..=u32::from(slots)).map(WorkerId) {
             core.handle(Event::Spawned { worker }, Now(now), &pages);
             core.handle(Event::Listening { worker, listener: ON }, Now(now), &pages);

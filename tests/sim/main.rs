@@ -134,6 +134,8 @@ fn eight_hours_leave_no_state_behind() {
 #[derive(Debug, Default)]
 struct Sum {
     seeds: u64,
+    /// Games whose listeners deal by load and by address.
+    mixed: u64,
     served: u64,
     lost: u64,
     salvaged: u64,
@@ -167,6 +169,10 @@ impl Sum {
     fn add(&mut self, game: &Game) {
         let (story, totals) = (&game.table.story, game.table.core.totals());
         self.seeds += 1;
+        let sticks =
+            |game: &Game, listener: u16| game.table.policy_of(ListenerId(listener)) == Policy::Ip;
+        let sticky = game.listeners.iter().filter(|listener| sticks(game, **listener)).count();
+        self.mixed += u64::from(sticky > 0 && sticky < game.listeners.len());
         self.served += story.served.len() as u64;
         self.lost += story.lost.len() as u64;
         self.salvaged += totals.salvaged;
@@ -211,6 +217,7 @@ impl Sum {
             let driven = self.scales.into_iter().chain(self.pauses).chain([self.restarts]);
             let few = self.reloads.into_iter().chain(self.down).chain(driven).min().unwrap();
             assert!(self.stolen > 10 && self.probes > 10 && self.lost > 10, "{self:?}");
+            assert!(self.mixed > least / 8, "{self:?}");
             assert!(few > 10 && self.checks > 10 && self.kept > 10, "{self:?}");
             let [recycled, not] = self.recycled;
             assert!(recycled > 50 && not > 10 && self.hung > 10 && self.shed > 10, "{self:?}");
@@ -246,6 +253,8 @@ enum Move {
 struct Game {
     table: Table,
     dice: Dice,
+    /// What every worker listens on.
+    listeners: Vec<u16>,
     step: u64,
     doing: Move,
 }
@@ -262,9 +271,13 @@ fn any_limits(dice: &mut Dice) -> Limits {
     }
 }
 
-fn any_config(dice: &mut Dice) -> Config {
+fn any_policy(dice: &mut Dice) -> Policy {
     let policies = [Policy::Least, Policy::Least, Policy::Rr, Policy::Ip];
-    let policy = policies[usize::try_from(dice.below(4)).unwrap()];
+    policies[usize::try_from(dice.below(4)).unwrap()]
+}
+
+fn any_config(dice: &mut Dice) -> Config {
+    let policy = any_policy(dice);
     let slots = u16::try_from(dice.between(1, 6)).unwrap();
     let base = config(slots, policy);
     Config {
@@ -344,8 +357,20 @@ impl Game {
         let mut table = Table::new(config, dice.next());
         table.race_permille = dice.below(3) * 100;
         let wild = dice.permille(800);
-        table.habits = Box::new(move |_, _, dice| any_habit(dice, !wild));
-        Self { table, dice, step: 0, doing: Move::Wait }
+        // Each with its own policy, whatever the first one has.
+        let others =
+            if dice.permille(600) { u16::try_from(dice.between(1, 2)).unwrap() } else { 0 };
+        for listener in 1..=others {
+            let policy = any_policy(&mut dice);
+            table.open_as(listener, Some(policy));
+        }
+        let listeners: Vec<u16> = (0..=others).collect();
+        let known = listeners.clone();
+        table.habits = Box::new(move |_, _, dice| {
+            let listeners = known.clone();
+            Habit { listeners, ..any_habit(dice, !wild) }
+        });
+        Self { table, dice, listeners, step: 0, doing: Move::Wait }
     }
 
     fn play(&mut self, steps: u64) {
@@ -369,7 +394,11 @@ impl Game {
 
     /// An hour of moves, and a rest with as many slots as at the start.
     fn hour(&mut self, hour: u64) {
-        self.table.habits = Box::new(|_, _, dice| any_habit(dice, false));
+        let known = self.listeners.clone();
+        self.table.habits = Box::new(move |_, _, dice| {
+            let listeners = known.clone();
+            Habit { listeners, ..any_habit(dice, false) }
+        });
         let end = hour * 3600 * SEC;
         while self.table.now < end {
             self.step += 1;
@@ -554,8 +583,13 @@ impl Game {
                 1 => Client::V4([10, 0, 0, host]),
                 _ => Client::V6([0x20, 1, 0, 0, 0, 0, 0, host, 0, 0, 0, 0, 0, 0, 0, 1]),
             };
-            self.table.client(client);
+            let listener = self.any_listener();
+            self.table.client_on(listener, client);
         }
+    }
+
+    fn any_listener(&mut self) -> u16 {
+        self.listeners[usize::try_from(self.dice.below(self.listeners.len() as u64)).unwrap()]
     }
 
     /// Now and then one that there is not.
@@ -612,16 +646,17 @@ impl Game {
     /// A program closes its listener, and opens it again after a while.
     fn close(&mut self) {
         let Some(worker) = self.any_worker() else { return };
+        let number = self.any_listener();
         let Some(player) = self.table.room.players.get_mut(&worker) else { return };
-        let (worker, listener) = (player.id, ListenerId(0));
-        if player.listens.remove(&0) {
+        let (worker, listener) = (player.id, ListenerId(number));
+        if player.listens.remove(&number) {
             self.table.tell(Event::Unlistened { worker, listener });
             let pause = self.dice.below(50 * MS);
             self.table.run_for(pause);
             if let Some(player) = self.table.room.players.get_mut(&worker.0)
                 && player.is_running()
             {
-                player.listens.insert(0);
+                player.listens.insert(number);
                 self.table.tell(Event::Listening { worker, listener });
             }
         }
@@ -640,16 +675,19 @@ impl Game {
                 self.table.start_slot(*slot);
             }
         }
-        self.table.habits = Box::new(|_, _, dice| Habit {
+        let known = self.listeners.clone();
+        self.table.habits = Box::new(move |_, _, dice| Habit {
             // Slow enough to matter, fast enough for the bound.
             service: dice.between(1, 5) * MS,
+            listeners: known.clone(),
             ..Habit::default()
         });
         let workers: Vec<u32> = self.table.room.players.keys().copied().collect();
         for worker in workers {
             if let Some(player) = self.table.room.players.get_mut(&worker) {
                 let start = player.habit.start;
-                player.habit = Habit { start, service: 5 * MS, ..Habit::default() };
+                let listeners = self.listeners.clone();
+                player.habit = Habit { start, listeners, service: 5 * MS, ..Habit::default() };
             }
             self.table.kick(worker);
         }

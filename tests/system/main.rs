@@ -31,6 +31,7 @@ mod limits;
 mod logs;
 mod longlived;
 mod messages;
+mod mixed;
 mod output;
 mod policies;
 mod programs;

@@ -22,24 +22,27 @@ impl Dealer {
         let (now, max_active) = (self.now, self.rules.max_active);
         let (mut written, mut full, mut large) = (false, 0_u32, 0_u32);
         let (pace, total_full) = (self.pace.size(), self.total == Total::Full);
+        let (by_load, differ) = (ask.policy.by_load(), self.policies.differ());
         for (seat, worker) in self.seats.iter_mut().zip(&mut self.workers) {
             if !seat.listens.contains(ask.listener) {
                 continue;
             }
-            let wanted = match seat.standing {
+            let window = ask.window(seat);
+            let wanted = match ask.standing(seat.standing) {
                 Standing::Away | Standing::Resting | Standing::Paused => continue,
                 Standing::Finishing if ask.origin == Origin::Backlog => continue,
                 Standing::Doubtful => at_next_claim(seat),
-                Standing::Late if seat.room(max_active) > 0 => at_next_claim(seat),
+                Standing::Late if seat.room(window, max_active) > 0 => at_next_claim(seat),
                 Standing::Finishing | Standing::Late | Standing::Fresh | Standing::Regular => {
-                    when_there_is_room(seat, max_active)
+                    when_there_is_room(seat, window, max_active)
                 }
             };
             let wanted = Bell { on_close: wanted.on_close || total_full, ..wanted };
-            if seat.queued() >= u64::from(seat.window) {
+            let wanted = if differ { sooner(seat, worker.bell, wanted) } else { wanted };
+            if by_load && seat.queued() >= u64::from(window) {
                 worker.window.full(now);
                 full += 1;
-                large += u32::from(seat.window >= pace);
+                large += u32::from(window >= pace);
             }
             if write(seat, worker, wanted, actions) {
                 worker.bells = Bells::Written;
@@ -95,6 +98,12 @@ impl Dealer {
         }
     }
 
+    /// Whether somebody's bell is spent, as far as was looked.
+    pub(crate) fn some_rang(&self) -> bool {
+        let mut all = self.seats.iter().zip(&self.workers);
+        all.any(|(seat, worker)| worker.bell.is_set() && has_rung(seat, worker.bell))
+    }
+
     /// What one worker's bell would say is not wanted any more.
     pub(crate) fn silence(&mut self, i: usize, actions: &mut VecDeque<Action>) {
         let Some((seat, worker)) = self.both(i) else { return };
@@ -111,9 +120,9 @@ impl Dealer {
         for i in 0..self.seats.len() {
             let standing = self.standing(i, ask, loads);
             let Some((seat, worker)) = self.both(i) else { continue };
-            let enough = seat.room(max_active) > 0
-                && (seat.queued() <= u64::from(low_mark(seat.window))
-                    || has_rung(seat, worker.bell));
+            let window = ask.window(seat);
+            let enough = seat.room(window, max_active) > 0
+                && (seat.queued() <= u64::from(low_mark(window)) || has_rung(seat, worker.bell));
             match standing {
                 Standing::Regular | Standing::Fresh if enough => return true,
                 Standing::Regular | Standing::Fresh => well = true,
@@ -151,18 +160,32 @@ fn at_next_claim(seat: &Seat) -> Bell {
     bell(seat, seat.claimed + 1, false)
 }
 
-fn when_there_is_room(seat: &Seat, max_active: Option<u32>) -> Bell {
+fn when_there_is_room(seat: &Seat, window: u16, max_active: Option<u32>) -> Bell {
     if max_active.is_some_and(|max| seat.load() >= u64::from(max)) {
         return bell(seat, 0, true);
     }
     // Passed over because it has far more than another, whose window is full: every close brings it
     // nearer to its turn.
-    if seat.queued() < u64::from(seat.window) && seat.queued() <= u64::from(low_mark(seat.window)) {
+    if seat.queued() < u64::from(window) && seat.queued() <= u64::from(low_mark(window)) {
         return bell(seat, 0, true);
     }
     // 0 would mean: do not ring.
-    let mark = seat.sent.saturating_sub(u64::from(low_mark(seat.window)));
+    let mark = seat.sent.saturating_sub(u64::from(low_mark(window)));
     bell(seat, mark.max(1), false)
+}
+
+/// One bell for two listeners that wait for different things at one worker: whatever comes first rings it.
+/// Each writing its own would undo the other's, and the one would sleep until the other is served.
+fn sooner(seat: &Seat, known: Bell, wanted: Bell) -> Bell {
+    if !known.is_set() || has_rung(seat, known) {
+        return wanted;
+    }
+    let at_claim = match (known.at_claim, wanted.at_claim) {
+        (0, other) | (other, 0) => other,
+        (one, other) => one.min(other),
+    };
+    let closed_then = if known.on_close { known.closed_then } else { wanted.closed_then };
+    Bell { at_claim, on_close: known.on_close || wanted.on_close, closed_then }
 }
 
 pub(crate) fn closed(seat: &Seat) -> u64 {

@@ -17,6 +17,26 @@ pub enum Policy {
     Reuseport,
 }
 
+impl Policy {
+    /// Whether connections pass through the primary.
+    #[must_use]
+    pub const fn by_hand(self) -> bool {
+        match self {
+            Self::Least | Self::Rr | Self::Ip => true,
+            Self::Shared | Self::Reuseport => false,
+        }
+    }
+
+    /// Whether any worker will do: windows adapt, late workers come last, and stealing makes sense.
+    #[must_use]
+    pub const fn by_load(self) -> bool {
+        match self {
+            Self::Least | Self::Rr => true,
+            Self::Ip | Self::Shared | Self::Reuseport => false,
+        }
+    }
+}
+
 /// When a worker counts as ready.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ReadyRule {
@@ -141,7 +161,9 @@ pub struct Config {
     /// How many slots there are at the start, and after a reload that brings another number than the
     /// last one did. At least 1.
     pub slots: u16,
-    /// How to deal.
+    /// How to deal on listeners that were not opened yet. Each has its own, which
+    /// [`Event::ListenerOpened`](crate::event::Event::ListenerOpened) brings: either all of them deal, or
+    /// all are of this policy.
     pub policy: Policy,
     /// Largest window: queued connections a worker may have. At least 1.
     pub queue_limit: u16,

@@ -12,14 +12,15 @@ use crate::by_id::find_by_id;
 use crate::config::{Config, Policy};
 use crate::event::{ListenerId, Loads, WorkerId};
 use crate::pause::Rest;
+use crate::policies::Policies;
 use crate::seat::{ACTIVE_UNKNOWN, Seat, Standing};
 use crate::sticky;
 use crate::time::Now;
 use crate::window::{Pace, Seen};
 use crate::worker::{Lateness, State, Worker};
 
-/// Largest number of queued connections of a worker where windows do not gate: under `ip` they would
-/// make clients change their worker, and without hand-offs nobody knows what is queued.
+/// Largest number of queued connections of a worker on listeners where windows do not gate: under `ip`
+/// they would make clients change their worker, and without hand-offs nobody knows what is queued.
 pub(crate) const STICKY_QUEUE_MAX: u16 = 256;
 /// Looks in a row at which a worker's numbers may not fit before it is replaced.
 const MISFITS_MAX: u8 = 3;
@@ -36,7 +37,6 @@ pub(crate) enum Note {
 /// What dealing needs to know of the configuration.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Rules {
-    pub(crate) policy: Policy,
     pub(crate) max_active: Option<u32>,
     pub(crate) queue_limit: u16,
     pub(crate) stall_after: Duration,
@@ -47,39 +47,12 @@ pub(crate) struct Rules {
 impl Rules {
     pub(crate) fn new(config: &Config) -> Self {
         Self {
-            policy: config.policy,
             max_active: config.max_active,
             queue_limit: config.queue_limit.max(1),
             stall_after: config.stall_after,
             slow_start: config.slow_start,
             sticky_bound: config.sticky_bound,
         }
-    }
-
-    /// Whether connections pass through the primary.
-    pub(crate) fn by_hand(&self) -> bool {
-        match self.policy {
-            Policy::Least | Policy::Rr | Policy::Ip => true,
-            Policy::Shared | Policy::Reuseport => false,
-        }
-    }
-
-    /// Whether windows adapt, late workers come last, and stealing makes sense.
-    pub(crate) fn by_load(&self) -> bool {
-        match self.policy {
-            Policy::Least | Policy::Rr => true,
-            Policy::Ip | Policy::Shared | Policy::Reuseport => false,
-        }
-    }
-
-    /// Window of a new worker.
-    fn first_window(&self) -> u16 {
-        if self.by_load() { 1 } else { STICKY_QUEUE_MAX }
-    }
-
-    /// Connections whose hand-off times must be known.
-    pub(crate) fn largest_window(&self) -> u16 {
-        if self.by_load() { self.queue_limit } else { STICKY_QUEUE_MAX }
     }
 }
 
@@ -103,6 +76,7 @@ pub(crate) enum Total {
 #[derive(Debug, Clone)]
 pub(crate) struct Dealer {
     pub(crate) rules: Rules,
+    pub(crate) policies: Policies,
     pub(crate) seats: Vec<Seat>,
     pub(crate) workers: Vec<Worker>,
     /// What each seat's slot adds to a sticky client's score, in the order of the seats.
@@ -130,9 +104,10 @@ pub(crate) struct Dealer {
 }
 
 impl Dealer {
-    pub(crate) fn new(rules: Rules, now: Now) -> Self {
+    pub(crate) fn new(rules: Rules, policies: Policies, now: Now) -> Self {
         Self {
             rules,
+            policies,
             seats: Vec::new(),
             workers: Vec::new(),
             salts: Vec::new(),
@@ -153,8 +128,27 @@ impl Dealer {
     /// Ids only grow, so pushing keeps the order.
     pub(crate) fn seat(&mut self, worker: Worker) {
         self.salts.push(sticky::salt(worker.slot));
-        self.seats.push(Seat::new(worker.id, self.rules.first_window()));
+        self.seats.push(Seat::new(worker.id));
         self.workers.push(worker);
+    }
+
+    /// Connections whose hand-off times must be known: as many as may be queued.
+    pub(crate) fn largest_window(&self) -> u16 {
+        match (self.policies.by_load(), self.policies.mixed()) {
+            (true, false) => self.rules.queue_limit,
+            (true, true) => self.rules.queue_limit.max(STICKY_QUEUE_MAX),
+            (false, _) => STICKY_QUEUE_MAX,
+        }
+    }
+
+    /// A listener was opened, perhaps with a policy that the workers there are were not made for.
+    pub(crate) fn set_policy(&mut self, listener: ListenerId, policy: Policy) {
+        self.policies.set(listener, policy);
+        let room = self.largest_window();
+        for worker in &mut self.workers {
+            worker.times.grow(room, worker.handed_off);
+        }
+        self.restand_all();
     }
 
     pub(crate) fn remove(&mut self, i: usize) {
@@ -185,7 +179,7 @@ impl Dealer {
     pub(crate) fn restand(&mut self, i: usize) {
         self.floor = None;
         let last_round = self.round == Round::Last;
-        let by_load = self.rules.by_load();
+        let by_load = self.policies.by_load();
         let rest = self.rest;
         let Some((seat, worker)) = self.both(i) else { return };
         let before = u32::from(seat.standing == Standing::Doubtful);
@@ -229,7 +223,7 @@ impl Dealer {
 
     /// Reads a worker's page.
     fn read(&mut self, i: usize, loads: &impl Loads) {
-        let (epoch, by_hand) = (self.epoch, self.rules.by_hand());
+        let (epoch, by_hand) = (self.epoch, self.policies.by_hand());
         let Some(seat) = self.seats.get_mut(i) else { return };
         seat.epoch = epoch;
         let load = loads.load(seat.id);
@@ -279,7 +273,7 @@ impl Dealer {
     /// Draws conclusions from a new number of claims.
     fn learn(&mut self, i: usize, before: u64, active_before: u64) {
         let (now, pace) = (self.now, self.pace.size());
-        let (by_load, stall_after) = (self.rules.by_load(), self.rules.stall_after);
+        let (by_load, stall_after) = (self.policies.by_load(), self.rules.stall_after);
         let Some((seat, worker)) = self.both(i) else { return };
         let claimed = seat.claimed;
         if claimed == before && seat.queued() == 0 {
@@ -313,7 +307,7 @@ impl Dealer {
     pub(crate) fn new_turn(&mut self) {
         self.new_epoch();
         let now = self.now;
-        if self.pace.turn(self.seats.len(), now) && self.rules.by_load() {
+        if self.pace.turn(self.seats.len(), now) && self.policies.by_load() {
             let pace = self.pace.size();
             for (seat, worker) in self.seats.iter_mut().zip(&self.workers) {
                 seat.window = worker.window.size(pace, now);
@@ -344,11 +338,11 @@ impl Dealer {
 
     /// Counts a hand-off that is on its way to a seat.
     pub(crate) fn dealt(&mut self, i: usize, listener: ListenerId) {
-        if self.fresh > 0 {
+        if self.fresh > 0 && self.policies.of(listener) == Policy::Least {
             self.share_out(i, listener);
         }
         let (now, pace) = (self.now, self.pace.size());
-        let by_load = self.rules.by_load();
+        let by_load = self.policies.by_load();
         let Some((seat, worker)) = self.both(i) else { return };
         worker.in_flight += 1;
         seat.recount(worker.sent());
@@ -373,7 +367,7 @@ impl Dealer {
         }
     }
 
-    /// Every hand-off gives each fresh worker its part of the right to have one.
+    /// Every hand-off by load gives each fresh worker its part of the right to have one.
     fn share_out(&mut self, i: usize, listener: ListenerId) {
         let eligible = self.eligible(listener);
         let (slow_start, now) = (self.rules.slow_start, self.now);

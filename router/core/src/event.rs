@@ -5,6 +5,8 @@
 
 use core::time::Duration;
 
+use crate::config::Policy;
+
 /// A numbered place for a worker, from 0. It outlives the worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct SlotId(pub u16);
@@ -142,6 +144,8 @@ pub enum Event {
         listener: ListenerId,
         /// Named by `-l`: a worker is ready only when it listens on every such listener.
         declared: bool,
+        /// How its clients are dealt, for as long as it is open.
+        policy: Policy,
     },
     /// [`Action::CloseListener`] done, or the socket broke.
     ListenerClosed {
@@ -310,6 +314,16 @@ pub enum TakeBackReason {
     Steal,
 }
 
+/// Which queued connections are taken back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Whose {
+    /// All.
+    All,
+    /// Not those of clients that stick to their worker (listeners under [`Policy::Ip`]): they wait for
+    /// this one. Those count as left in the queue.
+    Loose,
+}
+
 /// Something the shell must do now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Action {
@@ -355,6 +369,8 @@ pub enum Action {
         worker: WorkerId,
         /// How many.
         max: u32,
+        /// Which of them.
+        whose: Whose,
         /// Why.
         why: TakeBackReason,
     },

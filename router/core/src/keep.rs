@@ -2,8 +2,8 @@
 //!
 //! A browser with a WebSocket to the old worker, a client that polls a session there: half of its
 //! requests would meet a worker that knows nothing of it. So a worker that is parked, or drains while
-//! others go on, *keeps* the clients that have something open there, and only those; its queue is not
-//! taken back meanwhile.
+//! others go on, *keeps* the clients that have something open there, and only those; what they have in
+//! its queue is not taken back meanwhile. Clients of listeners that deal otherwise are not concerned.
 //!
 //! Owns nothing but the list of such workers ([`Core::keepers`]); who has something open where, the
 //! pages say ([`Loads::holds`]: one read of memory for each worker that leaves, and none while nobody
@@ -11,8 +11,7 @@
 //! as the reload lasts, a draining one for three quarters of the drain-timeout, so that what comes
 //! last can still be finished. Where a page does not say, or the worker is full, the hash decides.
 
-use crate::config::Policy;
-use crate::event::Loads;
+use crate::event::{Loads, Whose};
 use crate::pause::Rest;
 use crate::primary::Core;
 use crate::scheduler::Ask;
@@ -31,7 +30,7 @@ impl Core {
 
     /// Whether a worker keeps its clients now.
     pub(crate) fn keeps(&self, i: usize) -> bool {
-        if self.config.policy != Policy::Ip || self.stop.is_under_way() {
+        if !self.dealer.policies.sticks() || self.stop.is_under_way() {
             return false;
         }
         self.dealer.workers.get(i).is_some_and(|worker| match worker.state {
@@ -46,16 +45,25 @@ impl Core {
         })
     }
 
+    /// Which connections in the queue of a worker that leaves others may have; `None`: none.
+    pub(crate) fn gives(&self, i: usize) -> Option<Whose> {
+        match (self.keeps(i), self.dealer.policies.mixed()) {
+            (false, _) => Some(Whose::All),
+            (true, true) => Some(Whose::Loose),
+            (true, false) => None,
+        }
+    }
+
     /// When a worker stops keeping its clients.
     pub(crate) fn keep_ends(&self, worker: &Worker) -> Option<Now> {
         let drains = matches!(worker.state, State::Finishing { .. });
-        let keeps = self.config.policy == Policy::Ip && drains;
+        let keeps = self.dealer.policies.sticks() && drains;
         Some(worker.keeps_until).filter(|until| keeps && *until > self.dealer.now)
     }
 
     /// Works the list out again, after anything that bears on it has changed.
     pub(crate) fn find_keepers(&mut self) {
-        if self.config.policy != Policy::Ip {
+        if !self.dealer.policies.sticks() {
             return;
         }
         let mut keepers = core::mem::take(&mut self.keepers);
@@ -79,7 +87,7 @@ impl Core {
             self.dealer.look(i, loads);
             let Some((seat, worker)) = self.dealer.both(i) else { continue };
             let may = seat.listens.contains(ask.listener) && worker.paused.is_none();
-            if may && seat.room(self.config.max_active) > 0 {
+            if may && ask.room(seat, self.config.max_active) > 0 {
                 return Some(i);
             }
         }

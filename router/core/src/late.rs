@@ -4,12 +4,12 @@
 //! are stolen from a late worker only while another is idle, or quick enough to claim the next one at
 //! once: one for each such worker, the oldest first. (Where all are busy but quick, what lies behind a
 //! stuck one would else wait until clients become few.) A worker whose queue was emptied by stealing gets a probe, and connections again once it
-//! claims it. If all are late they are saturated, and their queues are left alone. On a host that is
+//! claims it. Clients that stick to a late worker (`ip`) are dealt to it as ever, and never stolen. If all are late they are saturated, and their queues are left alone. On a host that is
 //! out of CPU everybody looks late and moving connections helps nobody: who only lacks CPU is not.
 
 use core::time::Duration;
 
-use crate::event::{Loads, Report, TakeBackReason};
+use crate::event::{Loads, Report, TakeBackReason, Whose};
 use crate::primary::Core;
 use crate::seat::{ACTIVE_UNKNOWN, Standing};
 use crate::time::Now;
@@ -26,7 +26,7 @@ const PROMPT: Duration = Duration::from_millis(50);
 impl Core {
     /// A connection was queued: it may become late, and its worker may say what is not so of it.
     pub(crate) fn expect_lateness(&mut self) {
-        if self.late_at.is_none() && self.dealer.rules.by_hand() {
+        if self.late_at.is_none() && self.dealer.policies.by_hand() {
             self.late_at = Some(self.dealer.now.after(self.config.stall_after));
         }
     }
@@ -42,7 +42,7 @@ impl Core {
 
     /// With one worker there is nobody to steal for.
     fn lateness_matters(&self) -> bool {
-        self.ready >= 2 && self.dealer.rules.by_load()
+        self.ready >= 2 && self.dealer.policies.by_load()
     }
 
     /// The time at which something may have become late has come.
@@ -50,7 +50,7 @@ impl Core {
         let now = self.dealer.now;
         let overslept = self.late_at.is_some_and(|at| now.since(at) > self.config.stall_after / 2);
         self.late_at = None;
-        if !self.dealer.rules.by_hand() {
+        if !self.dealer.policies.by_hand() {
             return;
         }
         if overslept {
@@ -156,7 +156,7 @@ impl Core {
         }
         for (i, count) in taken.into_iter().enumerate() {
             if count > 0 {
-                self.take_back(i, count, TakeBackReason::Steal);
+                self.take_back(i, count, Whose::Loose, TakeBackReason::Steal);
             }
         }
     }

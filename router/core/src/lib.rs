@@ -60,6 +60,7 @@ mod ledger;
 mod life;
 mod names;
 mod pause;
+mod policies;
 mod primary;
 mod recycle;
 mod reload;

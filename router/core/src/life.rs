@@ -65,7 +65,7 @@ impl Core {
         let slot = self.slots.get(at)?.id;
         self.next_worker = self.next_worker.saturating_add(1);
         let deadline = now.after(self.config.ready_timeout);
-        let room = self.dealer.rules.largest_window();
+        let room = self.dealer.largest_window();
         let mut worker = Worker::new(id, slot, generation, deadline, room, now);
         worker.age = Age::new(&self.config.limits, &mut self.dice);
         worker.rest = self.slots.get(at).map_or(Rest::No, |slot| slot.rest);
@@ -222,7 +222,7 @@ impl Core {
     /// there is nobody beside it.
     fn starts_slowly(&self, i: usize) -> bool {
         let others = self.dealer.workers.iter().enumerate().filter(|(at, _)| *at != i);
-        self.config.policy == Policy::Least
+        self.dealer.policies.least()
             && !self.config.slow_start.is_zero()
             && self.dealer.workers.get(i).is_some_and(|worker| worker.fresh.is_none())
             && others
@@ -408,7 +408,7 @@ impl Core {
         let is_ready = said_ready
             || match self.config.ready {
                 ReadyRule::Listen => listens,
-                ReadyRule::Accept if !self.dealer.rules.by_hand() => listens,
+                ReadyRule::Accept if !self.dealer.policies.by_hand() => listens,
                 ReadyRule::Accept => listens && loads.load(id).claimed > 0,
                 // It says so, or it runs: both are events.
                 ReadyRule::Notify | ReadyRule::Start => false,

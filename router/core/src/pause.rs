@@ -32,7 +32,7 @@ impl Core {
         let refused = if self.stop.is_under_way() {
             Some(PauseFault::Stopping)
         } else {
-            (!self.dealer.rules.by_hand()).then_some(PauseFault::ByThemselves)
+            (!self.dealer.policies.by_hand()).then_some(PauseFault::ByThemselves)
         };
         if let Some(why) = refused {
             return self.report(Report::PauseRefused { why });

@@ -17,6 +17,7 @@ use crate::event::{
 };
 use crate::ledger::{Flight, HELD_MAX, Ledger};
 use crate::pause::Rest;
+use crate::policies::Policies;
 use crate::recycle::Recycle;
 use crate::reload::Reload;
 use crate::restart::Dice;
@@ -118,7 +119,7 @@ pub struct Core {
     look_again: Option<Now>,
     /// Queues of the dead, or connections in hand, wait for room.
     pub(crate) debts: bool,
-    /// `ip`: leaving workers that go on getting the clients they have, by id.
+    /// `ip`: leaving workers that go on getting the clients they have there, by id.
     pub(crate) keepers: Vec<WorkerId>,
 }
 
@@ -158,7 +159,7 @@ impl Core {
     #[must_use]
     pub fn new(config: Config, now: Now) -> Self {
         let mut core = Self {
-            dealer: Dealer::new(Rules::new(&config), now),
+            dealer: Dealer::new(Rules::new(&config), Policies::new(config.policy), now),
             ledger: Ledger::default(),
             slots: (0..config.slots.max(1)).map(|slot| Slot::new(SlotId(slot))).collect(),
             listeners: Vec::new(),
@@ -261,7 +262,7 @@ impl Core {
         self.pick = None;
         self.admission.verdict = Verdict::Deal;
         let Some(ask) = self.ask(listener, Origin::Backlog) else { return false };
-        if !self.accepts() {
+        if !self.accepts(ask.policy) {
             return false;
         }
         let again = core::mem::replace(&mut self.bells, Bells::LookedAfter) == Bells::Written;
@@ -271,12 +272,15 @@ impl Core {
         }
         let owed = self.debts;
         if self.debts && !self.spare_room(ask, loads) || !self.total_has_room(ask, loads) {
+            if again {
+                self.look_once_more();
+            }
             return self.admits_beyond(listener);
         }
         let found = if again && self.is_waiting(listener) && !self.dealer.rang_meanwhile(ask, loads)
         {
             None
-        } else if self.config.policy == Policy::Ip {
+        } else if ask.policy == Policy::Ip {
             self.dealer.anybody(ask, loads).then_some(None)
         } else {
             self.dealer.choose(ask, loads).map(Some)
@@ -287,10 +291,8 @@ impl Core {
         }
         let Some(seat) = found else {
             self.nobody_has_room(ask);
-            if again && owed && self.bells == Bells::Written {
-                // What was just dealt out of hand made new bells necessary, and nobody asks a third time.
-                self.look_again = Some(now.after(Duration::from_nanos(1)));
-                self.find_deadline();
+            if again && (owed || self.dealer.policies.differ()) {
+                self.look_once_more();
             }
             return self.admits_beyond(listener);
         };
@@ -302,6 +304,15 @@ impl Core {
             listener.waiting = false;
         }
         true
+    }
+
+    /// The second look found nobody. Where it made new bells necessary (what was just dealt out of hand
+    /// did, or that another listener deals to whom this one passes over), nobody asks a third time.
+    fn look_once_more(&mut self) {
+        if self.bells == Bells::Written {
+            self.look_again = Some(self.dealer.now.after(Duration::from_nanos(1)));
+            self.find_deadline();
+        }
     }
 
     pub(crate) fn listener_mut(&mut self, listener: ListenerId) -> Option<&mut Listener> {
@@ -319,27 +330,27 @@ impl Core {
     /// The question who may have a connection of a listener; `None` for a listener that is gone.
     fn ask(&self, listener: ListenerId, origin: Origin) -> Option<Ask> {
         let last = self.listener(listener)?.last;
-        Some(Ask { listener, last, origin })
+        Some(Ask { listener, policy: self.dealer.policies.of(listener), last, origin })
     }
 
     /// The same for a connection in hand, whose listener may be closed by now.
     pub(crate) fn ask_held(&self, listener: ListenerId) -> Ask {
         let last = self.listener(listener).map_or(WorkerId(0), |listener| listener.last);
-        Ask { listener, last, origin: Origin::Held }
+        Ask { listener, policy: self.dealer.policies.of(listener), last, origin: Origin::Held }
     }
 
     /// Under `ip` nobody is accepted before everybody is there: a client that came to the wrong
-    /// slot would have to leave it again.
-    fn accepts(&self) -> bool {
+    /// slot would have to leave it again. Listeners that deal otherwise do not wait for that.
+    fn accepts(&self, policy: Policy) -> bool {
         if !self.stop.deals() || self.dealer.rest == Rest::ByHand {
             return false;
         }
-        self.gate_opens().is_none_or(|at| at <= self.dealer.now)
+        policy != Policy::Ip || self.gate_opens().is_none_or(|at| at <= self.dealer.now)
     }
 
-    /// When clients are accepted at the latest, while they are not.
+    /// When clients that stick are accepted at the latest, while they are not.
     pub(crate) fn gate_opens(&self) -> Option<Now> {
-        let shut = self.config.policy == Policy::Ip && self.start != Start::Everybody;
+        let shut = self.dealer.policies.sticks() && self.start != Start::Everybody;
         shut.then(|| self.started.after(self.config.ready_timeout))
     }
 
@@ -410,7 +421,7 @@ impl Core {
         loads: &impl Loads,
     ) -> Option<usize> {
         let ask = Ask { origin, ..self.ask_held(arrival.listener) };
-        if self.config.policy == Policy::Ip
+        if ask.policy == Policy::Ip
             && let Some(client) = Sticky::of(arrival.client, self.config.sticky_key)
         {
             let kept = self.kept(ask, client, loads);
@@ -507,6 +518,10 @@ impl Core {
         if !wait_still {
             self.dealer.clear_bells(&mut self.actions);
             self.bells = Bells::LookedAfter;
+        } else if self.dealer.policies.differ() && self.dealer.some_rang() {
+            // Whose clients are all dealt now had set a bell that has rung; those who wait still want theirs.
+            self.look_again = Some(self.dealer.now.after(Duration::from_nanos(1)));
+            self.find_deadline();
         }
     }
 
@@ -515,8 +530,8 @@ impl Core {
         match event {
             Event::HandOffFailed { conn, worker, why } => self.hand_off_failed(conn, worker, why),
             Event::Refused { conn } => self.refused(conn),
-            Event::ListenerOpened { listener, declared } => {
-                self.listener_opened(listener, declared)
+            Event::ListenerOpened { listener, declared, policy } => {
+                self.listener_opened(listener, declared, policy);
             }
             Event::ListenerClosed { listener } => {
                 if let Some(place) = self.listeners.get_mut(usize::from(listener.0)) {
@@ -562,7 +577,7 @@ impl Core {
         self.ledger.held.push_front(arrival);
         self.debts = true;
         let until = self.dealer.now.after(PAUSE);
-        let by_hand = self.dealer.rules.by_hand();
+        let by_hand = self.dealer.policies.by_hand();
         let Some(i) = self.dealer.find(worker) else { return };
         self.dealer.undealt(i);
         let Some((seat, who)) = self.dealer.both(i) else { return };
@@ -598,7 +613,7 @@ impl Core {
         self.ledger.totals.refused += 1;
     }
 
-    fn listener_opened(&mut self, listener: ListenerId, declared: bool) {
+    fn listener_opened(&mut self, listener: ListenerId, declared: bool, policy: Policy) {
         if listener.0 >= LISTENERS_MAX {
             return self.actions.push_back(Action::CloseListener { listener });
         }
@@ -614,6 +629,7 @@ impl Core {
         }
         *entry =
             Some(Listener { named_by, last: WorkerId(0), waiting: false, closing: Closing::Open });
+        self.dealer.set_policy(listener, policy);
         // The number is used again: nobody listens on this one yet.
         for seat in &mut self.dealer.seats {
             seat.listens.remove(listener);

@@ -8,7 +8,7 @@
 use core::time::Duration;
 
 use crate::dealer::Round;
-use crate::event::{Action, Arrival, ListenerId, Loads, Report, TakeBackReason, WorkerId};
+use crate::event::{Action, Arrival, ListenerId, Loads, Report, TakeBackReason, Whose, WorkerId};
 use crate::primary::Core;
 use crate::seat::{LISTENERS_MAX, Listens, Standing};
 use crate::time::Now;
@@ -52,9 +52,13 @@ impl Core {
         let (said, listens) = (seat.queued(), seat.listens);
         let busy = worker.taking.is_some() || worker.in_flight > 0;
         let queued = loads.queued_exact(seat.id).map_or(said, u64::from);
-        if !busy && queued > 0 && self.others_serve(&listens) && !self.keeps(i) {
+        if !busy
+            && queued > 0
+            && self.others_serve(&listens)
+            && let Some(whose) = self.gives(i)
+        {
             let most = self.ledger.room();
-            self.take_back(i, most, why);
+            self.take_back(i, most, whose, why);
         }
     }
 
@@ -77,9 +81,13 @@ impl Core {
         if busy {
             return;
         }
-        if queued > 0 && self.others_serve(&listens) && !self.keeps(i) {
+        if queued > 0
+            && self.others_serve(&listens)
+            && let Some(whose) = self.gives(i)
+            && (whose == Whose::All || self.may_take(i))
+        {
             let most = self.ledger.room();
-            return self.take_back(i, most, TakeBackReason::Drain);
+            return self.take_back(i, most, whose, TakeBackReason::Drain);
         }
         // The page may lag behind the kernel: what was claimed a moment ago is not counted yet.
         if queued > 0 || said > 0 {
@@ -102,7 +110,7 @@ impl Core {
         }
         self.dismiss(i);
         // A program that accepts by itself goes on doing so until it is told to end.
-        let drains_itself = self.config.stop_signal_first || !self.dealer.rules.by_hand();
+        let drains_itself = self.config.stop_signal_first || !self.dealer.policies.by_hand();
         match active {
             Some(0) => self.tell_to_end(i, now),
             Some(_) if !drains_itself => {
@@ -210,7 +218,7 @@ impl Core {
     /// Whether something may still be in a parked worker's queue, as far as was looked.
     fn gives_back(&self, worker: &Worker) -> bool {
         let Some(i) = self.dealer.find(worker.id) else { return false };
-        !self.keeps(i) && self.dealer.seats.get(i).is_some_and(|seat| seat.queued() > 0)
+        self.gives(i).is_some() && self.dealer.seats.get(i).is_some_and(|seat| seat.queued() > 0)
     }
 
     fn place_held(&mut self, loads: &impl Loads) {
@@ -273,7 +281,7 @@ impl Core {
             self.room_for(&listens, loads).saturating_sub(owed)
         };
         let most = u32::try_from(most).unwrap_or(u32::MAX).min(self.ledger.room());
-        self.take_back(i, most, TakeBackReason::Death);
+        self.take_back(i, most, Whose::All, TakeBackReason::Death);
     }
 
     /// Whether anybody may get what the primary holds while everything stops.
@@ -305,7 +313,12 @@ impl Core {
         most
     }
 
-    pub(crate) fn take_back(&mut self, i: usize, max: u32, why: TakeBackReason) {
+    /// Not where the last try got nothing a moment ago.
+    fn may_take(&self, i: usize) -> bool {
+        self.dealer.workers.get(i).is_some_and(|worker| worker.take_after <= self.dealer.now)
+    }
+
+    pub(crate) fn take_back(&mut self, i: usize, max: u32, whose: Whose, why: TakeBackReason) {
         let now = self.dealer.now;
         let Some(worker) = self.dealer.workers.get_mut(i) else { return };
         if max == 0 || worker.taking.is_some() || worker.take_after > now {
@@ -313,7 +326,7 @@ impl Core {
         }
         worker.taking = Some(Taking { why, max, got: 0 });
         self.ledger.expected += max;
-        self.actions.push_back(Action::TakeBack { worker: worker.id, max, why });
+        self.actions.push_back(Action::TakeBack { worker: worker.id, max, whose, why });
     }
 
     /// A connection came back. It is dealt again, whoever it came from: even a worker that the core

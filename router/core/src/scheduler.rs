@@ -6,10 +6,12 @@
 //! | `rr` | next in turn | least load: it has waited already |
 //! | `ip` | the client's slot, else the next by score | the same |
 //!
-//! Always: only workers that listen there and have room; late ones only if all are late.
+//! The policy is the listener's, the turn of `rr` too; the load is the worker's, whichever listener it
+//! comes from. Always: only workers that listen there and have room; late ones only if all are late,
+//! except to clients that stick to one, as long as it lives.
 
 use crate::config::Policy;
-use crate::dealer::Dealer;
+use crate::dealer::{Dealer, STICKY_QUEUE_MAX};
 use crate::event::{ListenerId, Loads, WorkerId};
 use crate::seat::{Seat, Standing};
 use crate::sticky::Sticky;
@@ -22,9 +24,35 @@ const SKEW: u64 = 16;
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Ask {
     pub(crate) listener: ListenerId,
+    /// How the listener's clients are dealt.
+    pub(crate) policy: Policy,
     /// Who had the last connection of this listener.
     pub(crate) last: WorkerId,
     pub(crate) origin: Origin,
+}
+
+impl Ask {
+    /// The window that a worker has here.
+    pub(crate) fn window(self, seat: &Seat) -> u16 {
+        if self.policy.by_load() { seat.window } else { STICKY_QUEUE_MAX }
+    }
+
+    /// How many more a worker may have of these now.
+    pub(crate) fn room(self, seat: &Seat, max_active: Option<u32>) -> u64 {
+        seat.room(self.window(seat), max_active)
+    }
+
+    /// What a worker's standing means here. A new worker is not spared where it is its turn; and who
+    /// sticks to a late one waits for it, as he would if no other listener dealt by load.
+    pub(crate) fn standing(self, standing: Standing) -> Standing {
+        match (standing, self.policy) {
+            (Standing::Fresh, Policy::Rr)
+            | (Standing::Fresh | Standing::Late | Standing::Doubtful, Policy::Ip) => {
+                Standing::Regular
+            }
+            (other, _) => other,
+        }
+    }
 }
 
 /// Where the connection is now.
@@ -67,7 +95,7 @@ impl Scan {
 impl Dealer {
     /// The worker for a connection by load or turn.
     pub(crate) fn choose(&mut self, ask: Ask, loads: &impl Loads) -> Option<usize> {
-        match self.rules.policy {
+        match ask.policy {
             Policy::Rr if ask.origin == Origin::Backlog => self.next_in_turn(ask, loads),
             Policy::Rr | Policy::Least | Policy::Ip | Policy::Shared | Policy::Reuseport => {
                 self.least(ask, loads)
@@ -82,7 +110,8 @@ impl Dealer {
             return Standing::Away;
         }
         self.look(i, loads);
-        match self.seats.get(i).map_or(Standing::Away, |seat| seat.standing) {
+        let standing = self.seats.get(i).map_or(Standing::Away, |seat| seat.standing);
+        match ask.standing(standing) {
             Standing::Finishing if ask.origin == Origin::Held => Standing::Regular,
             Standing::Finishing
             | Standing::Doubtful
@@ -107,8 +136,8 @@ impl Dealer {
                 i = 0;
             }
             let standing = self.standing(i, ask, loads);
-            if standing != Standing::Away && self.offer(&mut scan, standing, i, floor) {
-                return self.chosen(&scan, ask.listener);
+            if standing != Standing::Away && self.offer(&mut scan, ask, standing, i, floor) {
+                return self.chosen(&scan, ask);
             }
             i += 1;
         }
@@ -118,7 +147,7 @@ impl Dealer {
         if ask.origin == Origin::Backlog && Self::is_lopsided(&scan) {
             return None;
         }
-        self.chosen(&scan, ask.listener)
+        self.chosen(&scan, ask)
     }
 
     /// Whether whoever has room has far more than somebody whose window is merely full: then clients
@@ -132,18 +161,18 @@ impl Dealer {
         }
     }
 
-    fn chosen(&mut self, scan: &Scan, listener: ListenerId) -> Option<usize> {
-        if self.fresh > 0 {
-            self.settle_in_fresh(scan, listener);
+    fn chosen(&mut self, scan: &Scan, ask: Ask) -> Option<usize> {
+        if self.fresh > 0 && ask.policy == Policy::Least {
+            self.settle_in_fresh(scan, ask.listener);
         }
         scan.choice()
     }
 
     /// Adds a seat to a scan. True: with a load of `floor` or less, nothing better can come.
-    fn offer(&self, scan: &mut Scan, standing: Standing, i: usize, floor: u64) -> bool {
+    fn offer(&self, scan: &mut Scan, ask: Ask, standing: Standing, i: usize, floor: u64) -> bool {
         let Some(seat) = self.seats.get(i) else { return false };
         let load = seat.load();
-        let has_room = seat.room(self.rules.max_active) > 0;
+        let has_room = ask.room(seat, self.rules.max_active) > 0;
         match standing {
             Standing::Regular => {
                 scan.well = true;
@@ -201,7 +230,7 @@ impl Dealer {
             }
             let standing = self.standing(i, ask, loads);
             if standing != Standing::Away {
-                self.offer(&mut scan, standing, i, 0);
+                self.offer(&mut scan, ask, standing, i, 0);
                 if scan.best.is_some() {
                     break;
                 }
@@ -221,7 +250,7 @@ impl Dealer {
         let (mut well, mut late) = (None, 0_u64);
         for i in 0..self.seats.len() {
             let standing = self.standing(i, ask, loads);
-            let room = self.seats.get(i).map_or(0, |seat| seat.room(self.rules.max_active));
+            let room = self.seats.get(i).map_or(0, |seat| ask.room(seat, self.rules.max_active));
             match standing {
                 Standing::Regular | Standing::Fresh => well = Some(well.unwrap_or(0) + room),
                 Standing::Late => late += room,
@@ -244,7 +273,7 @@ impl Dealer {
             let (score, i) = self.highest(ask, client, below)?;
             self.look(i, loads);
             let fits = |seat: &Seat| {
-                seat.room(self.rules.max_active) > 0 && cap.is_none_or(|cap| seat.load() < cap)
+                ask.room(seat, self.rules.max_active) > 0 && cap.is_none_or(|cap| seat.load() < cap)
             };
             if self.seats.get(i).is_some_and(fits) {
                 return Some(i);
@@ -258,7 +287,7 @@ impl Dealer {
     fn highest(&self, ask: Ask, client: Sticky, below: Option<u64>) -> Option<(u64, usize)> {
         let mut best: Option<(u64, usize)> = None;
         for (i, (seat, salt)) in self.seats.iter().zip(&self.salts).enumerate() {
-            let sits = match seat.standing {
+            let sits = match ask.standing(seat.standing) {
                 Standing::Late | Standing::Fresh | Standing::Regular => true,
                 Standing::Finishing => ask.origin == Origin::Held,
                 Standing::Away | Standing::Resting | Standing::Paused | Standing::Doubtful => false,
@@ -297,6 +326,7 @@ mod tests {
     use super::*;
     use crate::dealer::{Round, Rules};
     use crate::event::{Generation, Load, SlotId};
+    use crate::policies::Policies;
     use crate::time::Now;
     use crate::worker::{Fresh, Lateness, State, Worker};
 
@@ -338,7 +368,6 @@ mod tests {
     /// A table in the last round, so that those that finish have a standing.
     fn dealer(policy: Policy, rows: &[Row]) -> Dealer {
         let rules = Rules {
-            policy,
             max_active: None,
             queue_limit: 64,
             stall_after: Duration::from_millis(100),
@@ -346,7 +375,7 @@ mod tests {
             sticky_bound: None,
         };
         let now = Now(1);
-        let mut dealer = Dealer::new(rules, now);
+        let mut dealer = Dealer::new(rules, Policies::new(policy), now);
         dealer.round = Round::Last;
         for ((is, load, window), number) in rows.iter().zip(1_u16..) {
             let (id, slot) = (WorkerId(u32::from(number)), SlotId(number - 1));
@@ -382,11 +411,22 @@ mod tests {
         dealer
     }
 
-    fn chosen(policy: Policy, origin: Origin, last: u32, rows: &[Row]) -> Option<u32> {
-        let ask = Ask { listener: ON, last: WorkerId(last), origin };
-        let mut dealer = dealer(policy, rows);
+    /// As on one of two listeners, the other of which deals as `beside`.
+    fn chosen_beside(
+        beside: Policy,
+        (policy, origin, last): (Policy, Origin, u32),
+        rows: &[Row],
+    ) -> Option<u32> {
+        let ask = Ask { listener: ON, policy, last: WorkerId(last), origin };
+        let mut dealer = dealer(beside, rows);
+        dealer.set_policy(ListenerId(1), beside);
+        dealer.set_policy(ON, policy);
         let i = dealer.choose(ask, &Empty)?;
         Some(dealer.seats[i].id.0)
+    }
+
+    fn chosen(policy: Policy, origin: Origin, last: u32, rows: &[Row]) -> Option<u32> {
+        chosen_beside(policy, (policy, origin, last), rows)
     }
 
     #[test]
@@ -435,9 +475,45 @@ mod tests {
         }
     }
 
+    /// What another listener's policy makes of a worker (late, fresh, doubtful, a narrow window) is
+    /// nothing to clients that stick to it, and being fresh nothing to those whose turn it is.
+    #[test]
+    fn who_gets_it_beside_a_listener_of_another_policy() {
+        use Is::{Doubtful, Fresh, Late, Paused, Well};
+        use Origin::{Backlog, Held};
+        use Policy::{Ip, Least, Rr};
+        #[rustfmt::skip]
+        let table: [(Policy, Case<'_>); 12] = [
+            // A window of 1 that is full is none here.
+            (Least, (Ip,    Backlog, 0, &[(Well, 1, 1), (Well, 3, 1)],              Some(1))),
+            (Ip,    (Least, Backlog, 0, &[(Well, 1, 1), (Well, 3, 1)],              None)),
+            (Ip,    (Rr,    Backlog, 0, &[(Well, 1, 1), (Well, 3, 8)],              Some(2))),
+            // Late, doubtful and fresh are like any other.
+            (Rr,    (Ip,    Backlog, 0, &[(Late, 0, 1), (Well, 5, 1)],              Some(1))),
+            (Rr,    (Ip,    Held,    0, &[(Doubtful, 0, 1), (Well, 5, 1)],          Some(1))),
+            (Least, (Ip,    Backlog, 0, &[(Fresh, 0, 1), (Well, 5, 1)],             Some(1))),
+            (Least, (Ip,    Backlog, 0, &[(Paused, 0, 1), (Doubtful, 5, 1)],        Some(2))),
+            // … where the other listener deals.
+            (Ip,    (Rr,    Backlog, 0, &[(Late, 0, 8), (Well, 5, 8)],              Some(2))),
+            (Ip,    (Least, Backlog, 0, &[(Doubtful, 0, 8), (Well, 5, 8)],          Some(2))),
+            // A turn is a turn.
+            (Least, (Rr,    Backlog, 0, &[(Fresh, 0, 8), (Well, 0, 8)],             Some(1))),
+            (Least, (Rr,    Backlog, 1, &[(Well, 0, 8), (Fresh, 9, 16)],            Some(2))),
+            (Rr,    (Least, Backlog, 0, &[(Fresh, 0, 8), (Well, 5, 5)],             Some(1))),
+        ];
+        for (beside, (policy, origin, last, rows, expected)) in table {
+            assert_eq!(
+                chosen_beside(beside, (policy, origin, last), rows),
+                expected,
+                "{policy:?} beside {beside:?} {origin:?} {last} {rows:?}"
+            );
+        }
+    }
+
     #[test]
     fn room_counts_late_ones_only_if_all_are_late() {
-        let ask = Ask { listener: ON, last: WorkerId(0), origin: Origin::Backlog };
+        let policy = Policy::Least;
+        let ask = Ask { listener: ON, policy, last: WorkerId(0), origin: Origin::Backlog };
         let room = |rows: &[Row]| dealer(Policy::Least, rows).room(ask, &Empty);
         assert_eq!(room(&[(Is::Well, 2, 8), (Is::Late, 0, 8), (Is::Well, 1, 4)]), 9);
         assert_eq!(room(&[(Is::Late, 1, 8), (Is::Late, 0, 8)]), 15);
@@ -446,14 +522,15 @@ mod tests {
 
     #[test]
     fn a_sticky_client_goes_down_the_order_of_its_scores() {
-        let ask = Ask { listener: ON, last: WorkerId(0), origin: Origin::Backlog };
+        let policy = Policy::Ip;
+        let ask = Ask { listener: ON, policy, last: WorkerId(0), origin: Origin::Backlog };
         let client = Sticky::of(crate::event::Client::V4([10, 1, 2, 3]), [1, 2]).unwrap();
         let mut rows = [(Is::Well, 0, 4); 6];
         let mut order = Vec::new();
         for _ in 0..6 {
             let i = dealer(Policy::Ip, &rows).sticky(ask, client, &Empty).unwrap();
             order.push(i);
-            rows[i].1 = 4;
+            rows[i].1 = u64::from(STICKY_QUEUE_MAX);
         }
         assert_eq!(dealer(Policy::Ip, &rows).sticky(ask, client, &Empty), None);
         order.sort_unstable();

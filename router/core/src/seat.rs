@@ -96,6 +96,7 @@ pub(crate) struct Seat {
     pub(crate) epoch: u32,
     /// Claimed and not closed, or [`ACTIVE_UNKNOWN`].
     pub(crate) active: u32,
+    /// On listeners that deal by load ([`Ask::window`](crate::scheduler::Ask::window)).
     pub(crate) window: u16,
     pub(crate) standing: Standing,
     /// How often in a row its numbers did not fit.
@@ -105,7 +106,7 @@ pub(crate) struct Seat {
 const _: () = assert!(size_of::<Seat>() == 64);
 
 impl Seat {
-    pub(crate) fn new(id: WorkerId, window: u16) -> Self {
+    pub(crate) fn new(id: WorkerId) -> Self {
         Self {
             listens: Listens::default(),
             sent: 0,
@@ -113,7 +114,7 @@ impl Seat {
             id,
             epoch: 0,
             active: 0,
-            window,
+            window: 1,
             standing: Standing::Away,
             misfits: 0,
         }
@@ -139,9 +140,9 @@ impl Seat {
         self.queued() + self.active()
     }
 
-    /// How many more it may have now.
-    pub(crate) fn room(&self, max_active: Option<u32>) -> u64 {
-        let window = u64::from(self.window).saturating_sub(self.queued());
+    /// How many more it may have now, with a window of so many.
+    pub(crate) fn room(&self, window: u16, max_active: Option<u32>) -> u64 {
+        let window = u64::from(window).saturating_sub(self.queued());
         let active = max_active.map_or(u64::MAX, |max| u64::from(max).saturating_sub(self.load()));
         window.min(active)
     }
@@ -173,11 +174,12 @@ mod tests {
 
     #[test]
     fn room_is_the_narrower_of_window_and_active() {
-        let mut seat = Seat::new(WorkerId(1), 8);
+        let mut seat = Seat::new(WorkerId(1));
         (seat.sent, seat.claimed, seat.active) = (10, 7, 2);
         assert_eq!((seat.queued(), seat.load()), (3, 5));
-        assert_eq!(seat.room(None), 5);
-        assert_eq!(seat.room(Some(6)), 1);
-        assert_eq!(seat.room(Some(5)), 0);
+        assert_eq!(seat.room(8, None), 5);
+        assert_eq!(seat.room(8, Some(6)), 1);
+        assert_eq!(seat.room(8, Some(5)), 0);
+        assert_eq!(seat.room(2, None), 0, "more queued than the window allows");
     }
 }

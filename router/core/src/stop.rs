@@ -130,7 +130,7 @@ impl Core {
                 self.enter(i, Input::Condemned);
             }
         }
-        let filter = self.dealer.rules.by_hand();
+        let filter = self.dealer.policies.by_hand();
         self.for_listeners(|closing, listener| match (*closing, filter) {
             (Closing::Open, true) => {
                 *closing = Closing::Quiet;

@@ -1,5 +1,6 @@
 //! What the status shows: read-only pictures of the core's state.
 
+use crate::dealer::STICKY_QUEUE_MAX;
 use crate::event::{Generation, RecycleReason, SlotId, WorkerId};
 use crate::pause::Rest;
 use crate::primary::{Core, Start};
@@ -91,7 +92,7 @@ impl Core {
             state: worker.state.name(),
             handed_off: worker.handed_off,
             taken_back: worker.taken_back,
-            window: seat.window,
+            window: if self.dealer.policies.by_load() { seat.window } else { STICKY_QUEUE_MAX },
             paused: worker.rest == Rest::ByHand || self.dealer.rest == Rest::ByHand,
             late: worker.lateness != Lateness::No,
             ready_since: worker.state.ready_since(),

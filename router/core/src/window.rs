@@ -61,6 +61,19 @@ impl Times {
         Self { ring: vec![Now(0); room].into_boxed_slice() }
     }
 
+    /// Room for a larger limit, when so many hand-offs have happened.
+    pub(crate) fn grow(&mut self, limit: u16, count: u64) {
+        let larger = Self::new(limit);
+        if larger.ring.len() <= self.ring.len() {
+            return;
+        }
+        let known = u64::try_from(self.ring.len()).unwrap_or(u64::MAX);
+        let smaller = core::mem::replace(self, larger);
+        for number in count.saturating_sub(known)..count {
+            self.set(number, smaller.get(number));
+        }
+    }
+
     fn place(&self, number: u64) -> usize {
         let mask = self.ring.len() - 1;
         usize::try_from(number & u64::try_from(mask).unwrap_or(0)).unwrap_or(0)
@@ -337,6 +350,22 @@ mod tests {
             pace.turn(1, Now(*now));
         }
         pace.size()
+    }
+
+    #[test]
+    fn times_are_kept_when_more_must_be_known() {
+        let mut times = Times::new(4);
+        for number in 0..20 {
+            times.set(number, Now(100 + number));
+        }
+        times.grow(2, 20);
+        assert_eq!(times.ring.len(), 8, "never less");
+        times.grow(256, 20);
+        for number in 12..20 {
+            assert_eq!(times.get(number), Now(100 + number));
+        }
+        times.set(20, Now(9));
+        assert_eq!((times.get(20), times.get(12)), (Now(9), Now(112)));
     }
 
     #[test]

@@ -153,6 +153,7 @@ fn a_worker_gets_only_what_it_listens_on() {
     table.tell(croupier_core::event::Event::ListenerOpened {
         listener: croupier_core::event::ListenerId(1),
         declared: false,
+        policy: Policy::Least,
     });
     table.tell(croupier_core::event::Event::Listening {
         worker: WorkerId(2),

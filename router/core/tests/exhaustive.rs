@@ -254,7 +254,7 @@ impl Puppet {
             by_hand: false,
         };
         puppet.settle();
-        puppet.tell(Event::ListenerOpened { listener: ON, declared: true });
+        puppet.tell(Event::ListenerOpened { listener: ON, declared: true, policy });
         puppet
     }
 
@@ -721,7 +721,7 @@ fn arbitrary_events_do_no_harm() {
         let mut now = 0;
         for _ in 0..200 {
             now += dice.below(200_000_000);
-            let event = any_event(&mut dice);
+            let event = any_event(policy, &mut dice);
             let loads = Lies(dice.next());
             core.handle(event, Now(now), &loads);
             let mut count = 0;
@@ -757,7 +757,7 @@ impl Loads for Lies {
     }
 }
 
-fn any_event(dice: &mut dice::Dice) -> Event {
+fn any_event(of: Policy, dice: &mut dice::Dice) -> Event {
     let worker = WorkerId(u32::try_from(dice.below(5)).unwrap());
     let conn = ConnId(u32::try_from(dice.below(4)).unwrap());
     let listener = ListenerId(u16::try_from(dice.below(300)).unwrap() % 3 * 100);
@@ -774,7 +774,12 @@ fn any_event(dice: &mut dice::Dice) -> Event {
         7 => Event::HandOffFailed { conn, worker, why: croupier_core::event::SendFailure::Broken },
         8 => Event::Refused { conn },
         9 => Event::BacklogEmpty { listener },
-        10 => Event::ListenerOpened { listener, declared: orphans },
+        10 => {
+            // Either all deal, or none does.
+            let dealt = [Policy::Least, Policy::Rr, Policy::Ip][count as usize];
+            let policy = if of.by_hand() { dealt } else { of };
+            Event::ListenerOpened { listener, declared: orphans, policy }
+        }
         11 => Event::ListenerClosed { listener },
         12 => Event::Spawned { worker },
         13 => Event::SpawnFailed { worker },

@@ -381,7 +381,8 @@ fn the_new_one_must_listen_on_all_that_the_old_one_listens_on() {
     let mut table = Table::of(config, Habit::default());
     table.start();
     let listener = croupier_core::event::ListenerId(3);
-    table.tell(croupier_core::event::Event::ListenerOpened { listener, declared: false });
+    let policy = Policy::Least;
+    table.tell(croupier_core::event::Event::ListenerOpened { listener, declared: false, policy });
     let worker = croupier_core::event::WorkerId(1);
     table.tell(croupier_core::event::Event::Listening { worker, listener });
     table.run_for(MS);

@@ -220,7 +220,11 @@ fn a_new_worker_must_listen_on_all_that_the_old_one_does() {
         let habit = |listeners| Habit { listeners, says_ready: true, ..Habit::default() };
         let mut table = Table::of(config, habit(vec![0, 1]));
         // The second one is the program's own idea.
-        table.tell(Event::ListenerOpened { listener: ListenerId(1), declared: false });
+        table.tell(Event::ListenerOpened {
+            listener: ListenerId(1),
+            declared: false,
+            policy: Policy::Least,
+        });
         table.start();
         // With `start` it is ready before it listens.
         table.run_for(100 * MS);
@@ -243,7 +247,11 @@ fn where_the_slot_has_nobody_any_other_old_worker_shows_what_to_listen_on() {
     let config = Config { ready_timeout: Duration::from_secs(2), ..config(2, Policy::Least) };
     let habit = |listeners| Habit { listeners, ..Habit::default() };
     let mut table = Table::of(config, habit(vec![0, 1]));
-    table.tell(Event::ListenerOpened { listener: ListenerId(1), declared: false });
+    table.tell(Event::ListenerOpened {
+        listener: ListenerId(1),
+        declared: false,
+        policy: Policy::Least,
+    });
     table.start();
     table.habits = Box::new(move |_, _, _| Habit { start: 100 * SEC, ..habit(vec![0, 1]) });
     table.exit(1, ExitStatus::Code(1), false);

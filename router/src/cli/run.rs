@@ -14,10 +14,10 @@ use croupier_core::config::{Policy, ReadyRule};
 use nix::sys::signal::Signal;
 
 use crate::config::{
-    AdapterChoice, LogFormat, MaxRssArg, QUEUE_LIMIT_MAX, ReadyProbe, Shed, Surge, WorkersArg,
-    parse_adapter, parse_bound, parse_bytes, parse_duration, parse_exit_code, parse_log_format,
-    parse_max_rss, parse_name, parse_policy, parse_probe, parse_ready, parse_shed, parse_signal,
-    parse_surge, parse_umask, parse_workers,
+    AdapterChoice, LogFormat, MaxRssArg, Place, QUEUE_LIMIT_MAX, ReadyProbe, Shed, Surge,
+    WorkersArg, parse_adapter, parse_bound, parse_bytes, parse_duration, parse_exit_code,
+    parse_log_format, parse_max_rss, parse_name, parse_policy, parse_probe, parse_ready,
+    parse_shed, parse_signal, parse_surge, parse_umask, parse_workers,
 };
 
 const AFTER_HELP: &str = "\
@@ -105,7 +105,8 @@ pub struct RunArgs {
     /// least (default): the worker with the fewest connections, in turn among equals. rr: in turn.
     /// ip: a client address keeps its worker. shared, reuseport: no dealing, workers accept by
     /// themselves from one socket, or from one SO_REUSEPORT socket each. With
-    /// NODE_CLUSTER_SCHED_POLICY=none the default is shared.
+    /// NODE_CLUSTER_SCHED_POLICY=none the default is shared. An address may have a policy of its own
+    /// in croupier.toml: [[listen]] with address and policy.
     #[arg(
         short,
         long,
@@ -639,4 +640,6 @@ pub struct FromFile {
     pub env: Vec<(OsString, OsString)>,
     /// `workers` stands in the file: a platform's variable wins over it.
     pub workers: bool,
+    /// The policy of each `listen` that has its own, where the file's are in force.
+    pub policies: Vec<Option<(Policy, Place)>>,
 }

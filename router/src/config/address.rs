@@ -7,6 +7,8 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
+use croupier_core::config::Policy;
+
 /// One `-l`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ListenSpec {
@@ -14,11 +16,18 @@ pub struct ListenSpec {
     pub public: ListenAddress,
     /// Whose listen() is dealt these clients, when that is another address.
     pub program: Option<ProgramAddress>,
+    /// How its clients are dealt, when that is not `-p`'s word (`[[listen]] policy`).
+    pub policy: Option<Policy>,
     /// The descriptor that the service manager opened for it.
     pub inherited: Option<i32>,
 }
 
 impl ListenSpec {
+    /// Whether it was given before.
+    pub(super) fn is_same(&self, other: &Self) -> bool {
+        (&self.public, &self.program) == (&other.public, &other.program)
+    }
+
     /// Whether one listener of the program would be for both.
     pub(super) fn shares_program(&self, other: &Self) -> bool {
         let of = |spec: &Self| match (&spec.program, &spec.public) {
@@ -86,7 +95,7 @@ pub fn parse_listen(text: &str) -> Result<ListenSpec, String> {
         Some(Parsed::Tcp(address)) => Some(ProgramAddress::Tcp(address)),
         Some(Parsed::Unix(path)) => Some(ProgramAddress::Unix(path)),
     };
-    Ok(ListenSpec { public, program, inherited: None })
+    Ok(ListenSpec { public, program, policy: None, inherited: None })
 }
 
 const fn any_address(port: u16) -> ListenAddress {

@@ -15,6 +15,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use clap::{Arg, ArgAction, Command};
+use croupier_core::config::Policy;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
@@ -52,6 +53,13 @@ pub(super) struct Entry {
     pub(super) place: Place,
 }
 
+impl Entry {
+    /// Of one that was judged to be a policy.
+    pub(super) fn policy(&self) -> Option<Policy> {
+        self.values.first().and_then(|text| super::parse_policy(text).ok())
+    }
+}
+
 /// What a file says, a profile's settings already over the others.
 #[derive(Debug, Clone, Default)]
 pub(super) struct File {
@@ -59,6 +67,8 @@ pub(super) struct File {
     pub(super) entries: BTreeMap<String, Entry>,
     /// `[env]`.
     pub(super) env: BTreeMap<String, Entry>,
+    /// The policy of each value of `listen` that has its own.
+    pub(super) policies: Vec<Option<Entry>>,
 }
 
 /// Which file: the one that was named, else `croupier.toml` where it is in the working directory.
@@ -125,6 +135,9 @@ pub(super) fn read(
         let mut of_profile = File::default();
         reader.settings(table.iter(), &mut of_profile)?;
         if Some(name.as_str()) == profile {
+            if of_profile.entries.contains_key("listen") {
+                file.policies = of_profile.policies;
+            }
             file.entries.extend(of_profile.entries);
             file.env.extend(of_profile.env);
         }
@@ -224,7 +237,9 @@ impl Reader<'_> {
                 ("listen", DeValue::Array(list)) => {
                     let mut values = Vec::new();
                     for one in list.iter() {
-                        values.push(self.listener(one, into)?);
+                        let (value, policy) = self.listener(one)?;
+                        values.push(value);
+                        into.policies.push(policy);
                     }
                     self.put(into, name, values, &at);
                 }
@@ -261,21 +276,20 @@ impl Reader<'_> {
         Ok(())
     }
 
-    /// One address: a string as after `-l`, or a table of `[[listen]]`.
+    /// One address: a string as after `-l`, or a table of `[[listen]]`; and its own policy.
     fn listener(
         &self,
         value: &Spanned<DeValue<'_>>,
-        into: &mut File,
-    ) -> Result<String, ConfigError> {
+    ) -> Result<(String, Option<Entry>), ConfigError> {
         let at = value.span();
         let Some(table) = value.get_ref().as_table() else {
             let text = scalar(value.get_ref()).ok_or_else(|| {
                 self.error(&at, "an address is a string, or a table [[listen]] with address = …")
             })?;
             self.judge("listen", &text, &at)?;
-            return Ok(text);
+            return Ok((text, None));
         };
-        let (mut address, mut program) = (None, None);
+        let (mut address, mut program, mut policy) = (None, None, None);
         for (key, value) in table.iter() {
             let (name, at) = (key.get_ref().as_ref(), key.span());
             let text = scalar(value.get_ref())
@@ -285,7 +299,7 @@ impl Reader<'_> {
                 "program" => program = Some(text),
                 "policy" => {
                     self.judge("policy", &text, &at)?;
-                    self.one_policy(text, &at, into)?;
+                    policy = Some(Entry { values: vec![text], place: self.place(&at) });
                 }
                 _ => {
                     let near = nearest(name, ["address", "program", "policy"].into_iter());
@@ -299,32 +313,7 @@ impl Reader<'_> {
         };
         let text = program.map_or_else(|| address.clone(), |own| format!("{address}={own}"));
         self.judge("listen", &text, &at)?;
-        Ok(text)
-    }
-
-    /// One croupier deals in one way.
-    fn one_policy(
-        &self,
-        policy: String,
-        at: &Range<usize>,
-        into: &mut File,
-    ) -> Result<(), ConfigError> {
-        match into.entries.get("policy") {
-            Some(other) if other.values != [policy.as_str()] => Err(self.error(
-                at,
-                format!(
-                    "policy {policy}, but {} says {}: one croupier has one policy for all that it \
-                     listens on; run two, each with its address",
-                    other.place,
-                    other.values.join(" ")
-                ),
-            )),
-            Some(_) => Ok(()),
-            None => {
-                self.put(into, "policy", vec![policy], at);
-                Ok(())
-            }
-        }
+        Ok((text, policy))
     }
 
     /// Any other key: a flag's name.
@@ -366,9 +355,6 @@ impl Reader<'_> {
         };
         for text in values.iter().filter(|_| !is_switch) {
             self.judge(name, text, at)?;
-        }
-        if name == "policy" {
-            return self.one_policy(values.concat(), at, into);
         }
         // The parser's own name for it.
         self.put(into, arg.get_id().as_str(), values, at);

@@ -92,7 +92,8 @@ pub(super) fn assign(
             spec.inherited = Some(*number);
         } else if !named {
             let inherited = Some(*number);
-            listen.push(ListenSpec { public: address.clone(), program: None, inherited });
+            let (public, program, policy) = (address.clone(), None, None);
+            listen.push(ListenSpec { public, program, policy, inherited });
         } else {
             return Err(ConfigError::Conflict(format!(
                 "LISTEN_FDS brings {name} ({address}), which no -l names: its clients would wait for \

@@ -92,7 +92,8 @@ impl fmt::Display for Source {
 /// One setting and its source.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Setting {
-    /// The flag without its dashes; `env.NAME` for a variable; `command`.
+    /// The flag without its dashes; `env.NAME` for a variable; `policy.ADDRESS` for that of one
+    /// `[[listen]]`; `command`.
     pub name: String,
     /// As they were written; empty where nothing was.
     pub values: Vec<String>,
@@ -214,6 +215,9 @@ impl Origin {
         args.from_file = FromFile {
             env: file.env.iter().map(variable).collect(),
             workers: matches.value_source("workers") == Some(ValueSource::DefaultValue),
+            policies: own_policies(&matches, &file)
+                .map(|own| own.and_then(|(_, own)| Some((own.policy()?, own.place.clone()))))
+                .collect(),
         };
         let mut settings = settings(&(self.command)(), &matches, &file);
         let mut config = RunConfig::new(args, &self.around)?;
@@ -264,6 +268,20 @@ fn with_defaults(command: Command, file: &File) -> Command {
     })
 }
 
+/// For each `listen` of the file, as far as no flag and no variable took their place, its address and
+/// policy, where it has its own.
+fn own_policies<'a>(
+    matches: &'a ArgMatches,
+    file: &'a File,
+) -> impl Iterator<Item = Option<(&'a str, &'a Entry)>> {
+    let in_force = matches.value_source("listen") == Some(ValueSource::DefaultValue);
+    let values = file.entries.get("listen").filter(|_| in_force).map(|entry| &entry.values);
+    values.into_iter().flatten().zip(&file.policies).map(|(value, own)| {
+        let address = value.split_once('=').map_or(value.as_str(), |(public, _)| public);
+        Some((address, own.as_ref()?))
+    })
+}
+
 /// Where the value of one argument comes from.
 fn source_of(matches: &ArgMatches, arg: &Arg, file: &File) -> Source {
     let id = arg.get_id().as_str();
@@ -302,6 +320,15 @@ fn settings(pristine: &Command, matches: &ArgMatches, file: &File) -> Vec<Settin
         let values: Vec<String> = raw.map(|one| one.to_string_lossy().into_owned()).collect();
         if id != "env" {
             settings.push(Setting { name: name.to_owned(), values, source });
+            if id == "policy" {
+                settings.extend(own_policies(matches, file).flatten().map(|(address, own)| {
+                    Setting {
+                        name: format!("policy.{address}"),
+                        values: own.values.clone(),
+                        source: Source::File(own.place.clone()),
+                    }
+                }));
+            }
             continue;
         }
         for pair in values.iter().flat_map(|value| value.split('\n')) {
@@ -330,6 +357,7 @@ mod tests {
     use super::super::tests::around;
     use super::*;
     use crate::config::policy_name;
+    use croupier_core::config::Policy;
 
     struct Folder(tempfile::TempDir);
 
@@ -405,7 +433,8 @@ MODE = "dev"
         let loaded = folder.load(FULL, &[]).unwrap();
         let config = &loaded.config;
         assert_eq!(config.command, ["node", "app.js"]);
-        assert_eq!((config.workers.count, policy_name(config.core.policy)), (3, "ip"));
+        assert_eq!((config.workers.count, policy_name(config.core.policy)), (3, "least"));
+        assert_eq!(policies(&loaded), ["ip", "least"]);
         let listen: Vec<String> = config.listen.iter().map(ToString::to_string).collect();
         assert_eq!(listen, [":8080=:3000", "127.0.0.1:81"]);
         assert_eq!(config.core.graceful_timeout.as_secs(), 5);
@@ -415,10 +444,109 @@ MODE = "dev"
         let pair = |name, value| (Some(name), Some(value));
         assert_eq!(env, [pair("LINES", "a\nb"), pair("MODE", "plain"), pair("PORT", "80")]);
         assert_eq!(from(&loaded, "workers"), "3 from c.toml:3");
-        assert_eq!(from(&loaded, "policy"), "ip from c.toml:18");
+        assert_eq!(from(&loaded, "policy"), " from default");
+        assert_eq!(from(&loaded, "policy.:8080"), "ip from c.toml:18");
         assert_eq!(from(&loaded, "env.MODE"), "plain from c.toml:11");
         assert_eq!(from(&loaded, "soak"), "1s from default");
         assert!(config.file.ends_with("c.toml"), "{}", config.file);
+    }
+
+    fn policies(loaded: &Loaded) -> Vec<&'static str> {
+        let config = &loaded.config;
+        config.listen.iter().map(|spec| policy_name(config.policy_of(spec))).collect()
+    }
+
+    /// `[[listen]]` of these addresses and policies, the first on lines 1 to 3, the next on 4 to 6, …
+    fn listens(all: &[(&str, &str)]) -> String {
+        let one = |(address, policy): &(&str, &str)| {
+            let policy =
+                if policy.is_empty() { "#".into() } else { format!("policy = \"{policy}\"") };
+            format!("[[listen]]\naddress = \"{address}\"\n{policy}\n")
+        };
+        all.iter().map(one).collect()
+    }
+
+    #[test]
+    fn each_address_may_have_its_own_policy() {
+        let folder = Folder::new();
+        let text = listens(&[(":80=3000", ""), (":81", "ip"), (":82", "rr")]);
+        let loaded = folder.load(&text, &["x"]).unwrap();
+        assert_eq!(policies(&loaded), ["least", "ip", "rr"]);
+        assert_eq!(from(&loaded, "policy.:81"), "ip from c.toml:6");
+        assert_eq!(from(&loaded, "policy.:82"), "rr from c.toml:9");
+        assert!(!loaded.settings.iter().any(|one| one.name == "policy.:80"), "it has none");
+        assert!(!changes_at_reload("policy.:81"));
+        // -p is for those without.
+        let loaded = folder.load(&text, &["-p", "rr", "x"]).unwrap();
+        assert_eq!(policies(&loaded), ["rr", "ip", "rr"]);
+        assert_eq!(loaded.config.policies(), [Policy::Rr, Policy::Ip]);
+        assert_eq!(from(&loaded, "policy"), "rr from flag");
+        // Other addresses have nothing of the file's.
+        let loaded = folder.load(&text, &["-l", ":80", "-l", ":81", "x"]).unwrap();
+        assert_eq!(policies(&loaded), ["least", "least"]);
+        assert!(!loaded.settings.iter().any(|one| one.name.starts_with("policy.")));
+    }
+
+    #[test]
+    fn policies_of_addresses_beside_other_settings() {
+        let folder = Folder::new();
+        let text = listens(&[(":80=3000", ""), (":81", "ip"), (":82", "rr")]);
+        // A profile's list replaces the whole list.
+        let profile = "[profile.dev]\n[[profile.dev.listen]]\naddress = \":90\"\npolicy = \"rr\"\n";
+        let both = text + profile;
+        let loaded = folder.load(&both, &["--profile", "dev", "x"]).unwrap();
+        assert_eq!(policies(&loaded), ["rr"]);
+        assert_eq!(from(&loaded, "policy.:90"), "rr from c.toml:13, profile dev");
+        // What needs one that sticks is content with one address of several.
+        assert!(folder.load(&both, &["--sticky-bound", "1.25", "x"]).is_ok());
+        let why =
+            folder.load(&both, &["--profile", "dev", "--sticky-bound", "1.25", "x"]).unwrap_err();
+        assert!(why.starts_with("--sticky-bound limits sticky clients"), "{why}");
+        let twice = folder.why(&listens(&[(":80", ""), (":80", "ip")]));
+        assert_eq!(twice, "-l :80: given twice");
+        // All of one kind that deals nothing: as if it had been said once.
+        let loaded =
+            folder.load(&listens(&[(":80", "shared"), (":81", "shared")]), &["x"]).unwrap();
+        assert_eq!(loaded.config.core.policy, Policy::Shared);
+        assert!(
+            folder
+                .why(&("max-active = 3\n".to_owned() + &listens(&[(":80", "shared")])))
+                .starts_with("--max-active counts what is dealt, and -p shared deals nothing")
+        );
+    }
+
+    #[test]
+    fn what_is_dealt_and_what_is_not_cannot_be_mixed() {
+        let folder = Folder::new();
+        for (all, flags, wanted) in [
+            (
+                listens(&[(":80", "ip"), (":81", "shared")]),
+                [].as_slice(),
+                "c.toml:6: policy shared for :81, but ip for :80 (c.toml:3): where workers accept by \
+                 themselves they do so on all",
+            ),
+            (
+                listens(&[(":80", "shared"), (":81", "reuseport")]),
+                &[],
+                "c.toml:6: policy reuseport for :81, but shared for :80 (c.toml:3): where",
+            ),
+            (
+                listens(&[(":80", "shared"), (":81", "")]),
+                &[],
+                "c.toml:3: policy shared for :80, but least for :81 (which has no policy of its own): ",
+            ),
+            (
+                listens(&[(":80", ""), (":81", "rr")]),
+                &["-p", "reuseport"],
+                "c.toml:6: policy rr for :81, but reuseport for :80 (which has no policy of its own): ",
+            ),
+        ] {
+            let words: Vec<&str> = flags.iter().copied().chain(["x"]).collect();
+            let why = folder.load(&all, &words).unwrap_err();
+            assert!(why.starts_with(wanted), "{all}: {why}");
+            assert!(why.contains("where workers accept by themselves they do so on"), "{why}");
+            assert!(why.ends_with("; give both least, rr or ip, or run two croupiers"), "{why}");
+        }
     }
 
     #[test]
@@ -430,7 +558,21 @@ MODE = "dev"
         assert_eq!(from(&dev, "env.MODE"), "dev from c.toml:27, profile dev");
         assert_eq!(from(&dev, "env.PORT"), "80 from c.toml:13");
         assert_eq!(from(&dev, "command"), "node,--inspect,app.js from c.toml:25, profile dev");
-        let words = ["--profile", "dev", "-w", "1", "-e", "MODE=flag", "-l", ":1", "sh", "-c", "x"];
+        let words = [
+            "--profile",
+            "dev",
+            "-w",
+            "1",
+            "-e",
+            "MODE=flag",
+            "-l",
+            ":1",
+            "-p",
+            "ip",
+            "sh",
+            "-c",
+            "x",
+        ];
         let flag = folder.load(FULL, &words).unwrap();
         assert_eq!(flag.config.workers.count, 1);
         assert_eq!(flag.config.command, ["sh", "-c", "x"]);
@@ -476,12 +618,8 @@ MODE = "dev"
             ),
             ("[[listen]]\npolicy = \"rr\"", "c.toml:1: [[listen]] needs an address"),
             (
-                "[[listen]]\naddress=\":1\"\npolicy=\"ip\"\n[[listen]]\naddress=\":2\"\npolicy=\"rr\"",
-                "c.toml:6: policy rr, but c.toml:3 says ip: one croupier has one policy for all that it",
-            ),
-            (
-                "policy = \"rr\"\n[[listen]]\naddress=\":1\"\npolicy=\"ip\"",
-                "c.toml:1: policy rr, but ",
+                "[[listen]]\naddress=\":1\"\npolicy=\"fair\"",
+                "c.toml:3: policy fair: the policies are",
             ),
             ("env = 3", "c.toml:1: variables are a table"),
             ("[env]\nA = [1]", "c.toml:2: A: a variable's value is a string"),

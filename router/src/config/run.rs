@@ -147,12 +147,15 @@ impl RunConfig {
             ));
         }
         let mut listen = Vec::new();
-        for one in args.listen.iter().flat_map(|value| value.split(',')) {
-            let parsed = parse_listen(one).map_err(|why| ConfigError::value("-l", one, why))?;
-            if listen.contains(&parsed) {
-                return Err(ConfigError::value("-l", one, "given twice"));
+        for (value, place) in args.listen.iter().zip(0..) {
+            let own = args.from_file.policies.get(place).and_then(Option::as_ref);
+            for one in value.split(',') {
+                let parsed = parse_listen(one).map_err(|why| ConfigError::value("-l", one, why))?;
+                if listen.iter().any(|known: &ListenSpec| known.is_same(&parsed)) {
+                    return Err(ConfigError::value("-l", one, "given twice"));
+                }
+                listen.push(ListenSpec { policy: own.map(|(policy, _)| *policy), ..parsed });
             }
-            listen.push(parsed);
         }
         inherited::assign(&mut listen, &around.inherited)?;
         let name = match &args.name {
@@ -162,7 +165,8 @@ impl RunConfig {
         let policy = choose_policy(&args, around, &listen)?;
         let in_file = args.from_file.workers;
         let workers = choose_workers(args.workers, in_file, args.worker_memory, around)?;
-        let core = core_config(&args, policy, &workers, &name)?;
+        let policies = policies_of(&listen, policy);
+        let core = core_config(&args, (policy, &policies), &workers, &name)?;
         let max_rss = choose_max_rss(args.max_rss, &workers, around)?;
         let care = Care::new(&args)?;
         if args.raw_output && args.log_file.is_some() {
@@ -203,6 +207,18 @@ impl RunConfig {
 }
 
 impl RunConfig {
+    /// How clients of an address are dealt.
+    #[must_use]
+    pub fn policy_of(&self, spec: &ListenSpec) -> Policy {
+        spec.policy.unwrap_or(self.core.policy)
+    }
+
+    /// Each policy that there is, once, in the order of the addresses.
+    #[must_use]
+    pub fn policies(&self) -> Vec<Policy> {
+        policies_of(&self.listen, self.core.policy)
+    }
+
     /// What a setting that was not given has come to, by its flag's name; `None`: nothing.
     #[must_use]
     pub fn chosen(&self, name: &str) -> Option<String> {
@@ -230,29 +246,35 @@ impl RunConfig {
     }
 }
 
+/// Each policy of `listen` once, where `default` is that of those without their own.
+fn policies_of(listen: &[ListenSpec], default: Policy) -> Vec<Policy> {
+    let mut policies = Vec::new();
+    for policy in listen.iter().map(|spec| spec.policy.unwrap_or(default)) {
+        if !policies.contains(&policy) {
+            policies.push(policy);
+        }
+    }
+    if policies.is_empty() { vec![default] } else { policies }
+}
+
 fn core_config(
     args: &RunArgs,
-    policy: Policy,
+    (policy, policies): (Policy, &[Policy]),
     workers: &Workers,
     name: &str,
 ) -> Result<Config, ConfigError> {
-    if args.sticky_bound.is_some() && policy != Policy::Ip {
+    if args.sticky_bound.is_some() && !policies.contains(&Policy::Ip) {
         return Err(ConfigError::Conflict(format!(
             "--sticky-bound limits sticky clients, and -p {} has none; add -p ip",
             policy_name(policy)
         )));
     }
-    if args.ready_probe.is_some() {
-        match policy {
-            Policy::Least | Policy::Rr | Policy::Ip => {}
-            Policy::Shared | Policy::Reuseport => {
-                return Err(ConfigError::Conflict(format!(
-                    "--ready-probe deals a connection to the new worker, and under -p {} workers \
-                     accept by themselves; use -p least, rr or ip, or leave it out",
-                    policy_name(policy)
-                )));
-            }
-        }
+    if args.ready_probe.is_some() && !policy.by_hand() {
+        return Err(ConfigError::Conflict(format!(
+            "--ready-probe deals a connection to the new worker, and under -p {} workers accept by \
+             themselves; use -p least, rr or ip, or leave it out",
+            policy_name(policy)
+        )));
     }
     let limits = choose_limits(args, policy)?;
     let ready = match (args.ready, args.adapter) {
@@ -306,10 +328,7 @@ fn core_config(
 }
 
 fn choose_limits(args: &RunArgs, policy: Policy) -> Result<Limits, ConfigError> {
-    let hands_off = match policy {
-        Policy::Least | Policy::Rr | Policy::Ip => true,
-        Policy::Shared | Policy::Reuseport => false,
-    };
+    let hands_off = policy.by_hand();
     // Not so --max-lifetime and --max-rss: those need no dealing.
     let needs_dealing = [
         ("--hung-timeout", !args.hung_timeout.is_zero()),
@@ -382,12 +401,14 @@ fn choose_max_rss(
     }
 }
 
-fn choose_policy(
-    args: &RunArgs,
-    around: &Surroundings,
-    listen: &[ListenSpec],
-) -> Result<Policy, ConfigError> {
-    let policy = match (args.policy, args.adapter) {
+/// The policy of addresses that have none of their own; where all have, the first one's.
+fn default_policy(args: &RunArgs, around: &Surroundings, listen: &[ListenSpec]) -> Policy {
+    if let Some(first) = listen.first().and_then(|spec| spec.policy)
+        && listen.iter().all(|spec| spec.policy.is_some())
+    {
+        return first;
+    }
+    match (args.policy, args.adapter) {
         (Some(policy), _) => policy,
         // The only other one that listen-fds can serve must be asked for.
         (None, AdapterChoice::ListenFds) => Policy::Shared,
@@ -398,11 +419,51 @@ fn choose_policy(
             Some("none") => Policy::Shared,
             Some(_) | None => Policy::Least,
         },
+    }
+}
+
+/// Either all addresses are dealt, or all have the same policy. What workers take by themselves is not
+/// counted, taken back, paused or drained through the primary, and what it does not know of some
+/// addresses it cannot promise of the worker.
+fn refuse_two_kinds(
+    args: &RunArgs,
+    default: Policy,
+    listen: &[ListenSpec],
+) -> Result<(), ConfigError> {
+    let Some((first, rest)) = listen.split_first() else { return Ok(()) };
+    let of = |spec: &ListenSpec| spec.policy.unwrap_or(default);
+    let differs =
+        |spec: &&ListenSpec| of(spec) != of(first) && !(of(spec).by_hand() && of(first).by_hand());
+    let Some(other) = rest.iter().find(differs) else { return Ok(()) };
+    let place = |spec: &ListenSpec| {
+        let at = listen.iter().position(|known| known.is_same(spec))?;
+        args.from_file.policies.get(at)?.as_ref().map(|(_, place)| place.to_string())
     };
-    let hands_off = match policy {
-        Policy::Least | Policy::Rr | Policy::Ip => true,
-        Policy::Shared | Policy::Reuseport => false,
-    };
+    // The one with a line of its own is the one to look at.
+    let (one, two) = if place(other).is_some() { (other, first) } else { (first, other) };
+    let whose = place(two).unwrap_or_else(|| "which has no policy of its own".into());
+    Err(ConfigError::File {
+        place: place(one).unwrap_or_default(),
+        why: format!(
+            "policy {} for {}, but {} for {} ({whose}): where workers accept by themselves they do so on \
+             all addresses alike, as nothing that they take there can be counted or taken back; give both \
+             least, rr or ip, or run two croupiers",
+            policy_name(of(one)),
+            one.public,
+            policy_name(of(two)),
+            two.public
+        ),
+    })
+}
+
+fn choose_policy(
+    args: &RunArgs,
+    around: &Surroundings,
+    listen: &[ListenSpec],
+) -> Result<Policy, ConfigError> {
+    let policy = default_policy(args, around, listen);
+    refuse_two_kinds(args, policy, listen)?;
+    let hands_off = policy.by_hand();
     if args.adapter == AdapterChoice::ListenFds {
         if hands_off {
             return Err(ConfigError::Conflict(format!(

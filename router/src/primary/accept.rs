@@ -15,7 +15,7 @@ use mio::unix::SourceFd;
 use slab::Slab;
 
 use super::address;
-use super::listener::{Accepted, Listener, Phase, Watch};
+use super::listener::{Accepted, Listener, Watch};
 use super::run::{BELL_WAIT, EXHAUSTED_WAIT, Held, Primary};
 use super::tokens::Source;
 use crate::config::ListenAddress;
@@ -72,21 +72,13 @@ impl Primary {
         for step in 0..self.listeners.capacity() {
             let key = (first + step) % self.listeners.capacity().max(1);
             let Some(listener) = self.listeners.get(key) else { continue };
-            if listener.pending && listener.retry_at.is_none() && self.deals(listener.phase) {
+            if listener.pending && listener.retry_at.is_none() && listener.deals() {
                 self.accept_some(key);
             }
         }
         for key in 0..self.adopted.capacity() {
             self.accept_adopted(key);
         }
-    }
-
-    fn deals(&self, phase: Phase) -> bool {
-        let by_hand = match self.config.core.policy {
-            Policy::Least | Policy::Rr | Policy::Ip => true,
-            Policy::Shared | Policy::Reuseport => false,
-        };
-        by_hand && phase != Phase::Bound
     }
 
     /// Whether a listener was left with its share used up: the loop must not sleep.
@@ -185,7 +177,7 @@ impl Primary {
         let Some(held) = self.conns.try_remove(conn.0 as usize) else { return };
         let header = Handoff {
             nonblocking: held.flags & libc::SOCK_NONBLOCK != 0,
-            mark: self.mark_of(&held.peer),
+            mark: self.mark_of(held.listener, &held.peer),
             accepted_at: held.accepted_at,
             peer: held.peer,
         };
@@ -233,8 +225,9 @@ impl Primary {
 
     /// What a worker notes of a sticky client while it serves it: a second hash for each connection,
     /// and only under `ip`.
-    fn mark_of(&mut self, peer: &RawAddress<PEER_MAX>) -> u16 {
-        if self.config.core.policy == Policy::Ip {
+    fn mark_of(&mut self, listener: ListenerId, peer: &RawAddress<PEER_MAX>) -> u16 {
+        let listener = self.listeners.get(usize::from(listener.0));
+        if listener.is_some_and(|listener| listener.policy == Policy::Ip) {
             let client = address::client(peer);
             self.adviser.crowd.count(client);
             croupier_core::mark(client, self.config.core.sticky_key)
@@ -276,7 +269,7 @@ impl Primary {
     /// Starts watching a listener. An edge comes at once if clients wait.
     pub(super) fn arm(&mut self, key: usize) {
         let Some(listener) = self.listeners.get(key) else { return };
-        if listener.watch == Watch::Armed || !self.deals(listener.phase) {
+        if listener.watch == Watch::Armed || !listener.deals() {
             return;
         }
         let fd = listener.socket().as_raw_fd();

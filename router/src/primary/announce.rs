@@ -200,8 +200,11 @@ fn sentence(report: Report) -> (Level, String) {
 }
 
 impl Primary {
-    pub(super) fn policy(&self) -> &'static str {
-        crate::config::policy_name(self.config.core.policy)
+    /// In a word; where addresses differ, each that there is, in their order.
+    pub(super) fn policy(&self) -> String {
+        let names: Vec<&str> =
+            self.config.policies().into_iter().map(crate::config::policy_name).collect();
+        names.join("+")
     }
 
     pub(super) fn announce_start(&self) {

@@ -10,7 +10,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use croupier_core::config::Policy;
-use croupier_core::event::{Event, ListenerId, SlotId, WorkerId};
+use croupier_core::event::{Event, ListenerId, SlotId, Whose, WorkerId};
 use croupier_wire::message::{Answer, Kind, RawAddress, Request, Verdict};
 use slab::Slab;
 
@@ -204,7 +204,11 @@ impl Primary {
                 Answer { address: request.address, ..verdict(Verdict::Done) }
             }
             Target::New(address) => {
-                match self.make_listener(address.clone(), self.rights_of_workers()) {
+                match self.make_listener(
+                    address.clone(),
+                    self.own_policy(),
+                    self.rights_of_workers(),
+                ) {
                     Ok(key) => {
                         self.as_program_would(key, &address, question.pid);
                         self.reserve_for(worker, key);
@@ -297,10 +301,16 @@ impl Primary {
     fn dealt_with(&self, request: &Request, first: ListenerId) -> Vec<ListenerId> {
         let v6only = has_option(request, libc::IPPROTO_IPV6, libc::IPV6_V6ONLY);
         let asked = address::parse(&request.address, v6only);
-        let by_hand = !matches!(self.config.core.policy, Policy::Shared | Policy::Reuseport);
+        // Either all listeners deal, or none does.
+        let by_hand = self.config.core.policy.by_hand();
         let asked = asked.filter(|_| by_hand && !self.config.listen.is_empty());
         let all = asked.map(|asked| self.claimed_by(&asked)).unwrap_or_default();
         all.into_iter().filter(|listener| *listener != first).collect()
+    }
+
+    /// How clients of an address are dealt that only the program names.
+    const fn own_policy(&self) -> Policy {
+        self.config.core.policy
     }
 
     /// Binds an address that a worker or `-l` names.
@@ -310,6 +320,7 @@ impl Primary {
     pub(super) fn make_listener(
         &mut self,
         address: ListenAddress,
+        policy: Policy,
         rights: Rights,
     ) -> io::Result<usize> {
         if self.listeners.len() >= LISTENERS_MAX || self.commands.ending != Ending::No {
@@ -318,8 +329,7 @@ impl Primary {
         let entry = self.listeners.vacant_entry();
         let key = entry.key();
         let id = ListenerId(u16::try_from(key).unwrap_or(u16::MAX));
-        let reuseport = self.config.core.policy == Policy::Reuseport;
-        entry.insert(Listener::bind(id, address, reuseport, rights)?);
+        entry.insert(Listener::bind(id, address, policy, rights)?);
         Ok(key)
     }
 
@@ -330,13 +340,14 @@ impl Primary {
     pub(super) fn take_listener(
         &mut self,
         address: ListenAddress,
+        policy: Policy,
         number: i32,
     ) -> io::Result<usize> {
         let socket = sys::duplicate_inherited(number)?;
         let entry = self.listeners.vacant_entry();
         let key = entry.key();
         let id = ListenerId(u16::try_from(key).unwrap_or(u16::MAX));
-        entry.insert(Listener::inherited(id, address, socket)?);
+        entry.insert(Listener::inherited(id, address, policy, socket)?);
         Ok(key)
     }
 
@@ -348,16 +359,16 @@ impl Primary {
         let answer = match self.target(request) {
             Target::Theirs => return question.tell(&verdict(Verdict::Pass)),
             Target::Known(listener) => self.listen(question, request, worker, listener),
-            Target::New(address) => {
-                self.make_listener(address, self.rights_of_workers()).and_then(|key| {
+            Target::New(address) => self
+                .make_listener(address, self.own_policy(), self.rights_of_workers())
+                .and_then(|key| {
                     self.listen(
                         question,
                         request,
                         worker,
                         ListenerId(u16::try_from(key).unwrap_or(u16::MAX)),
                     )
-                })
-            }
+                }),
         };
         if let Err(error) = answer {
             self.listen_failed(worker, request, &error);
@@ -390,7 +401,8 @@ impl Primary {
         }
         let slot = self.workers.get(worker).ok_or_else(gone)?.slot;
         let was_bound = listener.phase == Phase::Bound;
-        let dealt = match self.config.core.policy {
+        let policy = listener.policy;
+        let dealt = match policy {
             Policy::Least | Policy::Rr | Policy::Ip => {
                 listener.listen(backlog)?;
                 None
@@ -406,7 +418,7 @@ impl Primary {
             }
         };
         if was_bound && listener.origin == Origin::Asked {
-            self.tell(Event::ListenerOpened { listener: id, declared: false });
+            self.tell(Event::ListenerOpened { listener: id, declared: false, policy });
         }
         let also = self.dealt_with(request, id);
         for other in &also {
@@ -423,6 +435,18 @@ impl Primary {
         Ok(())
     }
 
+    /// Whose connections those are that come back out of one queue for all these listeners, which all
+    /// workers share: without a mark, and with one.
+    fn by_mark(&self, first: ListenerId, also: &[ListenerId]) -> [ListenerId; 2] {
+        let sticks = |id: &ListenerId| {
+            let listener = self.listeners.get(usize::from(id.0));
+            listener.is_some_and(|listener| listener.policy == Policy::Ip)
+        };
+        let mut all = std::iter::once(first).chain(also.iter().copied());
+        let loose = all.clone().find(|id| !sticks(id)).unwrap_or(first);
+        [loose, all.find(sticks).unwrap_or(first)]
+    }
+
     /// Answers a listen with a channel, or with the socket itself.
     fn hand_out(
         &mut self,
@@ -434,13 +458,14 @@ impl Primary {
     ) -> io::Result<()> {
         let gone = || io::Error::from_raw_os_error(libc::ESRCH);
         let depth = self.launcher.queue_depth();
+        let by_mark = self.by_mark(listener, &also);
         let found = self.workers.get_mut(worker).ok_or_else(gone)?;
         let mut new: Vec<ListenerId> = std::iter::once(listener).chain(also.clone()).collect();
         new.retain(|listener| !found.listens_on(*listener));
         let mut answer = Answer { address: request.address, ..verdict(Verdict::Socket) };
         if self.config.core.policy != Policy::Shared {
             answer.channel = found.open_channel(listener, question.pid, depth, request.address)?;
-            found.share_channel(answer.channel, also);
+            found.share_channel(answer.channel, also, by_mark);
         }
         if socket.is_some() {
             found.note_socket(listener);
@@ -498,7 +523,7 @@ impl Primary {
             self.tell(Event::Unlistened { worker, listener });
         }
         if let Some(queue) = queue
-            && !self.rescue.take_back(worker, vec![queue], TAKE_BACK_MAX, self.now)
+            && !self.rescue.take_back(worker, vec![queue], (TAKE_BACK_MAX, Whose::All), self.now)
         {
             log::warn!("connections wait at a closed listener of worker {}", worker.0);
         }
@@ -578,11 +603,13 @@ mod tests {
         let spec = |port| ListenSpec {
             public: at(0),
             program: Some(ProgramAddress::Port(port)),
+            policy: None,
             inherited: None,
         };
         let (specs, mut listeners) = ([spec(8001), spec(8002)], Slab::new());
         for id in 0..2 {
-            let mut declared = Listener::bind(ListenerId(id), at(0), false, Rights::Own).unwrap();
+            let mut declared =
+                Listener::bind(ListenerId(id), at(0), Policy::Least, Rights::Own).unwrap();
             declared.origin = Origin::Declared;
             listeners.insert(declared);
         }

@@ -34,8 +34,10 @@ pub(crate) struct Channel {
     pub(crate) number: u32,
     pub(crate) listener: ListenerId,
     /// Other `-l` for the same address of the program: their clients come here, too.
-    /// What is rescued from here counts as `listener`'s, whichever brought it: all workers share both.
     pub(crate) also: Vec<ListenerId>,
+    /// What is rescued from here counts as the first one's, and with a mark as the second one's, whichever
+    /// brought it: all workers share all of them.
+    pub(crate) by_mark: [ListenerId; 2],
     /// The process that asked for it.
     pub(crate) owner: u32,
     /// The program closed its listening descriptor.
@@ -67,8 +69,8 @@ impl Channel {
         if setsockopt(&send, sockopt::SndBufForce, &wanted).is_err() {
             setsockopt(&send, sockopt::SndBuf, &wanted)?;
         }
-        let (also, receive) = (Vec::new(), Arc::new(receive));
-        Ok(Self { number, listener, also, owner, closed: false, send, receive })
+        let (also, by_mark, receive) = (Vec::new(), [listener; 2], Arc::new(receive));
+        Ok(Self { number, listener, also, by_mark, owner, closed: false, send, receive })
     }
 
     /// Whether the program takes this listener's clients here.

@@ -85,7 +85,7 @@ mod tests {
     use std::sync::Arc;
     use std::time::Duration;
 
-    use croupier_core::event::{ListenerId, SlotId};
+    use croupier_core::event::{ListenerId, SlotId, Whose};
     use croupier_wire::message::{Handoff, RawAddress};
     use mio::{Events, Poll};
 
@@ -167,7 +167,12 @@ mod tests {
         let mut rescue = Rescue::start(waker).unwrap();
         let (mut worker, end) = worker(32, DEPTH);
         hear(&mut worker, 3, poll.registry());
-        assert!(rescue.take_back(worker.id, worker.queues(), DEPTH - 3, sys::monotonic_ns()));
+        assert!(rescue.take_back(
+            worker.id,
+            worker.queues(),
+            (DEPTH - 3, Whose::All),
+            sys::monotonic_ns()
+        ));
         wait_for("the thread", || (worker.queued_exact() == Some(3)).then_some(()));
         assert_eq!(worker.claimed(), u64::from(DEPTH - 3), "as it looks until it is brought");
         judge(&mut worker, &rescue, poll.registry());

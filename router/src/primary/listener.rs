@@ -9,6 +9,7 @@ use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
+use croupier_core::config::Policy;
 use croupier_core::event::{ListenerId, SlotId, WorkerId};
 use croupier_wire::message::{PEER_MAX, RawAddress, SocketOption};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
@@ -83,6 +84,8 @@ pub(crate) struct Listener {
     pub(crate) id: ListenerId,
     /// As asked for by `-l` or the first worker.
     pub(crate) address: ListenAddress,
+    /// How its clients are dealt.
+    pub(crate) policy: Policy,
     pub(crate) origin: Origin,
     pub(crate) phase: Phase,
     pub(crate) watch: Watch,
@@ -113,11 +116,12 @@ impl Listener {
     pub(crate) fn bind(
         id: ListenerId,
         address: ListenAddress,
-        reuseport: bool,
+        policy: Policy,
         rights: Rights,
     ) -> io::Result<Self> {
+        let reuseport = policy == Policy::Reuseport;
         let (socket, file) = bound_socket(&address, reuseport, rights)?;
-        Ok(Self::of(id, address, socket, file, Opened::Here))
+        Ok(Self::of(id, (address, policy), socket, file, Opened::Here))
     }
 
     /// Takes a socket that the service manager opened, and that it keeps: others may have it too.
@@ -127,6 +131,7 @@ impl Listener {
     pub(crate) fn inherited(
         id: ListenerId,
         address: ListenAddress,
+        policy: Policy,
         socket: OwnedFd,
     ) -> io::Result<Self> {
         sys::set_nonblocking(socket.as_fd())?;
@@ -134,12 +139,12 @@ impl Listener {
             ListenAddress::Unix(path) => SocketFile::lent(path),
             ListenAddress::Tcp { .. } => None,
         };
-        Ok(Self::of(id, address, socket, file, Opened::ByManager))
+        Ok(Self::of(id, (address, policy), socket, file, Opened::ByManager))
     }
 
     fn of(
         id: ListenerId,
-        address: ListenAddress,
+        (address, policy): (ListenAddress, Policy),
         socket: OwnedFd,
         file: Option<SocketFile>,
         opened: Opened,
@@ -147,6 +152,7 @@ impl Listener {
         Self {
             id,
             address,
+            policy,
             origin: Origin::Asked,
             phase: Phase::Bound,
             watch: Watch::Disarmed,
@@ -178,6 +184,11 @@ impl Listener {
             self.pending = true;
         }
         Ok(())
+    }
+
+    /// Whether the primary accepts its clients.
+    pub(crate) fn deals(&self) -> bool {
+        self.policy.by_hand() && self.phase != Phase::Bound
     }
 
     pub(crate) fn socket(&self) -> BorrowedFd<'_> {
@@ -514,7 +525,8 @@ mod tests {
 
     #[test]
     fn accepts_with_the_peer_address_until_empty() {
-        let mut listener = Listener::bind(ListenerId(0), any_port(), false, Rights::Own).unwrap();
+        let mut listener =
+            Listener::bind(ListenerId(0), any_port(), Policy::Least, Rights::Own).unwrap();
         listener.listen(16).unwrap();
         let ListenAddress::Tcp { address, .. } = listener.bound() else { panic!("a TCP listener") };
         let client = std::net::TcpStream::connect(address).unwrap();
@@ -527,9 +539,10 @@ mod tests {
     fn a_socket_file_in_use_is_left_alone() {
         let path = std::env::temp_dir().join(format!("croupier-listener-{}", std::process::id()));
         let unix = ListenAddress::Unix(path.clone());
-        let mut first = Listener::bind(ListenerId(0), unix.clone(), false, Rights::Own).unwrap();
+        let mut first =
+            Listener::bind(ListenerId(0), unix.clone(), Policy::Least, Rights::Own).unwrap();
         first.listen(1).unwrap();
-        let second = Listener::bind(ListenerId(1), unix.clone(), false, Rights::Own);
+        let second = Listener::bind(ListenerId(1), unix.clone(), Policy::Least, Rights::Own);
         assert_eq!(second.unwrap_err().raw_os_error(), Some(libc::EADDRINUSE));
         assert!(path.exists());
         drop(first);
@@ -537,12 +550,13 @@ mod tests {
         // Stale: a file that nobody listens on.
         drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
         assert!(path.exists());
-        drop(Listener::bind(ListenerId(2), unix, false, Rights::Own).unwrap());
+        drop(Listener::bind(ListenerId(2), unix, Policy::Least, Rights::Own).unwrap());
         assert!(!path.exists());
     }
     #[test]
     fn the_shared_socket_is_made_blocking_once() {
-        let mut listener = Listener::bind(ListenerId(0), any_port(), false, Rights::Own).unwrap();
+        let mut listener =
+            Listener::bind(ListenerId(0), any_port(), Policy::Least, Rights::Own).unwrap();
         listener.listen(1).unwrap();
         let flags = |fd: &OwnedFd| OFlag::from_bits_retain(fcntl(fd, FcntlArg::F_GETFL).unwrap());
         let first = listener.shared_socket().unwrap();
@@ -555,7 +569,8 @@ mod tests {
 
     #[test]
     fn a_linger_is_not_inherited() {
-        let mut listener = Listener::bind(ListenerId(0), any_port(), false, Rights::Own).unwrap();
+        let mut listener =
+            Listener::bind(ListenerId(0), any_port(), Policy::Least, Rights::Own).unwrap();
         listener.listen(1).unwrap();
         let (level, name) = (libc::SOL_SOCKET, libc::SO_LINGER);
         listener.set_option(SocketOption { level, name, value: 1, extra: 60 });

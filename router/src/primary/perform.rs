@@ -2,7 +2,9 @@
 
 use std::os::fd::AsFd;
 
-use croupier_core::event::{Action, Arrival, ConnId, Event, ListenerId, SignalKind, WorkerId};
+use croupier_core::event::{
+    Action, Arrival, ConnId, Event, ListenerId, SignalKind, Whose, WorkerId,
+};
 use croupier_wire::message::Handoff;
 use nix::sys::signal::Signal;
 
@@ -21,7 +23,7 @@ impl Primary {
             Action::HandOff { conn, worker } => self.hand_off(conn, worker),
             Action::Ring { worker, at_claim, on_close } => self.ring(worker, at_claim, on_close),
             Action::Refuse { conn } | Action::Shed { conn } => self.refuse(conn),
-            Action::TakeBack { worker, max, .. } => self.take_back(worker, max),
+            Action::TakeBack { worker, max, whose, why: _ } => self.take_back(worker, max, whose),
             Action::Probe { worker, listener } => {
                 let done = self.send_probe(worker, listener);
                 self.tell(if done {
@@ -62,14 +64,14 @@ impl Primary {
         self.tell(Event::Refused { conn });
     }
 
-    fn take_back(&mut self, worker: WorkerId, max: u32) {
+    fn take_back(&mut self, worker: WorkerId, max: u32, whose: Whose) {
         let nothing = |empty| Event::TakeBackDone { worker, removed: 0, lost: 0, empty };
         let Some(found) = self.workers.get(worker) else { return self.tell(nothing(true)) };
         let queues = found.queues();
         if queues.is_empty() {
             return self.tell(nothing(true));
         }
-        if !self.rescue.take_back(worker, queues, max, self.now) {
+        if !self.rescue.take_back(worker, queues, (max, whose), self.now) {
             self.tell(Event::TakeBackStuck { worker });
         }
     }

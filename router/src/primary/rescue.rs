@@ -14,10 +14,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
-use croupier_core::event::{ListenerId, WorkerId};
+use croupier_core::event::{ListenerId, Whose, WorkerId};
 use croupier_wire::fdpass::{self, Received};
 use croupier_wire::message::{HANDOFF_LEN, Handoff};
 
+use super::channel::Channel;
 use super::disposal::{Desk, Disposal, Heard};
 use crate::sys;
 
@@ -26,16 +27,33 @@ pub(crate) const RESCUE_DEADLINE: Duration = Duration::from_millis(100);
 /// Stuck threads that may exist at once; beyond it, take-backs fail at once.
 pub(crate) const ABANDONED_MAX: usize = 8;
 
-/// The queues of one worker, by listener.
-type Queues = Vec<(ListenerId, Arc<OwnedFd>)>;
+/// One queue of a worker.
+#[derive(Debug, Clone)]
+pub(crate) struct Queue {
+    /// Whose connections those without a mark are, and those with one (`Handoff::mark`).
+    by_mark: [ListenerId; 2],
+    end: Arc<OwnedFd>,
+}
+
+impl Queue {
+    pub(super) fn of(channel: &Channel) -> Self {
+        Self { by_mark: channel.by_mark, end: channel.duplicate() }
+    }
+
+    fn listener_of(&self, handoff: &Handoff) -> ListenerId {
+        let [loose, sticky] = self.by_mark;
+        if handoff.mark == 0 { loose } else { sticky }
+    }
+}
 
 /// A take-back, as asked.
 #[derive(Debug, Clone)]
 struct Order {
     serial: u64,
     worker: WorkerId,
-    queues: Queues,
+    queues: Vec<Queue>,
     max: u32,
+    whose: Whose,
 }
 
 /// One connection out of a queue.
@@ -115,13 +133,14 @@ impl Rescue {
         Ok(Self { orders, tools, desk, results, pending, next_serial: 0, abandoned, disposal })
     }
 
-    /// Asks for at most `max` connections out of `queues`, oldest first within each. Returns whether
+    /// Asks for at most `max` connections out of `queues`, oldest first within each; of a queue that
+    /// holds both kinds, without the marked ones, only those before the first of them. Returns whether
     /// the job was taken: not when too many threads are stuck.
     pub(crate) fn take_back(
         &mut self,
         worker: WorkerId,
-        queues: Queues,
-        max: u32,
+        queues: Vec<Queue>,
+        (max, whose): (u32, Whose),
         now_ns: u64,
     ) -> bool {
         if self.abandoned.len() >= ABANDONED_MAX {
@@ -131,7 +150,7 @@ impl Rescue {
         self.next_serial += 1;
         let serial = self.next_serial;
         self.pending.push(Pending { serial, worker, deadline: after(now_ns, RESCUE_DEADLINE) });
-        self.orders.send(Order { serial, worker, queues, max }).is_ok()
+        self.orders.send(Order { serial, worker, queues, max, whose }).is_ok()
     }
 
     /// Whether connections of this worker may be out of its queues and not here yet.
@@ -268,19 +287,20 @@ fn take(order: &Order) -> Taken {
     let (serial, worker) = (order.serial, order.worker);
     let mut taken =
         Taken { serial, worker, rescued: Vec::new(), lost: 0, empty: true, awaited: Awaited::Yes };
-    for (listener, queue) in &order.queues {
+    for queue in &order.queues {
         loop {
             if taken.rescued.len() >= order.max as usize {
                 taken.empty = false;
                 return taken;
             }
-            match receive(queue) {
+            match receive(&queue.end, order.whose) {
                 Step::Conn(conn, handoff) => {
-                    taken.rescued.push(Rescued { listener: *listener, conn, handoff });
+                    let listener = queue.listener_of(&handoff);
+                    taken.rescued.push(Rescued { listener, conn, handoff });
                 }
                 Step::Lost => taken.lost += 1,
                 Step::Nothing => break,
-                Step::Failed => {
+                Step::Stays | Step::Failed => {
                     taken.empty = false;
                     break;
                 }
@@ -294,6 +314,8 @@ enum Step {
     Conn(OwnedFd, Handoff),
     Lost,
     Nothing,
+    /// It is of a client that sticks to this worker, and was not asked for.
+    Stays,
     Failed,
 }
 
@@ -301,12 +323,14 @@ enum Step {
 /// so a descriptor must be proved free first; but another thread may take that one before recvmsg
 /// does. A peek makes a copy that nobody can take: if the message then comes without its connection,
 /// the copy is it.
-fn receive(queue: &OwnedFd) -> Step {
+fn receive(queue: &OwnedFd, whose: Whose) -> Step {
     let flags = libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC;
     let (mut seen, mut copy) = ([0; HANDOFF_LEN], [None]);
     // What the peek says is not believed: with SO_PEEK_OFF a worker decides that.
     if fdpass::recv(queue.as_fd(), &mut seen, &mut copy, flags | libc::MSG_PEEK).is_err() {
         copy = [None];
+    } else if whose == Whose::Loose && Handoff::decode(&seen).is_ok_and(|first| first.mark != 0) {
+        return Step::Stays;
     }
     match sys::duplicate(queue) {
         Ok(spare) => drop(spare),
@@ -367,8 +391,8 @@ mod tests {
         reader
     }
 
-    fn queues(queue: &Arc<OwnedFd>) -> Queues {
-        vec![(ListenerId(3), Arc::clone(queue))]
+    fn queues(queue: &Arc<OwnedFd>) -> Vec<Queue> {
+        vec![Queue { by_mark: [ListenerId(3), ListenerId(4)], end: Arc::clone(queue) }]
     }
 
     fn start() -> (Rescue, mio::Poll) {
@@ -380,7 +404,13 @@ mod tests {
     fn takes_the_oldest_and_leaves_no_copy() {
         let (send, queue) = channel();
         let mut readers = [deal(&send, 1), deal(&send, 2), deal(&send, 3)];
-        let mut order = Order { serial: 1, worker: WorkerId(1), queues: queues(&queue), max: 2 };
+        let mut order = Order {
+            serial: 1,
+            worker: WorkerId(1),
+            queues: queues(&queue),
+            max: 2,
+            whose: Whose::All,
+        };
         let first = take(&order);
         let at: Vec<u64> = first.rescued.iter().map(|one| one.handoff.accepted_at).collect();
         assert_eq!((at.as_slice(), first.lost, first.empty), ([1, 2].as_slice(), 0, false));
@@ -393,6 +423,37 @@ mod tests {
         }
     }
 
+    /// Two listeners of the primary for one of the program: `:3` by load and `:4` by address.
+    #[test]
+    fn what_sticks_stays_unless_all_is_asked_for_and_goes_back_to_its_own_listener() {
+        let (send, queue) = channel();
+        let marked = |accepted_at| {
+            let (reader, writer) = io::pipe().unwrap();
+            let bytes = Handoff { mark: 7, ..handoff(accepted_at) }.encode();
+            fdpass::send(send.as_fd(), &bytes, &[writer.as_fd()]).unwrap();
+            reader
+        };
+        let _readers = [deal(&send, 1), marked(2), deal(&send, 3)];
+        let at = |taken: &Taken| -> Vec<(u64, u16)> {
+            let each = taken.rescued.iter();
+            each.map(|one| (one.handoff.accepted_at, one.listener.0)).collect()
+        };
+        let mut order = Order {
+            serial: 1,
+            worker: WorkerId(1),
+            queues: queues(&queue),
+            max: 9,
+            whose: Whose::Loose,
+        };
+        let first = take(&order);
+        assert_eq!((at(&first), first.empty), (vec![(1, 3)], false), "up to the first that stays");
+        let again = take(&order);
+        assert_eq!((at(&again), again.lost, again.empty), (vec![], 0, false));
+        order.whose = Whose::All;
+        let all = take(&order);
+        assert_eq!((at(&all), all.empty), (vec![(2, 4), (3, 3)], true));
+    }
+
     #[test]
     fn a_worker_cannot_hide_its_queue_by_a_peek_offset() {
         let (send, queue) = channel();
@@ -400,7 +461,9 @@ mod tests {
         for offset in [10, 48, 4096] {
             sys::set_option(queue.as_fd(), libc::SOL_SOCKET, libc::SO_PEEK_OFF, &[offset]).unwrap();
             let _more = deal(&send, 3);
-            let Step::Conn(_, found) = receive(&queue) else { panic!("two are queued") };
+            let Step::Conn(_, found) = receive(&queue, Whose::All) else {
+                panic!("two are queued")
+            };
             assert!(found.accepted_at > 0);
         }
     }
@@ -432,8 +495,8 @@ mod tests {
             .unwrap();
         drop(lingers);
         let start = sys::monotonic_ns();
-        assert!(rescue.take_back(WorkerId(1), queues(&bad_queue), 9, start));
-        assert!(rescue.take_back(WorkerId(2), queues(&queue), 9, start));
+        assert!(rescue.take_back(WorkerId(1), queues(&bad_queue), (9, Whose::All), start));
+        assert!(rescue.take_back(WorkerId(2), queues(&queue), (9, Whose::All), start));
         let begun = |rescue: &Rescue| rescue.desk.as_ref().and_then(|desk| desk.at_work());
         let (_, since) = wait_for("the first job", || begun(&rescue));
         let asleep = |rescue: &Rescue| rescue.desk.as_ref().is_some_and(|desk| !desk.is_runnable());
@@ -463,7 +526,12 @@ mod tests {
         rescue.close(vec![Arc::new(lingers)]);
         let (send, queue) = channel();
         let _reader = deal(&send, 1);
-        assert!(rescue.take_back(WorkerId(1), queues(&queue), 1, sys::monotonic_ns()));
+        assert!(rescue.take_back(
+            WorkerId(1),
+            queues(&queue),
+            (1, Whose::All),
+            sys::monotonic_ns()
+        ));
         let taken = wait_for("the take-back", || rescue.finished());
         assert_eq!(taken.rescued.len(), 1);
         assert_eq!(rescue.overdue(u64::MAX), None);

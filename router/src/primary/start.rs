@@ -330,15 +330,15 @@ impl Primary {
     fn declare(&mut self) -> Result<(), StartError> {
         let backlog = i32::try_from(self.config.backlog).unwrap_or(i32::MAX);
         for (place, spec) in self.config.listen.clone().into_iter().enumerate() {
+            let policy = self.config.policy_of(&spec);
             let address = spec.public;
             let failed = |error: io::Error| diagnose::bind_error(&address, error);
             let key = match spec.inherited {
-                Some(number) => self.take_listener(address.clone(), number),
-                None => self.make_listener(address.clone(), Rights::Own),
+                Some(number) => self.take_listener(address.clone(), policy, number),
+                None => self.make_listener(address.clone(), policy, Rights::Own),
             };
             let key = key.map_err(&failed)?;
             debug_assert_eq!(key, place, "by its key a listener knows its -l");
-            let policy = self.config.core.policy;
             let Some(listener) = self.listeners.get_mut(key) else { continue };
             listener.origin = Origin::Declared;
             let id = listener.id;
@@ -347,7 +347,7 @@ impl Primary {
             if policy != Policy::Reuseport {
                 listener.listen(backlog).map_err(&failed)?;
             }
-            self.tell(Event::ListenerOpened { listener: id, declared: true });
+            self.tell(Event::ListenerOpened { listener: id, declared: true, policy });
             self.arm(key);
         }
         // Port 0 has become a number, which workers hear as PORT.
@@ -378,6 +378,7 @@ pub(super) struct Launcher {
     /// By the generation that began with it, where a reload read another.
     later: BTreeMap<u32, Launch>,
     nofile: libc::rlimit,
+    /// Of all listeners, where none deals.
     policy: Policy,
     ready: ReadyRule,
     uids: [u32; 3],
@@ -404,7 +405,7 @@ impl Launcher {
             policy: config.core.policy,
             ready: config.core.ready,
             uids: [own, worker, 0],
-            queue_depth: if config.core.policy == Policy::Ip {
+            queue_depth: if config.policies().contains(&Policy::Ip) {
                 depth.max(IP_QUEUE_MAX)
             } else {
                 depth
@@ -561,7 +562,7 @@ impl Launcher {
                 (program, arguments) = with_listen_pid(program, arguments);
             }
         }
-        let handed = matches!(self.policy, Policy::Shared | Policy::Reuseport);
+        let handed = !self.policy.by_hand();
         let silent = self.ready == ReadyRule::Start
             && config.listen.is_empty()
             && matches!(resolved.adapter, Adapter::Preload | Adapter::Shim);

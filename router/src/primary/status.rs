@@ -172,7 +172,7 @@ impl Primary {
             pid: std::process::id(),
             name: self.commands.name(&self.config.name).to_owned(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            policy: self.policy().to_owned(),
+            policy: self.policy(),
             uptime_s: (self.now - self.meters.started) / SECOND,
             slots: self.core.slot_count(),
             paused: self.core.is_paused(),
@@ -207,7 +207,7 @@ impl Primary {
             let asked = u32::try_from(listener.backlog).unwrap_or(0);
             ListenerStatus {
                 address: listener.to_string(),
-                policy: self.policy().to_owned(),
+                policy: crate::config::policy_name(listener.policy).to_owned(),
                 accepted: listener.accepted,
                 backlog: depth.map_or(asked, |(_, limit)| limit),
                 queue_depth: depth.map(|(waiting, _)| waiting),

@@ -17,6 +17,7 @@ use super::channel::Channel;
 use super::hunt::Burial;
 use super::page::SharedPage;
 use super::process;
+use super::rescue::Queue;
 
 /// Channels that one worker may have open.
 pub(crate) const CHANNELS_MAX: usize = 64;
@@ -147,10 +148,15 @@ impl Worker {
     }
 
     /// The clients of these listeners come on this channel, too.
-    pub(crate) fn share_channel(&mut self, number: u32, also: Vec<ListenerId>) {
+    pub(crate) fn share_channel(
+        &mut self,
+        number: u32,
+        also: Vec<ListenerId>,
+        by_mark: [ListenerId; 2],
+    ) {
         let found = self.channels.iter_mut().find(|(channel, _)| channel.number == number);
         if let Some((channel, _)) = found {
-            channel.also = also;
+            (channel.also, channel.by_mark) = (also, by_mark);
         }
     }
 
@@ -230,9 +236,9 @@ impl Worker {
     }
 
     /// What is queued on one channel, for the rescue thread.
-    pub(crate) fn queue_of(&self, number: u32) -> Option<(ListenerId, Arc<OwnedFd>)> {
+    pub(crate) fn queue_of(&self, number: u32) -> Option<Queue> {
         let (channel, _) = self.channels.iter().find(|(channel, _)| channel.number == number)?;
-        (channel.queued() != Some(0)).then(|| (channel.listener, channel.duplicate()))
+        (channel.queued() != Some(0)).then(|| Queue::of(channel))
     }
 
     /// Sends on a channel for `listener`; of several (one per process of a pre-forker) the shortest
@@ -284,9 +290,9 @@ impl Worker {
     }
 
     /// Duplicates of the receive ends that may hold something.
-    pub(crate) fn queues(&self) -> Vec<(ListenerId, Arc<OwnedFd>)> {
+    pub(crate) fn queues(&self) -> Vec<Queue> {
         let used = self.channels.iter().filter(|(channel, _)| channel.queued() != Some(0));
-        used.map(|(channel, _)| (channel.listener, channel.duplicate())).collect()
+        used.map(|(channel, _)| Queue::of(channel)).collect()
     }
 
     /// Everything whose close the worker could make block.
@@ -440,7 +446,7 @@ mod tests {
     fn a_close_names_once_what_nobody_of_the_worker_listens_on_any_more() {
         let mut worker = worker(42);
         let shared = worker.open_channel(ListenerId(0), 1, 8, RawAddress::NONE).unwrap();
-        worker.share_channel(shared, vec![ListenerId(1), ListenerId(2)]);
+        worker.share_channel(shared, vec![ListenerId(1), ListenerId(2)], [ListenerId(0); 2]);
         let other = worker.open_channel(ListenerId(2), 1, 8, RawAddress::NONE).unwrap();
         assert_eq!(worker.close_channel(other + 1), [], "there is no such channel");
         assert_eq!(worker.listens().len(), 3);

@@ -28,7 +28,7 @@ use croupier_core::config::{
 };
 use croupier_core::event::{
     Action, Arrival, Client, ConnId, Event, ExitStatus, Generation, ListenerId, Load, Loads,
-    Outcome, Report, Scale, SendFailure, SignalKind, SlotId, TakeBackReason, WorkerId,
+    Outcome, Report, Scale, SendFailure, SignalKind, SlotId, TakeBackReason, Whose, WorkerId,
 };
 use croupier_core::time::Now;
 
@@ -105,6 +105,8 @@ enum Due {
 
 #[derive(Debug, Default)]
 pub(crate) struct Backlog {
+    /// How its clients are dealt; `None`: as the configuration says.
+    pub(crate) policy: Option<Policy>,
     pub(crate) waiting: VecDeque<Conn>,
     pub(crate) armed: bool,
     pub(crate) pending: bool,
@@ -116,11 +118,18 @@ pub(crate) struct Backlog {
 pub(crate) struct Room {
     pub(crate) players: BTreeMap<u32, Player>,
     key: [u64; 2],
+    /// How clients of each listener are dealt, also when it is closed.
+    policies: BTreeMap<u16, Policy>,
 }
 
 impl Room {
     fn mark(&self, client: Client) -> u16 {
         croupier_core::mark(client, self.key)
+    }
+
+    /// Whether a connection's client sticks to its worker.
+    pub(crate) fn sticks(&self, conn: &Conn) -> bool {
+        self.policies.get(&conn.listener.0) == Some(&Policy::Ip)
     }
 }
 
@@ -139,7 +148,8 @@ impl Loads for Room {
 
     fn holds(&self, worker: WorkerId, mark: u16) -> bool {
         let Some(player) = self.players.get(&worker.0) else { return false };
-        let open = player.active.iter().any(|conn| self.mark(conn.client) == mark);
+        let noted = |conn: &&Conn| self.sticks(conn) && self.mark(conn.client) == mark;
+        let open = player.active.iter().any(|conn| noted(&conn));
         open && mark != 0 && player.habit.honesty != Honesty::NoPage
     }
 }
@@ -268,6 +278,17 @@ impl Table {
         table
     }
 
+    /// With listeners of these policies.
+    pub(crate) fn with(config: Config, policies: &[Policy]) -> Self {
+        let mut table = Self::new(config, 1);
+        // The first one opens when the loop first turns.
+        table.inbox.clear();
+        for (policy, listener) in policies.iter().zip(0..) {
+            table.open_as(listener, Some(*policy));
+        }
+        table
+    }
+
     /// Workers of one kind.
     pub(crate) fn of(config: Config, habit: Habit) -> Self {
         let mut table = Self::new(config, 1);
@@ -277,10 +298,21 @@ impl Table {
 
     /// A declared listener.
     pub(crate) fn open(&mut self, listener: u16) {
-        self.listeners.insert(listener, Backlog { armed: true, ..Backlog::default() });
-        self.inbox
-            .push_back(Event::ListenerOpened { listener: ListenerId(listener), declared: true });
+        self.open_as(listener, None);
+    }
+
+    pub(crate) fn open_as(&mut self, listener: u16, policy: Option<Policy>) {
+        self.listeners.insert(listener, Backlog { policy, armed: true, ..Backlog::default() });
+        let policy = policy.unwrap_or(self.config.policy);
+        self.room.policies.insert(listener, policy);
+        let listener = ListenerId(listener);
+        self.inbox.push_back(Event::ListenerOpened { listener, declared: true, policy });
         self.awake = true;
+    }
+
+    /// How clients of a listener are dealt, also when it is closed.
+    pub(crate) fn policy_of(&self, listener: ListenerId) -> Policy {
+        self.room.policies.get(&listener.0).copied().unwrap_or(self.config.policy)
     }
 
     /// A client connects.
@@ -552,7 +584,9 @@ impl Table {
                     player.ring_on_close = on_close;
                 }
             }
-            Action::TakeBack { worker, max, why } => self.take_back(worker, max, why),
+            Action::TakeBack { worker, max, whose, why } => {
+                self.take_back(worker, max, whose, why);
+            }
             Action::Probe { worker, listener } => {
                 self.connections += 1;
                 let serial = self.connections;
@@ -720,7 +754,7 @@ impl Table {
     }
 
     /// Workers that leave and must keep this client, as far as an outsider can tell.
-    fn keepers_of(&self, client: Client) -> Vec<u32> {
+    fn keepers_of(&self, client: Client, listener: ListenerId) -> Vec<u32> {
         let mark = self.room.mark(client);
         let (now, max_active) = (self.now, self.config.max_active);
         let keep_for = u64::try_from(self.config.drain_timeout.as_nanos()).unwrap() / 4 * 3;
@@ -738,20 +772,21 @@ impl Table {
             let room = player.queue.len() < 250 && max_active.is_none_or(|max| load < max as usize);
             // Of one that lies the core may think that it has no room.
             let lies = !player.habit.honest();
-            leaves && !told && room && !lies && player.is_running() && player.listens.contains(&0)
+            let listens = player.listens.contains(&listener.0);
+            leaves && !told && room && !lies && player.is_running() && listens
         };
         let all = self.room.players.values().filter(keeps);
         all.filter(|p| self.room.holds(p.id, mark)).map(|p| p.id.0).collect()
     }
 
     /// A client that has something open at a worker that leaves goes on to it.
-    fn check_kept(&mut self, client: Client, worker: u32) {
+    fn check_kept(&mut self, (client, listener): (Client, ListenerId), worker: u32) {
         // A worker that plays while the loop decides, or a kernel that is full, blurs what was known.
         let blurred = self.race_permille > 0 || self.now < self.full_at + 50 * MS;
-        if self.config.policy != Policy::Ip || self.stopping {
+        if self.policy_of(listener) != Policy::Ip || self.stopping {
             return;
         }
-        let keepers = self.keepers_of(client);
+        let keepers = self.keepers_of(client, listener);
         let right = keepers.is_empty() || keepers.contains(&worker);
         assert!(
             blurred || right,
@@ -764,15 +799,14 @@ impl Table {
 
     fn hand_off(&mut self, conn: ConnId, worker: WorkerId) {
         let (held, listener) = self.release(conn);
-        let kept = self.config.policy == Policy::Ip
-            && self.room.holds(worker, self.room.mark(held.client));
-        self.check_kept(held.client, worker.0);
+        let sticks = self.policy_of(listener) == Policy::Ip;
+        let kept = sticks && self.room.holds(worker, self.room.mark(held.client));
+        self.check_kept((held.client, listener), worker.0);
         let full = self.dice.permille(self.full_permille);
         if full {
             self.full_at = self.now;
         }
-        let allowed = self.config.policy == Policy::Ip;
-        let limit = if allowed { 256 } else { usize::from(self.config.queue_limit) };
+        let limit = if sticks { 256 } else { usize::from(self.config.queue_limit) };
         let (max_active, stopping, now) = (self.config.max_active, self.stopping, self.now);
         let why = match self.room.players.get_mut(&worker.0) {
             None => panic!("{conn:?} is handed to {worker:?}, which is forgotten, at {now}"),
@@ -812,7 +846,7 @@ impl Table {
         self.handle(Event::HandOffFailed { conn, worker, why });
     }
 
-    fn take_back(&mut self, worker: WorkerId, max: u32, why: TakeBackReason) {
+    fn take_back(&mut self, worker: WorkerId, max: u32, whose: Whose, why: TakeBackReason) {
         let gone = Event::TakeBackDone { worker, removed: 0, lost: 0, empty: true };
         let Some(player) = self.room.players.get_mut(&worker.0) else { return self.handle(gone) };
         assert!(
@@ -824,7 +858,7 @@ impl Table {
         if why == TakeBackReason::Steal {
             assert!(!player.queue.is_empty(), "a steal from an empty queue at {}", self.now);
         }
-        player.taking = why;
+        player.taking = (whose, why);
         self.order += 1;
         let serial = self.order;
         let holds_lock = player.habit.holds_lock && player.is_running();
@@ -928,13 +962,21 @@ impl Table {
         if !given_up {
             self.taking.remove(&worker);
         }
+        let policies = self.room.policies.clone();
         let (mut conns, empty, why) = match self.room.players.get_mut(&worker) {
             None => (VecDeque::new(), true, TakeBackReason::Death),
             Some(player) => {
-                let count = player.queue.len().min(max as usize);
-                let conns: VecDeque<Conn> = player.queue.drain(..count).collect();
+                let (whose, why) = player.taking;
+                let stays = |conn: &Conn| {
+                    whose == Whose::Loose && policies.get(&conn.listener.0) == Some(&Policy::Ip)
+                };
+                let mut conns = VecDeque::new();
+                for conn in std::mem::take(&mut player.queue) {
+                    let taken = conns.len() < max as usize && !stays(&conn);
+                    if taken { &mut conns } else { &mut player.queue }.push_back(conn);
+                }
                 player.taken += u64::try_from(conns.len()).unwrap();
-                (conns, player.queue.is_empty(), player.taking)
+                (conns, player.queue.is_empty(), why)
             }
         };
         let removed = u32::try_from(conns.len()).unwrap();
@@ -1016,7 +1058,8 @@ impl Table {
     /// Before it sleeps with clients in the backlog: no worker may have passed its mark unheard.
     fn check_bells(&self) {
         // What a full kernel or a rescue holds back goes on by a timer or by the rescue's end.
-        let shut = self.config.policy == Policy::Ip && !self.core.all_were_ready();
+        let sticks = self.room.policies.values().any(|policy| *policy == Policy::Ip);
+        let shut = sticks && !self.core.all_were_ready();
         // At the total a close is waited for, and no claim.
         let full = self.config.limits.max_total.is_some();
         // Room is kept for what the dying leave, and their end wakes the primary.
@@ -1202,9 +1245,10 @@ impl Table {
         }
         for (listener, backlog) in &self.listeners {
             let (waiting, armed, pending) = (backlog.waiting.len(), backlog.armed, backlog.pending);
+            let policy = self.policy_of(ListenerId(*listener));
             write!(
                 text,
-                "\n  listener {listener}: {waiting} wait, armed {armed}, pending {pending}"
+                "\n  listener {listener}, {policy:?}: {waiting} wait, armed {armed}, pending {pending}"
             )
             .unwrap();
         }

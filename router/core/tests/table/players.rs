@@ -3,7 +3,7 @@
 use std::collections::{BTreeSet, VecDeque};
 
 use croupier_core::event::{
-    Client, ExitStatus, Generation, ListenerId, Load, SlotId, TakeBackReason, WorkerId,
+    Client, ExitStatus, Generation, ListenerId, Load, SlotId, TakeBackReason, Whose, WorkerId,
 };
 
 use super::{MS, US};
@@ -174,7 +174,7 @@ pub(crate) struct Player {
     pub(crate) aborting: bool,
     /// Its page has always said what is so.
     pub(crate) reliable: bool,
-    pub(crate) taking: TakeBackReason,
+    pub(crate) taking: (Whose, TakeBackReason),
     pub(crate) born: Option<u64>,
 }
 
@@ -203,7 +203,7 @@ impl Player {
             was_ready: false,
             condemned: false,
             aborting: false,
-            taking: TakeBackReason::Death,
+            taking: (Whose::All, TakeBackReason::Death),
             born: None,
         }
     }
