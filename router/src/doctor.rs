@@ -469,6 +469,7 @@ pub fn examine(listen: &[ListenSpec], preload_path: Option<&Path>) -> Vec<Findin
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::wait_for;
 
     /// A machine on which all is well.
     fn well() -> Seen {
@@ -647,7 +648,7 @@ mod tests {
         assert_eq!(address(&spec(text)).level, Level::Fail);
         drop(listener);
         // A child that another test is just starting may still have a copy, until it executes.
-        assert!((0..10_000).any(|_| address(&spec(text)).level == Level::Ok), "nobody's");
+        wait_for("it to be nobody's", || (address(&spec(text)).level == Level::Ok).then_some(()));
         assert!(path.exists());
         let missing = address(&spec(folder.path().join("no/a.sock").to_str().unwrap()));
         assert!(missing.found.contains("No such file"), "{missing:?}");

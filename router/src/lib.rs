@@ -32,3 +32,5 @@ pub mod output;
 pub mod primary;
 #[expect(unsafe_code, reason = "the one place for system calls without a safe wrapper")]
 pub mod sys;
+#[cfg(test)]
+mod testing;

@@ -65,6 +65,7 @@ mod tests {
     use super::super::Output;
     use super::*;
     use crate::config::LogFormat;
+    use crate::testing::wait_for;
 
     fn output(path: &Path, format: LogFormat) -> Output {
         Output::start_in(format, LogFile::open(path).unwrap()).unwrap()
@@ -84,7 +85,7 @@ mod tests {
         output.say("still the old one");
         let read = |path: &Path| std::fs::read_to_string(path).unwrap();
         let wanted = "from before\n[w2] one\nstill the old one\n";
-        assert!((0..1_000_000).any(|_| read(&old) == wanted), "{}", read(&old));
+        wait_for("the line", || (read(&old) == wanted).then_some(()));
         output.reopen();
         output.say("the new one");
         writeln!(worker, "two").unwrap();
@@ -121,11 +122,7 @@ mod tests {
         for _ in 0..10 {
             output.say("one\ntwo");
         }
-        let counts = (0..10_000).find(|_| {
-            std::thread::yield_now();
-            output.dropped() >= 20
-        });
-        assert!(counts.is_some(), "{}", output.dropped());
+        wait_for("each line to be counted", || (output.dropped() >= 20).then_some(()));
         output.finish();
     }
 
@@ -154,13 +151,7 @@ mod tests {
         output.say("whole");
         output.say("torn here");
         output.say("lost");
-        let dropped = || {
-            (0..1_000_000).any(|_| {
-                std::thread::yield_now();
-                output.dropped() == 2
-            })
-        };
-        assert!(dropped(), "{}", output.dropped());
+        wait_for("two to be lost", || (output.dropped() == 2).then_some(()));
         setrlimit(Resource::RLIMIT_FSIZE, hard, hard).unwrap();
         output.say("there is room again");
         output.finish();

@@ -341,6 +341,8 @@ pub(super) mod tests {
 
     use nix::sys::socket::{setsockopt, sockopt};
 
+    use crate::testing::wait_for;
+
     /// A TCP socket whose last close waits until its peer (the second) is gone.
     pub(in crate::primary) fn lingering() -> (OwnedFd, TcpStream) {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
@@ -356,18 +358,6 @@ pub(super) mod tests {
         let poll = mio::Poll::new().unwrap();
         let waker = mio::Waker::new(poll.registry(), mio::Token(0)).unwrap();
         (poll, Arc::new(waker))
-    }
-
-    /// Looks again until there is an answer; a machine under load may take seconds.
-    pub(in crate::primary) fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
-        let end = after(sys::monotonic_ns(), Duration::from_secs(20));
-        loop {
-            if let Some(found) = look() {
-                return found;
-            }
-            assert!(sys::monotonic_ns() < end, "still waiting: {what}");
-            std::thread::yield_now();
-        }
     }
 
     #[test]

@@ -89,11 +89,12 @@ mod tests {
     use croupier_wire::message::{Handoff, RawAddress};
     use mio::{Events, Poll};
 
-    use super::super::disposal::tests::{wait_for, waker};
+    use super::super::disposal::tests::waker;
     use super::super::page::SharedPage;
     use super::super::worker::doorbell;
     use super::*;
     use crate::sys;
+    use crate::testing::wait_for;
 
     const DEPTH: u32 = 8;
 

@@ -133,10 +133,10 @@ pub(crate) fn go_on(worker: &mut Worker, mains: &[u32], due: bool, budget: &mut 
 
 #[cfg(test)]
 mod tests {
-    use super::super::disposal::tests::wait_for;
     use super::super::page::SharedPage;
     use super::super::worker::doorbell;
     use super::*;
+    use crate::testing::wait_for;
     use croupier_core::event::{SlotId, WorkerId};
     use std::os::unix::process::{CommandExt, ExitStatusExt};
     use std::process::{Command, Stdio};

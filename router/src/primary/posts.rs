@@ -227,8 +227,9 @@ impl Post {
 
 #[cfg(test)]
 mod tests {
-    use super::super::disposal::tests::{lingering, wait_for};
+    use super::super::disposal::tests::lingering;
     use super::*;
+    use crate::testing::wait_for;
 
     fn pair() -> (OwnedFd, OwnedFd) {
         socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC).unwrap()

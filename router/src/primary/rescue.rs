@@ -366,8 +366,9 @@ fn judge(received: io::Result<Received>, bytes: &[u8], conn: Option<OwnedFd>) ->
 
 #[cfg(test)]
 mod tests {
-    use super::super::disposal::tests::{lingering, wait_for, waker};
+    use super::super::disposal::tests::{lingering, waker};
     use super::*;
+    use crate::testing::wait_for;
     use croupier_wire::message::RawAddress;
     use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
     use std::io::{PipeReader, Read};
