@@ -12,7 +12,8 @@ fn root() -> PathBuf {
 /// Tracked and new files, without what git ignores, and their text.
 fn files(ending: &str) -> Vec<(String, String)> {
     let output = Command::new("git")
-        .args(["ls-files", "--cached", "--others", "--exclude-standard"])
+        // Also of a checkout that is somebody else's, as in many a container.
+        .args(["-c", "safe.directory=*", "ls-files", "--cached", "--others", "--exclude-standard"])
         .current_dir(root())
         .output()
         .unwrap();
