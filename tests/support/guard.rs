@@ -2,11 +2,12 @@
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
+use std::fs::Permissions;
 use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
 
 use parking_lot::{Mutex, MutexGuard};
 use tempfile::TempDir;
@@ -45,6 +46,8 @@ impl Guard {
     #[must_use]
     pub fn new(name: &'static str) -> Self {
         let alone = ONE_AT_A_TIME.lock();
+        // Other users read what is written here, whatever the caller's shell keeps from them.
+        nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o022));
         let folder = tempfile::Builder::new().prefix("croupier-test-").tempdir().unwrap();
         std::fs::create_dir(folder.path().join("run")).unwrap();
         let random = folder.path().file_name().unwrap().to_str().unwrap().to_owned();
@@ -80,6 +83,17 @@ impl Guard {
         path
     }
 
+    /// A copy of a program or library of ours that any user may read and execute: the checkout may lie
+    /// where only its owner may go. Opens the test's folder for it.
+    pub fn open_copy(&self, of: &Path) -> PathBuf {
+        let copy = self.path(of.file_name().unwrap());
+        std::fs::copy(of, &copy).unwrap();
+        for path in [self.folder.path(), &copy] {
+            std::fs::set_permissions(path, Permissions::from_mode(0o755)).unwrap();
+        }
+        copy
+    }
+
     /// A port that nobody uses now.
     ///
     /// # Panics
@@ -91,7 +105,10 @@ impl Guard {
             // Different test processes begin at different places.
             let offset = (std::process::id() * 97 + step) % span;
             let port = PORTS.start + u16::try_from(offset).expect("the span fits");
-            if TcpListener::bind(("::", port)).is_ok() {
+            // A machine may be without IPv6, and then nobody has the port there.
+            let taken = TcpListener::bind(("::", port))
+                .is_err_and(|error| error.kind() == std::io::ErrorKind::AddrInUse);
+            if !taken && TcpListener::bind(("0.0.0.0", port)).is_ok() {
                 return port;
             }
         }
@@ -198,8 +215,8 @@ impl Drop for Guard {
             if processes.is_empty() { Ok(()) } else { Err(processes) }
         };
         // A process that was told to go is given the time that the kernel needs.
-        wait_until(Duration::from_secs(5), "every process of the test to be gone", left);
-        wait_until(Duration::from_secs(2), "descriptors and files as before the test", || {
+        wait_until(PATIENCE, "every process of the test to be gone", left);
+        wait_until(PATIENCE, "descriptors and files as before the test", || {
             let now = countable();
             let new: Vec<&String> = now.difference(&self.before).collect();
             if new.is_empty() { Ok(()) } else { Err(format!("new: {new:?}")) }

@@ -2,12 +2,11 @@
 //! hand-off it is out of the way; a worker the one page that it shares with the primary, and little else.
 
 use croupier_tests::{
-    Client, Figure, Guard, Pending, descriptors, field_of_status, figure, fixture, skip, soak_or,
+    Client, Figure, Guard, PATIENCE, Pending, descriptors, field_of_status, figure, fixture, skip,
+    soak_or, wait_until,
 };
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
-/// Below this hard limit of descriptors 10,000 connections cannot be held by one test process.
-const NEEDED: u64 = 12_000;
 /// What the primary may need, in KiB, as the goals say of a release build: 8 MB.
 const RSS_KIB_MAX: u64 = 8_000_000 / 1024;
 /// What a worker may add to the primary's own data, in KiB (1.8 measured).
@@ -56,9 +55,11 @@ int main(int argc, char **argv)
 #[test]
 fn held_connections_cost_the_primary_nothing() {
     let guard = Guard::new("capacity");
+    // As many as are held, and some.
+    let needed = soak_or(12_000, 2_400);
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
-    if hard < NEEDED {
-        skip!("held_connections_cost_the_primary_nothing", "{hard} descriptors, {NEEDED} needed");
+    if hard < needed {
+        skip!("held_connections_cost_the_primary_nothing", "{hard} descriptors, {needed} needed");
     }
     setrlimit(Resource::RLIMIT_NOFILE, hard, hard).unwrap();
     let count: usize = soak_or(10_000, 2_000);
@@ -81,7 +82,12 @@ fn held_connections_cost_the_primary_nothing() {
     held_by.sort_unstable();
     drop(held);
     croupier.wait_status("all of them closed", |status| (status.open() == (0, 0)).then_some(()));
-    let (fds_after, rss_after) = (descriptors(primary).len(), rss());
+    // A control client is closed by the primary a moment after it has ended.
+    let fds_after = wait_until(PATIENCE, "as many descriptors as before", || {
+        let count = descriptors(primary).len();
+        if count <= fds_before { Ok(count) } else { Err((count, fds_before)) }
+    });
+    let rss_after = rss();
     croupier.stop_well();
     // Pages that the allocator keeps are not a leak; a connection that is kept would be far more.
     let back = rss_after <= rss_before + 512;
@@ -93,10 +99,7 @@ fn held_connections_cost_the_primary_nothing() {
              RSS {rss_before} KiB, after {rss_after} KiB"
         ),
         goal: "no worker holds over twice its share; descriptors and RSS back, RSS at most 8 MB",
-        met: most <= wanted / 2
-            && fds_after <= fds_before
-            && back
-            && soak_or(rss_after, 0) <= RSS_KIB_MAX,
+        met: most <= wanted / 2 && back && soak_or(rss_after, 0) <= RSS_KIB_MAX,
     });
 }
 

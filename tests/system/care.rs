@@ -7,7 +7,7 @@ use std::process::Command;
 
 use croupier_tests::{
     Client, Croupier, Guard, PATIENCE, children_of, descriptors, find_program, hammer,
-    line_of_status, skip, state_of, wait_until,
+    line_of_status, preload, skip, state_of, wait_until,
 };
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, getpgid};
@@ -245,7 +245,9 @@ fn another_user_brings_its_groups_and_none_of_roots() {
     let user = user.unwrap();
     let expected = format!("groups {} home /", groups(user));
     let script = "echo groups $(id -G) home $HOME user $USER; exec sleep infinity";
-    let croupier = guard.run(saying(&["-w", "1", "--user", user], script));
+    let library = guard.open_copy(&preload());
+    let flags = ["-w", "1", "--user", user, "--preload-path", library.to_str().unwrap()];
+    let croupier = guard.run(saying(&flags, script));
     let line = croupier.wait_for_line(&expected);
     assert!(line.ends_with(&format!("user {user}")), "{line}");
     croupier.ready().stop_well();
@@ -260,10 +262,12 @@ fn a_program_that_the_user_may_not_execute_says_what_is_in_the_way() {
     let script = guard.write("closed/server", "#!/bin/sh\nexec sleep infinity\n");
     let mode =
         |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
-    mode(&guard.path(""), 0o755);
+    let library = guard.open_copy(&preload());
     mode(&script, 0o755);
     mode(&guard.path("closed"), 0o700);
-    let flags = ["--user", "nobody", "--ready", "start", script.to_str().unwrap()];
+    let library = ["--preload-path", library.to_str().unwrap()];
+    let program = ["--ready", "start", script.to_str().unwrap()];
+    let flags = [&["--user", "nobody"][..], &library, &program].concat();
     let closed = format!("user nobody may not pass {}", guard.path("closed").display());
     let ended = guard.run(flags).finished(PATIENCE);
     ended

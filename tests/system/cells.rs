@@ -3,9 +3,8 @@
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
-use croupier_tests::{Guard, wait_until};
+use croupier_tests::{Guard, PATIENCE, wait_until};
 
 /// A cgroup with a CPU quota, removed when it is dropped.
 pub(crate) struct CpuCell {
@@ -67,7 +66,7 @@ impl CpuCell {
 
 impl Drop for CpuCell {
     fn drop(&mut self) {
-        wait_until(Duration::from_secs(5), "the cgroup to be empty", || {
+        wait_until(PATIENCE, "the cgroup to be empty", || {
             fs::remove_dir(&self.folder).map_err(|error| error.to_string())
         });
     }

@@ -9,8 +9,8 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use croupier_tests::{
-    Client, Croupier, Figure, Guard, cpu_time, figure, find_program, now, record_skip, skip, soak,
-    wait_until,
+    Client, Croupier, Figure, Guard, PATIENCE, cpu_time, figure, find_program, now, record_skip,
+    skip, soak, wait_until,
 };
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -276,7 +276,7 @@ impl Cell {
 
 impl Drop for Cell {
     fn drop(&mut self) {
-        wait_until(Duration::from_secs(5), "the cgroup to be empty", || {
+        wait_until(PATIENCE, "the cgroup to be empty", || {
             fs::remove_dir(&self.folder).map_err(|error| error.to_string())
         });
     }

@@ -1,7 +1,6 @@
 //! `croupier doctor` on this machine, and on machines that lack something.
 
 use std::net::TcpListener;
-use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 
 use croupier_tests::{Finished, Guard, croupier, find_program, fixture, skip};
@@ -97,9 +96,7 @@ subprocess.run([sys.argv[1], 'doctor'])
     if !nix::unistd::geteuid().is_root() {
         skip!("doctor-tasks", "only root can become somebody who runs nothing yet");
     }
-    std::fs::set_permissions(guard.path(""), PermissionsExt::from_mode(0o755)).unwrap();
-    let copy = guard.path("croupier");
-    std::fs::copy(croupier(), &copy).unwrap();
+    let copy = guard.open_copy(&croupier());
     let mut command = guard.command("/usr/bin/python3");
     command.args(["-c", SOURCE]).arg(copy).uid(64_914).gid(64_914);
     let ended = guard.finish(command);

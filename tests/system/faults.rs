@@ -411,7 +411,7 @@ impl<'guard> Stage<'guard> {
         // A call that strace did not make is a descriptor that was not closed.
         let allowed = before.len().max(self.whole) + if row.call == "close" { injected } else { 0 };
         let mut left = String::new();
-        let kept = soaked_in(Duration::from_secs(3), || {
+        let kept = soaked_in(PATIENCE, || {
             let now = descriptors(u32::try_from(pid).unwrap());
             left = format!("{:?}, before {:?}", kinds(&now), kinds(&before));
             now.len() <= allowed
@@ -425,7 +425,7 @@ impl<'guard> Stage<'guard> {
     fn settle(&self, seen: &mut Seen) {
         let croupier = self.croupier.as_ref().unwrap();
         let mut last = String::new();
-        let well = soaked_in(Duration::from_secs(8), || {
+        let well = soaked_in(PATIENCE, || {
             let answer = croupier.ask(&["status", "--json"]);
             let status = serde_json::from_str::<Status>(&answer.stdout);
             last = format!("{status:?} {}", answer.stderr);
@@ -449,7 +449,7 @@ impl<'guard> Stage<'guard> {
         let pending: Vec<_> = (first..first + 8).map(ask).collect();
         croupier.signal(Signal::SIGTERM);
         // The handler's own call may be the one that failed: then it was lost, and is sent again.
-        let heard = soaked_in(Duration::from_secs(3), || croupier.exited().is_some());
+        let heard = soaked_in(PATIENCE / 2, || croupier.exited().is_some());
         let ended = if heard { croupier.finished(PATIENCE) } else { croupier.stop() };
         let mut outcome = Outcome::default();
         for answer in pending.into_iter().map(|sent| sent.and_then(Pending::reply)) {
@@ -474,7 +474,7 @@ impl<'guard> Stage<'guard> {
     }
 
     fn nobody_left(&self, seen: &mut Seen) {
-        let gone = soaked_in(Duration::from_secs(8), || self.guard.processes().is_empty());
+        let gone = soaked_in(PATIENCE, || self.guard.processes().is_empty());
         if !gone {
             seen.faults.push(format!("left: {:?}", self.guard.processes()));
         }
@@ -492,7 +492,7 @@ impl<'guard> Stage<'guard> {
         let mut traced = self.guard.start(command);
         let ready = Client::port(self.port).patience(Duration::from_secs(2));
         let mut served = false;
-        let decided = soaked_in(Duration::from_secs(15), || {
+        let decided = soaked_in(PATIENCE, || {
             served = ready.get("/").is_ok();
             served || traced.exited().is_some()
         });
@@ -508,7 +508,8 @@ impl<'guard> Stage<'guard> {
         for tries in 1..=2 {
             if !over {
                 self.end_started(&name);
-                over = soaked_in(Duration::from_secs(5), || traced.exited().is_some());
+                let patience = if tries == 1 { PATIENCE / 2 } else { PATIENCE };
+                over = soaked_in(patience, || traced.exited().is_some());
                 seen.note.push_str(if over && tries == 2 { ", TERM was sent twice" } else { "" });
             }
         }

@@ -9,7 +9,7 @@ use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::net::{UnixDatagram, UnixListener};
 use std::time::Duration;
 
-use croupier_tests::{Client, Croupier, Guard, PATIENCE, find_program, skip, wait_until};
+use croupier_tests::{Client, Croupier, Guard, PATIENCE, find_program, preload, skip, wait_until};
 use nix::sys::signal::Signal;
 
 use crate::care::under;
@@ -283,7 +283,10 @@ fn a_unit_is_one_that_systemd_takes() {
     // As root there is no other user to run as unless one is named.
     if nix::unistd::geteuid().is_root() {
         assert!(printed.stdout.contains("# It runs as root"), "{}", printed.stdout);
-        let named = guard.croupier(["unit", "-l", ":80", "--user", "nobody", "sleep", "9"]);
+        let library = guard.open_copy(&preload());
+        let flags = ["--user", "nobody", "--preload-path", library.to_str().unwrap()];
+        let words = [&["unit", "-l", ":80"][..], &flags, &["sleep", "9"]].concat();
+        let named = guard.croupier(words);
         assert!(named.stdout.contains("\nUser=nobody\nAmbientCapabilities=CAP_NET_BIND_SERVICE\n"));
         assert!(!named.stdout.contains("--user"), "{}", named.stdout);
     }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use croupier_tests::{
     Client, Croupier, Finished, Guard, PATIENCE, Status, children_of, croupier, find_program,
-    hammer, skip, target_dir, wait_until,
+    hammer, preload, skip, wait_until,
 };
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -107,16 +107,21 @@ impl<'guard> Machine<'guard> {
             return Err(format!("no {SYSTEMD}, or no unshare"));
         }
         let cell = Cell::new(guard).ok_or("no cgroup can be made in a hierarchy of v2")?;
-        for folder in ["layer", "gates"] {
-            std::fs::create_dir(guard.path(folder)).unwrap();
+        let programs = guard.path("programs");
+        for folder in [guard.path("layer"), guard.path("gates"), programs.clone()] {
+            std::fs::create_dir(folder).unwrap();
         }
-        drop(croupier());
+        let server = Path::new(env!("CARGO_BIN_EXE_one-at-a-time"));
+        for program in [&croupier(), &preload(), server] {
+            let copy = guard.open_copy(program);
+            std::fs::rename(&copy, programs.join(copy.file_name().unwrap())).unwrap();
+        }
         let enter = format!("echo $$ > {}/cgroup.procs; exec \"$@\"", cell.0.display());
         let mut command = guard.command("sh");
         command.args(["-c", &enter, "sh", "unshare", "--mount", "--pid", "--uts", "--ipc"]);
         command.args(["--cgroup", "--fork", "--kill-child", "--propagation", "private"]);
         command.args(["sh", "-c", BOOT, "sh"]);
-        command.arg(guard.path("layer")).arg(target_dir()).arg(guard.path("gates"));
+        command.arg(guard.path("layer")).arg(programs).arg(guard.path("gates"));
         let mut outside = guard.start(command);
         let init = wait_until(PATIENCE, "systemd to be PID 1", || {
             if outside.exited().is_some() {
@@ -216,7 +221,7 @@ fn systemd_starts_reloads_watches_and_stops_a_unit_of_ours() {
     let client = Client::port(port);
     let printed = unit(&machine, port, &["--user", "nobody", "--soak", "0"]);
     assert!(printed.contains("\nWatchdogSec=30s\n"), "{printed}");
-    machine.install("web.service", &printed.replace("WatchdogSec=30s", "WatchdogSec=3s"));
+    machine.install("web.service", &printed.replace("WatchdogSec=30s", "WatchdogSec=10s"));
     machine.must(&["systemctl", "daemon-reload"]);
 
     // Type=notify: when the command is back, all are ready.

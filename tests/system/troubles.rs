@@ -64,11 +64,8 @@ fn a_low_port_without_permission_says_what_to_do() {
     }
     let runtime = guard.path("run");
     std::fs::set_permissions(&runtime, PermissionsExt::from_mode(0o777)).unwrap();
-    std::fs::set_permissions(guard.path(""), PermissionsExt::from_mode(0o755)).unwrap();
-    // The build folder may be root's alone: nobody runs a copy.
-    let copy = guard.path("croupier");
-    std::fs::copy(croupier_tests::croupier(), &copy).unwrap();
-    std::fs::copy(preload(), guard.path("libcroupier_preload.so")).unwrap();
+    let copy = guard.open_copy(&croupier_tests::croupier());
+    guard.open_copy(&preload());
     let mut command = guard.command(copy);
     command.args(["run", "-l", ":81", "tail", "-f", "/dev/null"]).uid(65534).gid(65534);
     guard.finish(command).expect_code(1).expect_error(&[
@@ -196,7 +193,7 @@ fn a_program_that_goes_into_the_background_is_told_so() {
     let port = guard.port();
     let server = one_at_a_time(port).join(&OsString::from(" ")).into_string().unwrap();
     let script = format!("{server} & exit 0");
-    run_to_end(&guard, &["-w", "1", "--ready-timeout", "1s", "sh", "-c", &script])
+    run_to_end(&guard, &["-w", "1", "--ready-timeout", "10s", "sh", "-c", &script])
         .expect_code(1)
         .expect_error(&[
             "exited with status 0 while processes that it started live on: the program",
@@ -211,7 +208,7 @@ fn another_address_than_the_declared_one_is_named() {
     let listen = format!("127.0.0.1:{declared}");
     let server = one_at_a_time(own);
     let server: Vec<&str> = server.iter().map(|word| word.to_str().unwrap()).collect();
-    let mut words = vec!["-w", "1", "-l", &listen, "--ready-timeout", "500ms", "--"];
+    let mut words = vec!["-w", "1", "-l", &listen, "--ready-timeout", "2s", "--"];
     words.extend(server);
     run_to_end(&guard, &words).expect_code(1).expect_error(&[
         &format!(" listens by itself on 127.0.0.1:{own}"),
@@ -467,7 +464,7 @@ fn a_worker_that_is_not_ready_in_time_is_named_by_whoever_waits() {
     let server = one_at_a_time(guard.port()).join(&OsString::from(" ")).into_string().unwrap();
     let script = format!("[ ! -e {} ] || exec tail -f /dev/null; exec {server}", deaf.display());
     let croupier =
-        guard.run(["-w", "1", "--ready-timeout", "2s", "--", "sh", "-c", &script]).ready();
+        guard.run(["-w", "1", "--ready-timeout", "4s", "--", "sh", "-c", &script]).ready();
     croupier.ask(&["stop", "7"]).expect_code(1).expect_error(&["no slot 7; the only slot is 0"]);
     std::fs::write(&deaf, "").unwrap();
     let kept = "which was to take over, was not ready in time; the old one stays";
@@ -548,10 +545,7 @@ fn a_croupier_of_another_user_is_not_driven() {
     let croupier = guard.run(flags);
     croupier.wait_for_line("ready: ");
     std::fs::set_permissions(&socket, PermissionsExt::from_mode(0o666)).unwrap();
-    std::fs::set_permissions(guard.path(""), PermissionsExt::from_mode(0o755)).unwrap();
-    let copy = guard.path("croupier");
-    std::fs::copy(croupier_tests::croupier(), &copy).unwrap();
-    let mut command = guard.command(copy);
+    let mut command = guard.command(guard.open_copy(&croupier_tests::croupier()));
     command.args(["stop", "--control", path]).uid(65534).gid(65534);
     guard.finish(command).expect_code(1).expect_error(&["this primary belongs to another user"]);
     croupier.stop_well();
@@ -577,9 +571,7 @@ ask "$1" strange-web
     let (Some(unshare), Some(_)) = (find_program("unshare"), find_program("setpriv")) else {
         skip!("trouble-sudo", "unshare or setpriv is not installed")
     };
-    std::fs::set_permissions(guard.path(""), PermissionsExt::from_mode(0o755)).unwrap();
-    let copy = guard.path("croupier");
-    std::fs::copy(croupier_tests::croupier(), &copy).unwrap();
+    let copy = guard.open_copy(&croupier_tests::croupier());
     let mut command = guard.command(unshare);
     command.args(["-m", "sh", "-c", SCRIPT]).arg(croupier_tests::croupier()).arg(copy);
     let ended = guard.finish(command);
