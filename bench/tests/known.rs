@@ -51,7 +51,7 @@ fn a_known_law_gives_back_its_percentiles() {
     let mock = Mock::start(law).unwrap();
     let seen = load(mock.address(), 800.0, Duration::from_secs(1)).run().unwrap();
     assert_eq!((seen.intended, seen.connections, seen.errors.total()), (799, 799, 0));
-    for (percentile, from, to) in [(50.0, 5, 100), (95.0, 100, 400), (99.5, 400, 2_000)] {
+    for (percentile, from, to) in [(50.0, 5, 400), (95.0, 100, 800), (99.5, 400, 4_000)] {
         let found = at(&seen, percentile);
         // A recorded value is at most a thousandth below the measured one.
         let floor = ms(from).mul_f64(0.999);

@@ -238,7 +238,7 @@ fn active(status: &Status) -> u64 {
 fn what_a_reload_says_was_cut_is_what_clients_lost() {
     let guard = Guard::new("keep-cut");
     let port = guard.port();
-    let flags = ["-w", "2", "--soak", "0", "--drain-timeout", "2s", "--graceful-timeout", "1s"];
+    let flags = ["-w", "2", "--soak", "0", "--drain-timeout", "5s", "--graceful-timeout", "1s"];
     let croupier = keeps(&guard, port, &flags);
     let mut clients: Vec<Kept> = (0..8).map(|_| Kept::new(port)).collect();
     for client in &mut clients {
@@ -474,7 +474,7 @@ fn a_version_that_answers_its_probe_replaces_the_old_one() {
 fn a_program_that_never_answers_its_probe_does_not_start() {
     let guard = Guard::new("probe-start");
     let port = guard.port();
-    let flags = ["-w", "1", "--ready-timeout", "2s", "--ready-probe", "http:///healthz"];
+    let flags = ["-w", "1", "--ready-timeout", "4s", "--ready-probe", "http:///healthz"];
     let croupier = guard.run(Clinic::args(&guard, port, "500", &flags));
     let ended = croupier.finished(PATIENCE);
     ended.expect_code(1).expect_error(&[

@@ -392,7 +392,7 @@ fn who_comes_when_others_waited_for_too_long_is_reset_and_counted() {
         "--queue-limit",
         "1",
         "--max-queue-wait",
-        "400ms",
+        "2s",
         "--shed",
         "reset",
         "--stall-after",
@@ -408,12 +408,12 @@ fn who_comes_when_others_waited_for_too_long_is_reset_and_counted() {
     croupier.wait_status("them in hand", |status| {
         (status.totals.accepted == 5 && status.listeners[0].queue_depth == Some(0)).then_some(())
     });
-    observe(Duration::from_millis(500));
+    observe(Duration::from_millis(2100));
     for _ in 0..3 {
         assert_eq!(client.get("/").unwrap_err(), Failure::Reset);
     }
     assert_eq!(croupier.status().totals.shed, 3);
-    croupier.wait_for_line("have waited for 400ms (--max-queue-wait), 3 in hand");
+    croupier.wait_for_line("have waited for 2s (--max-queue-wait), 3 in hand");
     let lines = croupier.stderr().text().matches("who comes now is reset").count();
     assert_eq!(lines, 1, "one line an episode");
     release(&guard, "go");
@@ -457,7 +457,7 @@ fn overload_is_shed_and_the_rest_is_served_in_time() {
         goal: "the first 64 are served; some are reset; slowest under 1 s",
         met: resets > 0
             && run.replies.len() >= 64
-            && run.slowest < Duration::from_secs(soak_or(1, 3)),
+            && run.slowest < Duration::from_secs(soak_or(1, 10)),
     });
     croupier.stop_well();
 }

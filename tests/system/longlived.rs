@@ -57,7 +57,8 @@ fn sample(status: &Status, slot: u16) -> Sample {
 }
 
 /// The largest part, of what was dealt within any second, that went to the new worker, in percent.
-/// Seconds in which hardly anybody came say nothing.
+/// Seconds in which hardly anybody came say nothing, and neither does a gap of far more than a second
+/// between two looks, in which the worker did not stay new.
 fn largest_part(samples: &[Sample]) -> u64 {
     let mut largest = 0;
     for (index, from) in samples.iter().enumerate() {
@@ -65,7 +66,7 @@ fn largest_part(samples: &[Sample]) -> u64 {
         let second = later.iter().find(|to| to.at - from.at >= WINDOW).or_else(|| later.last());
         let Some(to) = second else { continue };
         let (new, all) = (to.new - from.new, to.all - from.all);
-        if all >= 100 {
+        if all >= 100 && to.at - from.at < WINDOW * 3 / 2 {
             largest = largest.max(new * 100 / all);
         }
     }

@@ -267,8 +267,8 @@ fn a_start_that_breaks_the_rules_says_so() {
 #[test]
 fn a_version_that_is_not_ready_in_time_leaves_the_old_one_serving() {
     let guard = Guard::new("reload-never");
-    let stage = Stage::new(&guard, &["-w", "4", "--ready-timeout", "2s"]);
-    let late = "was not ready within 2s";
+    let stage = Stage::new(&guard, &["-w", "4", "--ready-timeout", "4s"]);
+    let late = "was not ready within 4s";
     let silent = fails(&stage, "silent", &[late]);
     assert!(all_are_old(&silent), "{silent:?}");
     let one_port = fails(&stage, "one-port", &[late, "does not listen on 127.0.0.1:"]);
