@@ -38,6 +38,12 @@ pub enum PlaceError {
         /// Why.
         error: io::Error,
     },
+    /// A file of somebody's is where the lock belongs.
+    #[error(
+        "{} is there and is no lock of croupier's, which is an empty file; remove it or choose another place with --control PATH",
+        .0.display()
+    )]
+    NoLock(PathBuf),
 }
 
 /// A name that this process has taken, and the path of its control socket.
@@ -75,7 +81,10 @@ impl Place {
 
     /// `None`: another primary holds the lock.
     fn lock(name: String, socket: PathBuf) -> Result<Option<Self>, PlaceError> {
-        let lock_path = socket.with_extension("lock");
+        // The whole name and more: `app.ctl` and `app.sock` are two places, and `yarn.lock` is somebody's.
+        let mut lock_path = socket.clone().into_os_string();
+        lock_path.push(".lock");
+        let lock_path = PathBuf::from(lock_path);
         let failed = |error| PlaceError::Lock { path: lock_path.clone(), error };
         loop {
             let file = OpenOptions::new()
@@ -83,9 +92,13 @@ impl Place {
                 .create(true)
                 .truncate(false)
                 .mode(0o600)
-                .custom_flags(libc::O_NOFOLLOW)
+                .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
                 .open(&lock_path)
                 .map_err(failed)?;
+            let found = file.metadata().map_err(failed)?;
+            if !found.is_file() || found.len() > 0 {
+                return Err(PlaceError::NoLock(lock_path));
+            }
             // Its end is the file's: to unlock it is one call more that could fail, after all is over.
             match file.try_lock() {
                 Ok(()) => {}
@@ -98,8 +111,7 @@ impl Place {
             let lock = file;
             // The holder before us unlinks the file as it leaves: a lock on a file that is no
             // longer at this path guards nothing.
-            let ours = lock.metadata().map_err(failed)?;
-            if std::fs::metadata(&lock_path).is_ok_and(|there| there.ino() == ours.ino()) {
+            if std::fs::metadata(&lock_path).is_ok_and(|there| there.ino() == found.ino()) {
                 return Ok(Some(Self { name, socket, lock_path, _lock: lock }));
             }
         }
@@ -259,7 +271,7 @@ mod tests {
     #[test]
     fn what_a_dead_primary_left_is_taken_over() {
         let folder = tempfile::tempdir().unwrap();
-        std::fs::write(folder.path().join("web.lock"), "").unwrap();
+        std::fs::write(folder.path().join("web.sock.lock"), "").unwrap();
         std::fs::write(folder.path().join("web.sock"), "").unwrap();
         assert_eq!(Place::take_in(folder.path(), "web").unwrap().name(), "web");
     }
@@ -299,6 +311,30 @@ mod tests {
         assert!(error.to_string().contains("choose another --control"), "{error}");
         let error = Place::take("web", Some(Path::new("/no/such/folder/x.sock"))).unwrap_err();
         assert!(matches!(error, PlaceError::Lock { .. }), "{error}");
+    }
+
+    #[test]
+    fn what_is_no_lock_is_left_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name| folder.path().join(name);
+        std::fs::write(at("yarn.lock"), "precious").unwrap();
+        std::fs::write(at("taken.sock.lock"), "precious").unwrap();
+        nix::unistd::mkfifo(&at("fifo.sock.lock"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let _reader = OpenOptions::new()
+            .read(true)
+            .custom_flags(libc::O_NONBLOCK)
+            .open(at("fifo.sock.lock"))
+            .unwrap();
+        let beside = Place::take("a", Some(&at("yarn.sock"))).unwrap();
+        let other = Place::take("b", Some(&at("yarn.ctl"))).unwrap();
+        drop((beside, other));
+        for name in ["taken.sock", "fifo.sock"] {
+            let error = Place::take("c", Some(&at(name))).unwrap_err();
+            assert!(error.to_string().contains("is no lock of croupier's"), "{error}");
+        }
+        assert_eq!(std::fs::read(at("yarn.lock")).unwrap(), b"precious");
+        assert_eq!(std::fs::read(at("taken.sock.lock")).unwrap(), b"precious");
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 3);
     }
 
     #[test]
