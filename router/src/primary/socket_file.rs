@@ -5,7 +5,8 @@
 //! gunicorn, uvicorn), and a second worker would take the file from under the listener; a socket
 //! cannot be bound twice and a file without a name cannot be linked again. connect(2) goes by inode,
 //! so any hard link reaches the listener. Promises: only sockets that nobody owns are ever removed
-//! to make room, and at the end only names that are the listener's own; nothing here blocks. A path
+//! to make room or as what a killed primary left (its private name), and at the end only names that are
+//! the listener's own; nothing here blocks. A path
 //! that a worker asked for is handled with the worker's rights ([`Rights`]), and belongs to its user.
 
 use std::ffi::OsString;
@@ -21,6 +22,9 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, bind, connec
 
 use crate::config::Ids;
 use crate::sys;
+
+/// Files of a folder that are looked at for private names of dead primaries.
+const SIBLINGS_MAX: usize = 4096;
 
 /// Device and inode: which file a name means.
 type Identity = (u64, u64);
@@ -78,6 +82,7 @@ impl SocketFile {
         let identity = identity_of(path).ok_or(io::ErrorKind::NotFound)?;
         let mut private = OsString::from(path);
         private.push(format!(".croupier-{}", std::process::id()));
+        remove_leftovers(path);
         let (path, private) = (path.into(), private.into());
         let file = Self { rights, path, private, identity, lent: false };
         file.keep();
@@ -156,6 +161,30 @@ impl Drop for SocketFile {
             {
                 log::warn!("cannot remove the socket file {}: {error}", name.display());
             }
+        }
+    }
+}
+
+/// Removes the private names that killed primaries left beside `path`: stale sockets of its owner. What
+/// cannot be removed stays, as it would have.
+fn remove_leftovers(path: &Path) {
+    let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else { return };
+    let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
+    let Ok(owner) = symlink_metadata(path).map(|found| found.uid()) else { return };
+    let entries = std::fs::read_dir(folder).into_iter().flatten().take(SIBLINGS_MAX).flatten();
+    for entry in entries {
+        let sibling = entry.file_name();
+        let number = sibling
+            .as_encoded_bytes()
+            .strip_prefix(name.as_encoded_bytes())
+            .and_then(|rest| rest.strip_prefix(b".croupier-"));
+        let private = number.is_some_and(|n| !n.is_empty() && n.iter().all(u8::is_ascii_digit));
+        let left = folder.join(&sibling);
+        if private
+            && symlink_metadata(&left).is_ok_and(|found| found.uid() == owner)
+            && is_stale(&left)
+        {
+            drop(remove_file(&left));
         }
     }
 }
@@ -282,6 +311,31 @@ mod tests {
         assert_eq!(names(&folder), 2);
         drop(file);
         assert_eq!(names(&folder), 0);
+    }
+
+    #[test]
+    fn what_a_killed_primary_left_goes_at_the_next_bind() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        // The first died: both of its names are there, and nobody has the socket.
+        let left = at("app.sock.croupier-4000000");
+        let died = UnixListener::bind(at("app.sock")).unwrap();
+        hard_link(at("app.sock"), &left).unwrap();
+        drop(died);
+        let kept =
+            ["app.sock.croupier-", "app.sock.croupier-1x", "app.sock.croupier-12", "b.croupier-3"];
+        let stale = |name: &str| drop(UnixListener::bind(at(name)).unwrap());
+        kept.iter().filter(|name| !name.ends_with("-12")).for_each(|name| stale(name));
+        let living = UnixListener::bind(at("app.sock.croupier-12")).unwrap();
+        std::fs::write(at("app.sock.croupier-13"), "precious").unwrap();
+        let (_socket, file) = listening(&at("app.sock"));
+        assert!(symlink_metadata(&left).is_err());
+        drop(file);
+        for name in kept {
+            assert!(symlink_metadata(at(name)).is_ok(), "{name}");
+        }
+        assert_eq!(names(&folder), kept.len() + 1);
+        drop(living);
     }
 
     #[test]
