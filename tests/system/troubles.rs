@@ -517,6 +517,8 @@ fn a_log_file_that_cannot_be_opened_again_is_said_in_the_old_one() {
         if said { Ok(()) } else { Err(text) }
     });
     croupier.stop_well();
+    let text = std::fs::read_to_string(&old).unwrap();
+    assert!(!text.contains("asked by USR1"), "nothing was opened: {text}");
 }
 
 #[test]

@@ -242,19 +242,26 @@ impl Sink {
         self.counts.count(lines_in(rest).min(batch.lines));
     }
 
-    /// If that fails, what is open stays, and says so.
+    /// If that fails, what is open stays. What became of it is said in the file itself.
     fn reopen(&mut self) {
         let Place::File(file) = &mut self.place else { return };
-        match file.reopen() {
-            Ok(()) => self.torn = false,
-            Err(error) => {
-                let text = format!(
-                    "cannot open the log file {} again: {error}; lines go on to the file that was open",
-                    file.path().display()
-                );
-                let line = line::own_of_level(self.format, log::Level::Warn, &text);
-                self.write(&Batch::of(line));
+        let outcome = file.reopen();
+        let path = file.path().display();
+        let (level, text) = match outcome {
+            Ok(()) => {
+                self.torn = false;
+                (log::Level::Info, format!("opened {path} again (asked by USR1)"))
             }
+            Err(error) => (
+                log::Level::Warn,
+                format!(
+                    "cannot open the log file {path} again: {error}; lines go on to the file that was open"
+                ),
+            ),
+        };
+        if level == log::Level::Warn || log::log_enabled!(level) {
+            let line = line::own_of_level(self.format, level, &text);
+            self.write(&Batch::of(line));
         }
     }
 }

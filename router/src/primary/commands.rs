@@ -288,11 +288,10 @@ impl Primary {
     }
 
     fn reopen_log(&self) {
-        let (Some(output), Some(path)) = (&self.output, &self.config.log_file) else {
-            return log::info!("USR1 opens the log file again, and there is none (--log-file)");
-        };
-        output.reopen();
-        log::info!("opened {} again (asked by USR1)", path.display());
+        match &self.output {
+            Some(output) if self.config.log_file.is_some() => output.reopen(),
+            _ => log::info!("USR1 opens the log file again, and there is none (--log-file)"),
+        }
     }
 
     /// A client of `croupier logs` is the collector's from now on.
