@@ -18,8 +18,9 @@ use crossbeam_channel::{Receiver, SendError, Sender, unbounded};
 use croupier_wire::fdpass::{self, Received};
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, RecvMsg, UnixCredentials, recvmsg};
 
-use super::posts::{self, Read};
+use super::posts::{self, POSTS_MAX, Read};
 use super::rescue::{ABANDONED_MAX, after};
+use crate::config::WORKERS_MAX;
 use crate::sys;
 
 /// How long a close may hold up the ones behind it.
@@ -175,8 +176,14 @@ impl Disposal {
     }
 
     fn give(&self, chore: Chore) -> bool {
+        // Of each post only one waits. Refused, what came would be read when the process says more, which
+        // may be never.
+        let max = match chore {
+            Chore::Post(..) => CHORES_MAX + usize::from(WORKERS_MAX) * POSTS_MAX,
+            Chore::Notifications(..) | Chore::Close(_) | Chore::Dismiss(_) => CHORES_MAX,
+        };
         // Only the loop sends: there is no more in it than this by the time one more comes.
-        let full = self.chores.len() >= CHORES_MAX;
+        let full = self.chores.len() >= max;
         let refused = if full { Err(SendError(chore)) } else { self.chores.send(chore) };
         let Err(SendError(chore)) = refused else { return true };
         log::error!("{CHORES_MAX} closes wait behind one that blocks: a worker's descriptors leak");
@@ -422,6 +429,11 @@ pub(super) mod tests {
         let given = (0..CHORES_MAX * 2)
             .take_while(|_| disposal.give(Chore::Close(vec![Arc::clone(&shared)])));
         assert!(given.count() < CHORES_MAX);
+        assert!(!disposal.give(Chore::Close(vec![Arc::clone(&shared)])));
+        assert!(
+            disposal.read_post(1, Arc::clone(&shared)),
+            "what is said by post is read some time"
+        );
         drop(peers);
         let freed = || (disposal.tools.abandoned.load(Ordering::Relaxed) == 0).then_some(());
         wait_for("the stuck threads to end", freed);

@@ -151,7 +151,7 @@ impl Primary {
         let Some(post) = self.posts.open.get_mut(&number) else { return };
         match post.reading {
             Reading::No => {
-                // Not taken: thousands of chores wait, and the worker's next message asks again.
+                // Only posts of workers that are gone can use up the room: see `Disposal::give`.
                 if self.rescue.read_post(number, Arc::clone(&post.socket)) {
                     post.reading = Reading::Asked;
                 }
