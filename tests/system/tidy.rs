@@ -39,11 +39,12 @@ fn code(text: &str) -> impl Iterator<Item = (usize, &str)> {
 
 #[test]
 fn unsafe_stands_only_behind_its_walls() {
-    const ALLOWED: [&str; 8] = [
+    const ALLOWED: [&str; 9] = [
         "router/src/sys.rs",
         "worker-shim/wire/src/fdpass.rs",
         "worker-shim/wire/src/control.rs",
         "worker-shim/wire/src/memory.rs",
+        "worker-shim/wire/src/room.rs",
         "worker-shim/src/claim.rs",
         "worker-shim/src/ffi.rs",
         "worker-shim/src/tokio.rs",

@@ -12,8 +12,8 @@
  *   epoll, and O_NONBLOCK on it means what it means on a listening socket. Stop listening with
  *   croupier_close(). The descriptor that croupier_accept() returns is the caller's, is an ordinary
  *   connected TCP socket, and nobody else holds a copy: close(2) ends the connection.
- *   The library keeps two descriptors of its own: the doorbell, at a high number, and near the limit
- *   of descriptors a spare one. A program that closes everything loses only early wake-ups.
+ *   The library keeps one descriptor of its own: the doorbell, at a high number. A program that closes
+ *   everything loses only early wake-ups.
  *
  * Processes and threads
  *   Every function is thread-safe, and several threads may accept on one descriptor. A forked child

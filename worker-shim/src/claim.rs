@@ -1,22 +1,23 @@
 //! Claims: taking dealt connections out of a channel, and saying so on the page.
 //!
 //! **Owns** a process's [`Seat`]: its mapping of the worker's page, the doorbell, its line.
-//! **Promises** that a claim costs one recvmsg(2) in the ordinary case; that a process without a free
-//! descriptor gets `EMFILE` and the connection stays queued (the kernel would destroy it); that the
-//! doorbell is never written into a file of the program's.
+//! **Promises** that a claim costs one recvmsg(2) in the ordinary case, and a look at the limit of
+//! descriptors at most once a millisecond; that a process without a free one gets `EMFILE` and the
+//! connection stays queued (recvmsg(2) destroys it, silently); that the doorbell is never written into a
+//! file of the program's. The one exception: descriptors that ran out since the last look, or, where one
+//! is left, another process that takes at the same moment, cost one connection; that is `EMFILE`, too.
 //! **Never** allocates, locks, or blocks other than as the channel's own `O_NONBLOCK` says.
 
 use croupier_wire::fdpass::{self, Received, check};
 use croupier_wire::memory::{map_page, map_wiped_on_fork, stat};
 use croupier_wire::message::{HANDOFF_LEN, Handoff};
 use croupier_wire::page::{Bell, HEAD_GONE, Line, Page};
+use croupier_wire::room::{LOOK_EVERY, Room, monotonic, soft_limit};
 use libc::c_int;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
 use std::sync::atomic::{AtomicI32, AtomicPtr, Ordering::SeqCst};
 
-/// Free descriptor numbers above the last claimed one at which running out cannot be near.
-const HEADROOM: i32 = 256;
 /// Where the doorbell goes, out of the way of programs that count on small numbers (select(2)).
 const BELL_NUMBER: i32 = 1000;
 
@@ -38,7 +39,6 @@ pub struct Seat {
     page: AtomicPtr<Page>,
     own: AtomicPtr<Own>,
     bell: AtomicI32,
-    spare: AtomicI32,
 }
 
 /// What is true of one process only. The kernel zeroes it in a forked child (`MADV_WIPEONFORK`).
@@ -48,9 +48,9 @@ struct Own {
     line: AtomicPtr<Line>,
     /// Not 0: the page has no line left for us.
     lineless: AtomicI32,
-    /// Claims below this number need no look at the limit; 0: not read yet.
-    roomy_below: AtomicI32,
-    last: AtomicI32,
+    room: Room,
+    /// The channel that was non-blocking when last asked; 0: none.
+    nonblocking: AtomicI32,
     /// A `GONE_…` value.
     gone: AtomicI32,
 }
@@ -69,7 +69,6 @@ impl Seat {
             page: AtomicPtr::new(null),
             own: AtomicPtr::new(null.cast()),
             bell: AtomicI32::new(-1),
-            spare: AtomicI32::new(-1),
         }
     }
 
@@ -107,17 +106,16 @@ impl Seat {
         unsafe { self.page.load(SeqCst).as_ref() }
     }
 
-    /// Whether `number` is the doorbell or the spare: not the program's to close.
+    /// Whether `number` is the doorbell: not the program's to close.
     #[must_use]
     pub fn holds(&self, number: c_int) -> bool {
-        number >= 0 && self.held().contains(&number) && is_anonymous(number)
+        number >= 0 && self.bell.load(SeqCst) == number && is_anonymous(number)
     }
 
-    /// The numbers of doorbell and spare in ascending order, -1 for none.
+    /// The doorbell's number, -1 for none.
     #[must_use]
-    pub fn held(&self) -> [c_int; 2] {
-        let (bell, spare) = (self.bell.load(SeqCst), self.spare.load(SeqCst));
-        [bell.min(spare), bell.max(spare)]
+    pub fn bell(&self) -> c_int {
+        self.bell.load(SeqCst)
     }
 
     /// Takes the next connection out of `channel`. `flags` as accept4(2): `SOCK_CLOEXEC`,
@@ -128,12 +126,14 @@ impl Seat {
         };
         let cloexec = if flags & libc::SOCK_CLOEXEC != 0 { libc::MSG_CMSG_CLOEXEC } else { 0 };
         let (mut bytes, mut fd) = ([0; HANDOFF_LEN], [None]);
-        let received = match self.receive(own, channel, &mut bytes, &mut fd, cloexec) {
-            Ok(Received::Ended) => return Claim::Ended,
-            Ok(Received::Message(len)) => Handoff::decode(bytes.get(..len).unwrap_or(&[])),
+        let received = match Self::receive(own, channel, &mut bytes, &mut fd, cloexec) {
+            Ok((Received::Ended, _)) => return Claim::Ended,
+            Ok((Received::Message(len), now)) => {
+                Handoff::decode(bytes.get(..len).unwrap_or(&[])).map(|handoff| (handoff, now))
+            }
             Err(error) => return Claim::Empty(error.raw_os_error().unwrap_or(libc::EPROTO)),
         };
-        let (Ok(handoff), [Some(fd)]) = (received, fd) else {
+        let (Ok((handoff, now)), [Some(fd)]) = (received, fd) else {
             return Claim::Empty(libc::EPROTO);
         };
         let wanted = flags & libc::SOCK_NONBLOCK;
@@ -145,8 +145,8 @@ impl Seat {
         if page.totals.nonblocking.load(SeqCst) != hint {
             page.totals.nonblocking.store(hint, SeqCst);
         }
-        own.last.store(fd.as_raw_fd(), SeqCst);
-        let waited = monotonic().saturating_sub(handoff.accepted_at) / 1000;
+        own.room.took(fd.as_raw_fd());
+        let waited = now.saturating_sub(handoff.accepted_at) / 1000;
         self.ring(page.count_claim(own.line(page), waited));
         Claim::Taken(fd, handoff)
     }
@@ -209,67 +209,51 @@ impl Seat {
         }
     }
 
-    /// recvmsg(2) without a free number destroys the connection, silently. So near the limit a spare
-    /// descriptor is given up for it, and without one the queue is left alone.
+    /// Takes a message, and says when. While a thread sleeps others may use up what is free, so it
+    /// sleeps before the recvmsg(2) that takes, and not in it.
     fn receive(
-        &self,
         own: &Own,
         channel: BorrowedFd<'_>,
-        bytes: &mut [u8],
+        bytes: &mut [u8; HANDOFF_LEN],
         fd: &mut [Option<OwnedFd>; 1],
         flags: c_int,
-    ) -> io::Result<Received> {
-        if own.roomy_below.load(SeqCst) == 0 {
-            // The lowest free number says how many are in use.
-            own.last.store(eventfd()?.as_raw_fd(), SeqCst);
-        }
-        if own.last.load(SeqCst) >= own.roomy_below.load(SeqCst) {
-            own.roomy_below.store(soft_limit().saturating_sub(HEADROOM).max(1), SeqCst);
-        }
-        if own.last.load(SeqCst) < own.roomy_below.load(SeqCst) {
-            return fdpass::recv(channel, bytes, fd, flags);
-        }
-        let mut ready = libc::pollfd { fd: channel.as_raw_fd(), events: libc::POLLIN, revents: 0 };
-        // SAFETY: asks for flags.
-        let status = check(unsafe { libc::fcntl(ready.fd, libc::F_GETFL) })?;
+    ) -> io::Result<(Received, u64)> {
+        let number = channel.as_raw_fd();
         loop {
-            let spare = self.take_spare()?;
-            // The spare is not given up while we sleep: another thread would use its number.
-            if status & libc::O_NONBLOCK == 0 {
-                // SAFETY: one pollfd.
-                let polled = check(unsafe { libc::poll(&raw mut ready, 1, -1) });
-                if let Err(error) = polled {
-                    self.put_spare(spare);
-                    return Err(error);
+            let begun = monotonic();
+            let room = own.room.has(begun);
+            // A channel known as non-blocking is not asked again when it is empty.
+            let known = room && own.nonblocking.load(SeqCst) == number;
+            let flags = if known { flags } else { flags | libc::MSG_DONTWAIT };
+            let received = if room {
+                fdpass::recv(channel, bytes, fd, flags)
+            } else {
+                own.room.in_turn(|| fdpass::recv_or_leave(channel, bytes, fd, flags))
+            };
+            let now = monotonic();
+            match received {
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock && !known => {}
+                Err(e) => {
+                    if e.raw_os_error() == Some(libc::EMFILE) {
+                        own.room.ran_out();
+                    }
+                    return Err(e);
+                }
+                Ok(received) => {
+                    if known && now.saturating_sub(begun) >= LOOK_EVERY {
+                        // It has slept: the program has made the channel a blocking one.
+                        own.nonblocking.store(0, SeqCst);
+                    }
+                    return Ok((received, now));
                 }
             }
-            drop(spare);
-            let received = fdpass::recv(channel, bytes, fd, flags | libc::MSG_DONTWAIT);
-            if let Ok(again) = eventfd() {
-                self.put_spare(again);
+            // SAFETY: asks for flags.
+            let status = check(unsafe { libc::fcntl(number, libc::F_GETFL) })?;
+            if status & libc::O_NONBLOCK != 0 {
+                own.nonblocking.store(number, SeqCst);
+                return Err(io::Error::from_raw_os_error(libc::EAGAIN));
             }
-            match received {
-                Err(e)
-                    if e.kind() == io::ErrorKind::WouldBlock && status & libc::O_NONBLOCK == 0 => {}
-                done => return done,
-            }
-        }
-    }
-
-    fn take_spare(&self) -> io::Result<OwnedFd> {
-        let number = self.spare.swap(-1, SeqCst);
-        if is_anonymous(number) {
-            // SAFETY: it is ours: we made it, and nobody else took it out of `spare`.
-            return Ok(unsafe { OwnedFd::from_raw_fd(number) });
-        }
-        eventfd()
-    }
-
-    fn put_spare(&self, spare: OwnedFd) {
-        let number = spare.into_raw_fd();
-        if self.spare.compare_exchange(-1, number, SeqCst, SeqCst).is_err() {
-            // SAFETY: it was `spare` a moment ago; another thread's is in place already.
-            drop(unsafe { OwnedFd::from_raw_fd(number) });
+            fdpass::sleep(channel)?;
         }
     }
 }
@@ -326,27 +310,6 @@ fn is_anonymous(number: c_int) -> bool {
     number >= 0 && stat(number).is_some_and(|found| found.st_mode & libc::S_IFMT == 0)
 }
 
-fn eventfd() -> io::Result<OwnedFd> {
-    // SAFETY: makes a descriptor.
-    let number = check(unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) })?;
-    // SAFETY: made in the line above, ours alone.
-    Ok(unsafe { OwnedFd::from_raw_fd(number) })
-}
-
-fn soft_limit() -> i32 {
-    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    // SAFETY: `limit` is ours; this cannot fail.
-    unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) };
-    i32::try_from(limit.rlim_cur).unwrap_or(i32::MAX)
-}
-
-fn monotonic() -> u64 {
-    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: `now` is ours; this clock always exists.
-    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
-    now.tv_sec.unsigned_abs() * 1_000_000_000 + now.tv_nsec.unsigned_abs()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -383,6 +346,13 @@ mod tests {
         // SAFETY: our own file.
         check(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_ADD_SEALS, seals) }).unwrap();
         fd
+    }
+
+    fn eventfd() -> io::Result<OwnedFd> {
+        // SAFETY: makes a descriptor.
+        let number = check(unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) })?;
+        // SAFETY: made in the line above, ours alone.
+        Ok(unsafe { OwnedFd::from_raw_fd(number) })
     }
 
     fn table(channel_flags: c_int) -> Table {

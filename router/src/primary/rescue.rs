@@ -354,7 +354,7 @@ fn judge(received: io::Result<Received>, bytes: &[u8], conn: Option<OwnedFd>) ->
         Ok(Received::Ended) => Step::Nothing,
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => Step::Nothing,
         // Cut off: the message is gone and its descriptor closed, unless there is a copy.
-        Err(error) if error.raw_os_error() == Some(libc::EPROTO) => {
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EPROTO | libc::EMFILE)) => {
             match (conn, Handoff::decode(bytes)) {
                 (Some(conn), Ok(handoff)) => Step::Conn(conn, handoff),
                 (_, _) => Step::Lost,
@@ -471,14 +471,15 @@ mod tests {
 
     #[test]
     fn a_message_cut_off_is_lost_only_without_its_own_copy() {
-        let cut = || Err(io::Error::from_raw_os_error(libc::EPROTO));
         let bytes = handoff(7).encode();
         let copy = || Some(OwnedFd::from(io::pipe().unwrap().0));
-        assert!(
-            matches!(judge(cut(), &bytes, copy()), Step::Conn(_, found) if found.accepted_at == 7)
-        );
-        assert!(matches!(judge(cut(), &bytes, None), Step::Lost));
-        assert!(matches!(judge(cut(), b"garbage", copy()), Step::Lost));
+        for errno in [libc::EPROTO, libc::EMFILE] {
+            let cut = || Err(io::Error::from_raw_os_error(errno));
+            let kept = judge(cut(), &bytes, copy());
+            assert!(matches!(kept, Step::Conn(_, found) if found.accepted_at == 7));
+            assert!(matches!(judge(cut(), &bytes, None), Step::Lost));
+            assert!(matches!(judge(cut(), b"garbage", copy()), Step::Lost));
+        }
         let full = Err(io::Error::from_raw_os_error(libc::EAGAIN));
         assert!(matches!(judge(full, &bytes, copy()), Step::Nothing));
     }

@@ -3,7 +3,7 @@
 //! **Promises** that each claimed connection is counted once; that the entry is forgotten *before* the
 //! descriptor is closed, because another thread may get the number right after; that a listener ends
 //! only when the process that made it closes its last copy of it. **Never** lets a program that closes
-//! everything close the doorbell.
+//! everything close the doorbell or a channel with mail.
 
 use crate::hooks::Outcome;
 use crate::identify::{What, identify};
@@ -106,24 +106,32 @@ const CLOSE_RANGE_CLOEXEC: c_int = 4;
 
 fn close_around(first: c_uint, last: c_uint, flags: c_int) -> Outcome {
     let mut from = first;
-    for hole in SEAT.held() {
-        let Ok(hole) = c_uint::try_from(hole) else { continue };
-        if (from..=last).contains(&hole) {
-            if from < hole {
-                // SAFETY: a part of the caller's range.
-                let failed = Outcome::of(unsafe { real::close_range(from, hole - 1, flags) });
-                if matches!(failed, Outcome::Errno(_)) {
-                    return failed;
-                }
-            }
-            from = hole + 1;
+    while let Some(hole) = next_held(from) {
+        if hole > last {
+            break;
         }
+        if from < hole {
+            // SAFETY: a part of the caller's range.
+            let failed = Outcome::of(unsafe { real::close_range(from, hole - 1, flags) });
+            if matches!(failed, Outcome::Errno(_)) {
+                return failed;
+            }
+        }
+        from = hole + 1;
     }
     if from > last {
         return Outcome::Return(0);
     }
     // SAFETY: a part of the caller's range.
     Outcome::of(unsafe { real::close_range(from, last, flags) })
+}
+
+/// The lowest number from `from` on that is not the program's to close.
+fn next_held(from: c_uint) -> Option<c_uint> {
+    let from = c_int::try_from(from).ok()?;
+    let bell = Some(SEAT.bell()).filter(|bell| *bell >= from && SEAT.holds(*bell));
+    let held = bell.into_iter().chain(mail::next(from)).min()?;
+    c_uint::try_from(held).ok()
 }
 
 /// shutdown(2) on a listener: accept(2) fails from now on. The channel itself stays whole, because the
@@ -145,7 +153,11 @@ pub(crate) fn shutdown(state: &State, fd: c_int, how: c_int) -> Outcome {
 
 fn owed(state: &State, fd: c_int, entry: Entry, closing: &RangeInclusive<c_int>) -> Owed {
     match entry {
-        Entry::Unknown | Entry::Foreign => Owed::Nothing,
+        Entry::Unknown => Owed::Nothing,
+        Entry::Foreign => {
+            mail::give_up(&(fd..=fd));
+            Owed::Nothing
+        }
         Entry::Connection => {
             // A moment before it is true; by the close itself the number may be another thread's.
             shut(state, fd);

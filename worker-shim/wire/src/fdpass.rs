@@ -54,7 +54,8 @@ fn header(part: &mut libc::iovec, control: &mut Control, fds: usize) -> libc::ms
 ///
 /// # Errors
 /// The errno of recvmsg(2); `EPROTO` when the message or its descriptors were cut off, in which case
-/// what did arrive is closed before the caller sees it.
+/// what did arrive is closed before the caller sees it. `EMFILE` when that was for want of a free number
+/// in this process: the kernel has closed what it could not give.
 pub fn recv<const N: usize>(
     socket: BorrowedFd<'_>,
     bytes: &mut [u8],
@@ -95,10 +96,50 @@ pub fn recv<const N: usize>(
     }
     if message.msg_flags & (libc::MSG_CTRUNC | libc::MSG_TRUNC) != 0 || arrived > N {
         fds.iter_mut().for_each(|slot| *slot = None);
-        return Err(io::Error::from_raw_os_error(libc::EPROTO));
+        // Of more than we asked for, all that we asked for come.
+        let full = message.msg_flags & libc::MSG_CTRUNC != 0 && arrived < N;
+        let errno = if full { libc::EMFILE } else { libc::EPROTO };
+        return Err(io::Error::from_raw_os_error(errno));
     }
     // A message without bytes but with a descriptor is a message, if a strange one.
     Ok(if len == 0 && arrived == 0 { Received::Ended } else { Received::Message(len) })
+}
+
+/// [`recv`], except that a message stays queued when there is no free number for its descriptor. A peek
+/// finds that out: it makes a copy of the descriptor, or leaves all as it is. Where the message then comes
+/// without, because the copy has the last number, the copy takes its place.
+///
+/// # Errors
+/// As [`recv`]. `EMFILE` has destroyed a descriptor only when another process took the message that was
+/// seen, and this is the next: others of one process must wait for their turn.
+pub fn recv_or_leave<const LEN: usize>(
+    socket: BorrowedFd<'_>,
+    bytes: &mut [u8; LEN],
+    fd: &mut [Option<OwnedFd>; 1],
+    flags: c_int,
+) -> io::Result<Received> {
+    let (mut seen, mut copy) = ([0; LEN], [None]);
+    let first = recv(socket, &mut seen, &mut copy, flags | libc::MSG_PEEK)?;
+    match recv(socket, bytes, fd, flags) {
+        Err(e) if e.raw_os_error() == Some(libc::EMFILE) && *bytes == seen => {
+            *fd = copy;
+            Ok(first)
+        }
+        received => received,
+    }
+}
+
+/// Sleeps until a message is there, or the end. Unlike poll(2), which wakes all who wait, it wakes one
+/// thread for each message.
+///
+/// # Errors
+/// The errno of recv(2).
+pub fn sleep(socket: BorrowedFd<'_>) -> io::Result<()> {
+    let mut head = 0_u8;
+    let to = (&raw mut head).cast();
+    // SAFETY: one byte of ours.
+    let seen = unsafe { libc::recv(socket.as_raw_fd(), to, size_of_val(&head), libc::MSG_PEEK) };
+    if seen < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 /// Sends one message with up to [`FDS_MAX`] descriptors. Never blocks, never raises `SIGPIPE`; on a

@@ -6,6 +6,7 @@
 //! | [`page`] | the memory in which a worker counts |
 //! | [`fdpass`] | one message with descriptors, in and out |
 //! | [`memory`] | maps the page, and memory that a forked child must not inherit |
+//! | [`room`] | how near a process is to its limit of descriptors |
 //! | [`control`] | a worker's process asks the primary |
 //! | [`post`] | messages between the primary and a worker's process |
 //!
@@ -18,3 +19,4 @@ pub mod memory;
 pub mod message;
 pub mod page;
 pub mod post;
+pub mod room;

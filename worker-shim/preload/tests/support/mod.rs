@@ -416,7 +416,8 @@ impl Desk {
             (Kind::Listen, Policy::Share) => {
                 answer.verdict = Verdict::Socket;
                 let socket = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-                send(answer, &[page, bell, socket.as_fd()]);
+                let (_no_mail, receive) = make_channel(&self.prefix, 0);
+                send(answer, &[page, bell, socket.as_fd(), receive.as_fd()]);
                 return None;
             }
             (Kind::Listen, _) => {
