@@ -117,11 +117,11 @@ pub struct RunArgs {
     )]
     pub policy: Option<Policy>,
 
-    /// How the program becomes a worker: auto, preload, shim or listen-fds.
+    /// How the program becomes a worker: auto, preload, shim, listen-fds or fd.
     ///
     /// auto looks at the program. preload: any dynamically linked program. shim: it links
     /// croupier-worker. listen-fds: static programs and Go; they take the socket by LISTEN_FDS,
-    /// and the policy is shared or reuseport.
+    /// and the policy is shared or reuseport. fd: it receives connections over a Unix socket by itself.
     #[arg(
         long,
         value_name = "ADAPTER",

@@ -3,7 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use clap::{Arg, Command};
+use clap::{Arg, Command, FromArgMatches};
+
+use super::run::RunArgs;
+use crate::config::{RunConfig, Surroundings, changes_at_reload};
 
 /// One line a flag: `COMMAND --FLAG FILE.rs::TEST`, FILE being in tests/system or a path from the root.
 const TABLE: &str = include_str!("../../../tests/flags");
@@ -159,6 +162,40 @@ fn variables_are_named_like_their_flags() {
     }
 }
 
+/// The default of what the parser leaves open and the configuration then chooses.
+fn default_by_choice(long: &str) -> Option<String> {
+    let config = |flags: &[&str]| {
+        let words = [&["croupier", "run"], flags, &["true"]].concat();
+        let matches = super::command().try_get_matches_from(words).unwrap();
+        let args = RunArgs::from_arg_matches(matches.subcommand_matches("run").unwrap()).unwrap();
+        let around = Surroundings {
+            workers: None,
+            web_concurrency: None,
+            node_sched_policy: None,
+            inherited: Ok(Vec::new()),
+            ..Surroundings::of_this_process()
+        };
+        RunConfig::new(args, &around).unwrap()
+    };
+    let chosen = |flags: &[&str]| format!("`{}`", config(flags).chosen(long).unwrap());
+    match long {
+        "workers" => {
+            assert_eq!(config(&[]).workers, config(&["-w", "auto"]).workers);
+            Some("`auto`".into())
+        }
+        "policy" => Some(chosen(&[])),
+        "ready" => {
+            let static_program = ["--adapter", "listen-fds", "-p", "shared", "-l", ":80"];
+            Some(format!("{}; {} with listen-fds", chosen(&[]), chosen(&static_program)))
+        }
+        "max-draining" => {
+            assert_eq!(chosen(&["-w", "7"]), "`14`");
+            Some("twice the workers".into())
+        }
+        _ => None,
+    }
+}
+
 /// The README's table of flags, from the parser.
 fn table_of_flags() -> String {
     let command = super::command();
@@ -170,7 +207,8 @@ fn table_of_flags() -> String {
             let long = arg.get_long().unwrap_or_default();
             let short = arg.get_short().map_or_else(String::new, |short| format!("`-{short}`, "));
             let mut defaults = arg.get_default_values().iter().map(|one| one.to_string_lossy());
-            let default = defaults.next().map_or_else(String::new, |one| format!("`{one}`"));
+            let default = defaults.next().map(|one| format!("`{one}`"));
+            let default = default.or_else(|| default_by_choice(long)).unwrap_or_default();
             let help = arg.get_help().map(ToString::to_string).unwrap_or_default();
             let help = help.replace('|', "\\|");
             table.push_str(&format!("| {short}`--{long}` | {default} | {help} |\n"));
@@ -196,4 +234,20 @@ fn the_readme_has_every_flag_and_its_default() {
     } else {
         assert!(readme == wanted, "README.md does not have the flags as they are: run make docs");
     }
+}
+
+#[test]
+fn the_readme_names_all_that_a_reload_cannot_change() {
+    let readme = std::fs::read_to_string(root().join("README.md")).unwrap();
+    let (_, rest) = readme.split_once("what cannot change while croupier runs").unwrap();
+    let (named, _) = rest.split_once("All else is in force").unwrap();
+    let named: BTreeSet<&str> = named.split('`').skip(1).step_by(2).collect();
+    let command = super::command();
+    let run = command.find_subcommand("run").unwrap();
+    let mut wanted: BTreeSet<&str> = run.get_arguments().filter_map(Arg::get_long).collect();
+    // These say what is read, and variables are settings one by one.
+    let no_settings = ["help", "config", "profile", "env"];
+    wanted.retain(|long| !no_settings.contains(long) && !changes_at_reload(long));
+    wanted.extend(["no", "croupier check"]);
+    assert_eq!(named, wanted);
 }
