@@ -247,13 +247,12 @@ impl Seat {
                     return Ok((received, now));
                 }
             }
-            // SAFETY: asks for flags.
-            let status = check(unsafe { libc::fcntl(number, libc::F_GETFL) })?;
-            if status & libc::O_NONBLOCK != 0 {
-                own.nonblocking.store(number, SeqCst);
-                return Err(io::Error::from_raw_os_error(libc::EAGAIN));
+            if let Err(e) = fdpass::sleep(channel) {
+                if e.kind() == io::ErrorKind::WouldBlock {
+                    own.nonblocking.store(number, SeqCst);
+                }
+                return Err(e);
             }
-            fdpass::sleep(channel)?;
         }
     }
 }
