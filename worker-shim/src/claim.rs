@@ -151,6 +151,24 @@ impl Seat {
         Claim::Taken(fd, handoff)
     }
 
+    /// Takes a connection that was dealt to a worker beside those that it accepts from its own socket,
+    /// out of `channel`, which is non-blocking: of two threads that see it, one comes too late. Without
+    /// mail that costs one read of memory.
+    pub fn take_mail(&self, channel: BorrowedFd<'_>, flags: c_int) -> Option<(OwnedFd, Handoff)> {
+        let mail = &self.page()?.bell.mail;
+        if mail.load(SeqCst) == 0 {
+            return None;
+        }
+        match self.claim(channel, flags) {
+            Claim::Taken(fd, handoff) => {
+                // What is left is in other channels, of other listeners and processes.
+                let _ = mail.fetch_update(SeqCst, SeqCst, |count| count.checked_sub(1));
+                Some((fd, handoff))
+            }
+            Claim::Empty(_) | Claim::Ended => None,
+        }
+    }
+
     /// Counts the close of a claimed connection.
     pub fn count_close(&self) {
         if let (Some(page), Some(own)) = (self.page(), self.own()) {
@@ -397,6 +415,28 @@ mod tests {
             Claim::Empty(errno) => errno,
             other @ (Claim::Taken(..) | Claim::Ended) => panic!("{other:?}"),
         }
+    }
+
+    #[test]
+    fn mail_of_another_channel_is_left_to_be_found_there() {
+        let table = table(libc::SOCK_NONBLOCK);
+        let mail = &table.page().bell.mail;
+        let mut ends = [0; 2];
+        let kind = libc::SOCK_SEQPACKET | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+        // SAFETY: `ends` has room for two.
+        check(unsafe { libc::socketpair(libc::AF_UNIX, kind, 0, ends.as_mut_ptr()) }).unwrap();
+        let [_other_primary, other] = ends.map(own);
+        table.deal(&Handoff {
+            nonblocking: false,
+            mark: 0,
+            accepted_at: 1,
+            peer: RawAddress::NONE,
+        });
+        assert!(table.seat.take_mail(table.channel.as_fd(), 0).is_none(), "not announced");
+        mail.fetch_add(1, SeqCst);
+        assert!(table.seat.take_mail(other.as_fd(), 0).is_none(), "not there");
+        assert!(table.seat.take_mail(table.channel.as_fd(), 0).is_some());
+        assert_eq!(mail.load(SeqCst), 0, "there is no more to look for");
     }
 
     #[test]

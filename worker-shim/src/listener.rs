@@ -13,10 +13,13 @@ use crate::claim::Claim;
 use crate::worker::{self, SEAT};
 use crossbeam_channel::{Receiver, Select, Sender};
 use croupier_wire::control::Contact;
-use croupier_wire::message::{ADDRESS_MAX, Kind, RawAddress, Request, SocketOption, Verdict};
+use croupier_wire::message::{
+    ADDRESS_MAX, Handoff, Kind, RawAddress, Request, SocketOption, Verdict,
+};
 use std::io;
 use std::net::{self, IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, ToSocketAddrs};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::unix::net::UnixDatagram;
 use std::process;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -40,8 +43,8 @@ pub struct TcpListener {
 pub(crate) enum Source {
     /// accept(2) on a socket of our own.
     Plain,
-    /// accept(2), too: on a socket that the primary made (policies `shared` and `reuseport`), or on a
-    /// channel that the preload library looks after.
+    /// accept(2), too: on a socket that the primary made (policies `shared` and `reuseport`), where the
+    /// primary may deal something beside, or on a channel that the preload library looks after.
     Given(Arc<Opened>),
     /// Claims from a channel; the address is the listener's.
     Dealt(Arc<Opened>, SocketAddr),
@@ -53,6 +56,9 @@ pub(crate) struct Opened {
     channel: u32,
     /// The process that opened it: a forked child that drops its copy ends nothing. 0: nobody tells.
     by: AtomicU32,
+    /// `reuseport`: where connections come on that waited at a slot that is down. The primary wakes us
+    /// with a connection to our own socket.
+    mail: Option<OwnedFd>,
 }
 
 impl TcpListener {
@@ -73,7 +79,11 @@ impl TcpListener {
     /// Those of std. At `EMFILE` the connection stays queued.
     pub fn accept(&self) -> io::Result<(TcpStream, SocketAddr)> {
         match &self.source {
-            Source::Plain | Source::Given(_) => self.socket.accept(),
+            Source::Plain => self.socket.accept(),
+            Source::Given(opened) => match opened.mail(libc::SOCK_CLOEXEC) {
+                Some(taken) => Ok(taken),
+                None => self.socket.accept(),
+            },
             Source::Dealt(..) => self.claim(libc::SOCK_CLOEXEC),
         }
     }
@@ -210,13 +220,22 @@ impl TcpListener {
         match (answer.verdict, fds) {
             (Verdict::Pass, _) => Ok(None),
             (Verdict::Refused, _) => Err(errno(answer.errno)),
-            (Verdict::Socket, [_, _, Some(socket), _]) => {
-                let source = Source::Given(Opened::here(answer.channel));
+            (Verdict::Socket, [page, bell, Some(socket), channel]) => {
+                let mail = match (page, bell, channel) {
+                    (Some(page), Some(bell), Some(channel)) => {
+                        SEAT.take(&page, bell)?;
+                        let channel = UnixDatagram::from(channel);
+                        channel.set_nonblocking(true)?;
+                        Some(channel.into())
+                    }
+                    _ => None,
+                };
+                let source = Source::Given(Opened::here(answer.channel, mail));
                 Ok(Some(Self { socket: socket.into(), source }))
             }
             (Verdict::Dealt, [Some(page), Some(bell), Some(channel), _]) => {
                 let (socket, opened) =
-                    (net::TcpListener::from(channel), Opened::here(answer.channel));
+                    (net::TcpListener::from(channel), Opened::here(answer.channel, None));
                 // The kernel's name for a channel is no IP address: if there is one, the preload library
                 // answered, and has found the channel by this.
                 if socket.local_addr().is_ok() {
@@ -234,13 +253,7 @@ impl TcpListener {
     pub(crate) fn claim(&self, flags: i32) -> io::Result<(TcpStream, SocketAddr)> {
         loop {
             match SEAT.claim(self.socket.as_fd(), flags) {
-                Claim::Taken(fd, handoff) => {
-                    SEAT.count_close();
-                    let stream = TcpStream::from(fd);
-                    let peer = from_raw(handoff.peer.bytes());
-                    // A client of a Unix path (`-l unix:PATH=PORT`) has none.
-                    return Ok((stream, peer.unwrap_or_else(|| (Ipv4Addr::LOCALHOST, 0).into())));
-                }
+                Claim::Taken(fd, handoff) => return Ok(taken(fd, &handoff)),
                 // As std does: a signal is no error of the listener.
                 Claim::Empty(libc::EINTR) => {}
                 Claim::Empty(number) => return Err(errno(number)),
@@ -275,9 +288,23 @@ impl TcpListener {
     }
 }
 
+/// What a claim gave, for the caller. Nothing sees its close.
+fn taken(fd: OwnedFd, handoff: &Handoff) -> (TcpStream, SocketAddr) {
+    SEAT.count_close();
+    let peer = from_raw(handoff.peer.bytes());
+    // A client of a Unix path (`-l unix:PATH=PORT`) has none.
+    (TcpStream::from(fd), peer.unwrap_or_else(|| (Ipv4Addr::LOCALHOST, 0).into()))
+}
+
 impl Opened {
-    fn here(channel: u32) -> Arc<Self> {
-        Arc::new(Self { channel, by: AtomicU32::new(process::id()) })
+    fn here(channel: u32, mail: Option<OwnedFd>) -> Arc<Self> {
+        Arc::new(Self { channel, by: AtomicU32::new(process::id()), mail })
+    }
+
+    /// What the primary has dealt beside, if anything; `flags` as accept4(2).
+    pub(crate) fn mail(&self, flags: i32) -> Option<(TcpStream, SocketAddr)> {
+        let (fd, handoff) = SEAT.take_mail(self.mail.as_ref()?.as_fd(), flags)?;
+        Some(taken(fd, &handoff))
     }
 
     /// From now on nobody tells the primary of the end.
@@ -310,6 +337,8 @@ impl From<TcpListener> for OwnedFd {
     fn from(listener: TcpListener) -> Self {
         match &listener.source {
             Source::Plain => {}
+            // Nobody would look for mail any more: the primary hears that when the source is dropped.
+            Source::Given(opened) if opened.mail.is_some() => {}
             Source::Given(opened) | Source::Dealt(opened, _) => opened.forget(),
         }
         listener.socket.into()

@@ -150,7 +150,11 @@ fn take(listener: &Blocking) -> io::Result<(std::net::TcpStream, SocketAddr)> {
     let flags = libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
     match &listener.source {
         Source::Dealt(..) => listener.claim(flags),
-        Source::Plain | Source::Given(_) => accept4(listener.as_fd(), flags),
+        Source::Given(opened) => match opened.mail(flags) {
+            Some(taken) => Ok(taken),
+            None => accept4(listener.as_fd(), flags),
+        },
+        Source::Plain => accept4(listener.as_fd(), flags),
     }
 }
 

@@ -88,7 +88,7 @@ pub(crate) fn accept(state: &State, fd: c_int, out: Out, flags: c_int) -> Outcom
 /// A socket of the program's own may have mail.
 fn accept_own(state: &State, fd: c_int, out: &Out, flags: c_int) -> Outcome {
     match mail::take(fd, flags) {
-        Some(Claim::Taken(connection, handoff)) => {
+        Some((connection, handoff)) => {
             let number = connection.into_raw_fd();
             claimed(state, number, handoff.mark);
             if let Ok(Some(room)) = out.room() {
@@ -97,7 +97,7 @@ fn accept_own(state: &State, fd: c_int, out: &Out, flags: c_int) -> Outcome {
             }
             Outcome::Return(number)
         }
-        Some(Claim::Empty(_) | Claim::Ended) | None => accept_foreign(state, fd, out, flags),
+        None => accept_foreign(state, fd, out, flags),
     }
 }
 

@@ -8,7 +8,7 @@
 //! number is only kept from the program's close(2) while it still is the channel's.
 
 use crate::{SEAT, fds};
-use croupier_worker::claim::Claim;
+use croupier_wire::message::Handoff;
 use libc::c_int;
 use std::ops::RangeInclusive;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
@@ -63,6 +63,9 @@ pub(crate) fn expect(listener: c_int, channel: OwnedFd) {
     let high = unsafe { libc::fcntl(number, libc::F_DUPFD_CLOEXEC, BOX_NUMBER) };
     let kept = if high < 0 { channel.into_raw_fd() } else { high };
     let Ok((_, inode)) = fds::file(kept) else { return };
+    // A thread that comes too late must go on to the socket.
+    // SAFETY: sets the flags of a channel of ours; the primary's end of the file never waits.
+    unsafe { libc::fcntl(kept, libc::F_SETFL, libc::O_NONBLOCK) };
     one.inode.store(inode, SeqCst);
     one.channel.store(kept, SeqCst);
     one.listener.store(listener, SeqCst);
@@ -79,25 +82,17 @@ pub(crate) fn give_up(numbers: &RangeInclusive<c_int>) {
 }
 
 /// The next piece of mail for a listener.
-pub(crate) fn take(listener: c_int, flags: c_int) -> Option<Claim> {
-    let mail = &SEAT.page()?.bell.mail;
-    if mail.load(SeqCst) == 0 {
+pub(crate) fn take(listener: c_int, flags: c_int) -> Option<(OwnedFd, Handoff)> {
+    if SEAT.page()?.bell.mail.load(SeqCst) == 0 {
         return None;
     }
     let one = BOXES.iter().find(|one| one.listener.load(SeqCst) == listener)?;
     let number = one.channel.load(SeqCst);
-    // Cleared before the look: the primary sends first and announces then.
-    mail.store(0, SeqCst);
-    let mut ready = libc::pollfd { fd: number, events: libc::POLLIN, revents: 0 };
-    // SAFETY: one pollfd, no wait.
-    let found = unsafe { libc::poll(&raw mut ready, 1, 0) };
-    if number < 0 || found != 1 || ready.revents != libc::POLLIN {
+    if number < 0 {
         return None;
     }
     // SAFETY: not -1; should it be another's descriptor by now, recvmsg says that it is no channel.
-    let claim = SEAT.claim(unsafe { BorrowedFd::borrow_raw(number) }, flags);
-    mail.store(1, SeqCst);
-    Some(claim)
+    SEAT.take_mail(unsafe { BorrowedFd::borrow_raw(number) }, flags)
 }
 
 /// Whether `number` is a channel of ours beside a listener: not the program's to close.

@@ -68,7 +68,8 @@ pub struct BellWords {
     pub ring_at: AtomicU64,
     /// Not 0: ring at the next close.
     pub ring_on_close: AtomicU32,
-    /// Not 0: a worker that accepts from its own socket (`reuseport`) finds more in its channel.
+    /// So many connections are in the channels of a worker that accepts from its own sockets
+    /// (`reuseport`), or about to be. Each process looks into its own channels only.
     pub mail: AtomicU32,
 }
 
