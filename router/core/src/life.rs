@@ -211,10 +211,9 @@ impl Core {
             if !took_over {
                 slot.take(SlotInput::Ready { worker: id });
             }
-            if slot.sockets == Sockets::Adopted {
+            if core::mem::replace(&mut slot.sockets, Sockets::Own) == Sockets::Adopted {
                 self.actions.push_back(Action::AdoptSockets { slot: slot.id, adopt: false });
             }
-            slot.sockets = Sockets::Own;
         }
     }
 
@@ -235,15 +234,22 @@ impl Core {
         let now = self.dealer.now;
         self.reload_loses(i, !matches!(before, State::Starting { .. }));
         self.recycle_loses(i);
-        let Some(worker) = self.dealer.workers.get(i) else { return };
-        let (id, at) = (worker.id, usize::from(worker.slot.0));
+        let Some((seat, worker)) = self.dealer.both(i) else { return };
+        let (id, at, listened) = (seat.id, usize::from(worker.slot.0), !seat.listens.is_empty());
         let policy = self.config.restart;
         let Some(slot) = self.slots.get_mut(at) else { return };
+        let up = matches!(slot.state, SlotState::Up { .. });
+        let leaves = if slot.state.worker() == Some(id) { up || listened } else { listened && !up };
+        match slot.sockets {
+            Sockets::Own if leaves => slot.sockets = Sockets::Left { since: now },
+            // What it listened on was not emptied while it was on its way.
+            Sockets::Adopted => {
+                self.actions.push_back(Action::AdoptSockets { slot: slot.id, adopt: true });
+            }
+            Sockets::Own | Sockets::Left { .. } => {}
+        }
         if slot.state.worker() != Some(id) {
             return;
-        }
-        if matches!(slot.state, SlotState::Up { .. }) && slot.sockets == Sockets::Own {
-            slot.sockets = Sockets::Left { since: now };
         }
         let lived = match (before, blame) {
             (State::Ready { since } | State::Parked { since }, Blame::ByAge) => {

@@ -35,7 +35,7 @@
 
 use crate::config::{Config, Limits};
 use crate::dealer::{Rules, Total};
-use crate::event::{Generation, Loads, ReloadFault, Report, WorkerId};
+use crate::event::{Action, Generation, Loads, ReloadFault, Report, WorkerId};
 use crate::primary::Core;
 use crate::seat::Listens;
 use crate::slot::{Beside, SlotInput, SlotState, Sockets};
@@ -528,7 +528,9 @@ impl Core {
         let Some(slot) = self.slots.get_mut(at) else { return };
         let new = slot.state.worker();
         slot.generation = generation;
-        slot.sockets = Sockets::Own;
+        if core::mem::replace(&mut slot.sockets, Sockets::Own) == Sockets::Adopted {
+            self.actions.push_back(Action::AdoptSockets { slot: slot.id, adopt: false });
+        }
         slot.take(SlotInput::Replace { worker: last });
         let slot = slot.id;
         self.report(Report::Unparked { worker: last, slot });

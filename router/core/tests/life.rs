@@ -484,6 +484,43 @@ fn reuseport_sockets_of_a_slot_that_is_down_are_adopted_after_a_second() {
     assert_eq!(adopted, [(100, 1, true), (300, 1, false)]);
 }
 
+/// A next worker that listens and is not ready yet accepts for itself; if it never comes to that, the
+/// primary goes on.
+#[test]
+fn reuseport_sockets_are_adopted_again_when_the_next_worker_dies_before_it_is_ready() {
+    let notify = Config { ready: ReadyRule::Notify, ..config(2, Policy::Reuseport) };
+    let mut table = Table::of(notify, Habit { says_ready: true, ..Habit::default() });
+    table.start();
+    table.habits = Box::new(|_, _, _| Habit::default());
+    let died = table.now;
+    table.exit(2, ExitStatus::Signal(9), false);
+    table.run_for(2 * SEC);
+    assert_eq!(table.story.adopted, [(died + SEC, SlotId(1), true)]);
+    table.exit(3, ExitStatus::Signal(9), false);
+    table.run_for(10 * MS);
+    let again: Vec<_> = table.story.adopted.iter().map(|(_, slot, on)| (slot.0, *on)).collect();
+    assert_eq!(again, [(1, true), (1, true)]);
+    table.habits = Box::new(|_, _, _| Habit { says_ready: true, ..Habit::default() });
+    table.exit(4, ExitStatus::Signal(9), false);
+    table.start_within(10 * SEC);
+    assert!(matches!(table.story.adopted.last(), Some((_, SlotId(1), false))));
+}
+
+/// Also what was never served has clients, once it listens.
+#[test]
+fn reuseport_sockets_of_a_worker_that_was_never_ready_are_adopted() {
+    let notify = Config { ready: ReadyRule::Notify, ..config(2, Policy::Reuseport) };
+    let mut table = Table::of(notify, Habit { says_ready: true, ..Habit::default() });
+    table.habits = Box::new(|slot, _, _| Habit {
+        says_ready: slot == SlotId(1),
+        exits: (slot != SlotId(1)).then_some((200 * MS, ExitStatus::Code(1), false)),
+        ..Habit::default()
+    });
+    let began = table.now;
+    table.run_for(2 * SEC);
+    assert_eq!(table.story.adopted[0], (began + 1250 * MS, SlotId(0), true));
+}
+
 #[test]
 fn a_restart_within_a_second_adopts_nothing() {
     let mut table = Table::of(config(2, Policy::Reuseport), Habit::default());

@@ -6,58 +6,18 @@
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use croupier_core::config::Policy;
-use croupier_core::event::{Arrival, ConnId, Event, ListenerId, SendFailure, SlotId, WorkerId};
+use croupier_core::event::{Arrival, ConnId, Event, ListenerId, SendFailure, WorkerId};
 use croupier_core::time::Now;
 use croupier_wire::message::{Handoff, PEER_MAX, RawAddress};
-
-use mio::Poll;
-use mio::unix::SourceFd;
-use slab::Slab;
 
 use super::address;
 use super::listener::{Accepted, Listener, Watch};
 use super::run::{BELL_WAIT, EXHAUSTED_WAIT, Held, Primary};
 use super::tokens::Source;
 use crate::config::ListenAddress;
-use crate::sys;
 
 /// Connections accepted from one listener before the others, and the rest of the loop, have a turn.
 pub(crate) const ACCEPTS_PER_TURN_MAX: usize = 64;
-
-/// Connections that the primary holds for others before it stops emptying sockets.
-const HELD_PAUSE: usize = 64;
-
-/// A `reuseport` socket of a slot that is down; the primary empties it.
-#[derive(Debug)]
-pub(super) struct Adopted {
-    slot: SlotId,
-    listener: ListenerId,
-    socket: OwnedFd,
-    pending: bool,
-}
-
-impl Adopted {
-    pub(super) fn is_of(&self, slot: SlotId, listener: ListenerId) -> bool {
-        self.slot == slot && self.listener == listener
-    }
-}
-
-/// Stops emptying the sockets that `over` says yes to.
-pub(super) fn end_adoption(
-    adopted: &mut Slab<Adopted>,
-    poll: &Poll,
-    over: impl Fn(&Adopted) -> bool,
-) {
-    adopted.retain(|_, one| {
-        let ends = over(one);
-        if ends
-            && let Err(error) = poll.registry().deregister(&mut SourceFd(&one.socket.as_raw_fd()))
-        {
-            log::debug!("a socket of slot {} was not watched: {error}", one.slot.0);
-        }
-        !ends
-    });
-}
 
 enum Step {
     Next,
@@ -76,17 +36,13 @@ impl Primary {
                 self.accept_some(key);
             }
         }
-        for key in 0..self.adopted.capacity() {
-            self.accept_adopted(key);
-        }
+        self.deal_adopted();
     }
 
     /// Whether a listener was left with its share used up: the loop must not sleep.
     pub(super) fn more_to_accept(&self) -> bool {
         let more = |l: &Listener| l.watch == Watch::Armed && l.pending && l.retry_at.is_none();
-        self.listeners.iter().any(|(_, listener)| more(listener))
-            || self.conns.len() < HELD_PAUSE
-                && self.adopted.iter().any(|(_, adopted)| adopted.pending)
+        self.listeners.iter().any(|(_, listener)| more(listener)) || self.more_is_adopted()
     }
 
     fn accept_some(&mut self, key: usize) {
@@ -186,6 +142,10 @@ impl Primary {
         };
         // Read now: once it has the connection the worker writes to this line, from another CPU.
         let flags = if target.page.wants_nonblocking() { libc::SOCK_NONBLOCK } else { 0 };
+        let by_mail = self.config.core.policy == Policy::Reuseport;
+        if by_mail {
+            target.page.announce_mail();
+        }
         match target.send(held.listener, &header.encode(), held.conn.as_fd()) {
             Ok(()) => {
                 // Closed at once: a copy kept here would delay the FIN that the worker sends.
@@ -197,11 +157,14 @@ impl Primary {
                     listener.accept_flags = flags;
                 }
                 self.tell(Event::HandedOff { conn, worker });
-                if self.config.core.policy == Policy::Reuseport {
+                if by_mail {
                     self.wake_for_mail(held.listener, worker);
                 }
             }
             Err(error) => {
+                if by_mail {
+                    target.page.retract_mail();
+                }
                 let why = match error.raw_os_error() {
                     Some(
                         libc::EAGAIN
@@ -212,7 +175,9 @@ impl Primary {
                     ) => SendFailure::Full,
                     _ => SendFailure::Broken,
                 };
-                if why == SendFailure::Broken {
+                // Only who is dealt to by its channel alone is condemned for it.
+                let condemned = why == SendFailure::Broken && self.config.core.policy.by_hand();
+                if condemned {
                     log::warn!(
                         "worker {} broke its channel ({error}); it will be replaced",
                         worker.0
@@ -315,97 +280,8 @@ impl Primary {
         }
         self.disarm(key);
         let listener = self.listeners.remove(key);
+        self.adoption.end(|_, of| of == listener.id);
         self.tell(Event::ListenerClosed { listener: listener.id });
-    }
-
-    /// Begins or ends emptying the `reuseport` sockets of a slot.
-    pub(super) fn adopt(&mut self, slot: SlotId, adopt: bool) {
-        self.steer();
-        end_adoption(&mut self.adopted, &self.poll, |adopted| adopted.slot == slot);
-        if !adopt {
-            return;
-        }
-        let mut found = Vec::new();
-        for (_, listener) in &self.listeners {
-            let sockets = listener.slots().filter(|(owner, _)| *owner == slot);
-            found.extend(
-                sockets.filter_map(|(_, fd)| Some((listener.id, sys::duplicate(fd).ok()?))),
-            );
-        }
-        for (listener, socket) in found {
-            if let Err(error) = sys::set_nonblocking(socket.as_fd()) {
-                log::warn!("cannot empty the socket of slot {}: {error}", slot.0);
-                continue;
-            }
-            let entry = self.adopted.vacant_entry();
-            let key = entry.key();
-            entry.insert(Adopted { slot, listener, socket, pending: true });
-            if let Some(adopted) = self.adopted.get(key)
-                && let Err(error) = self.watch(&adopted.socket, Source::Adopted(key))
-            {
-                log::warn!("cannot watch the socket of slot {}: {error}", slot.0);
-            }
-        }
-    }
-
-    pub(super) fn note_adopted(&mut self, key: usize) {
-        if let Some(adopted) = self.adopted.get_mut(key) {
-            adopted.pending = true;
-        }
-    }
-
-    fn accept_adopted(&mut self, key: usize) {
-        for _ in 0..ACCEPTS_PER_TURN_MAX {
-            if self.conns.len() >= HELD_PAUSE {
-                return;
-            }
-            let Some(adopted) = self.adopted.get_mut(key).filter(|adopted| adopted.pending) else {
-                return;
-            };
-            let listener = adopted.listener;
-            match sys::accept4(adopted.socket.as_fd(), 0) {
-                Ok((conn, peer)) => {
-                    self.deal(Held { conn, listener, peer, accepted_at: self.now, flags: 0 });
-                }
-                Err(error) => {
-                    adopted.pending = false;
-                    if error.kind() != std::io::ErrorKind::WouldBlock {
-                        // No edge will announce what waits already.
-                        let wait = self.later(EXHAUSTED_WAIT);
-                        self.look_again_by(Some(wait));
-                    }
-                    return;
-                }
-            }
-        }
-    }
-
-    /// `reuseport`: new clients go only to slots that are served, wherever a slot is down.
-    fn steer(&self) {
-        for (_, listener) in &self.listeners {
-            let served = |slot: SlotId| {
-                self.workers
-                    .iter()
-                    .any(|w| w.slot == slot && w.listens_on(listener.id) && w.is_running())
-            };
-            listener.steer(served);
-        }
-    }
-
-    /// A worker under `reuseport` polls its own socket, not its channel: a connection to exactly that
-    /// socket makes it look. What it then accepts is half-closed, as a probe is.
-    fn wake_for_mail(&mut self, listener: ListenerId, worker: WorkerId) {
-        let Some(target) = self.workers.get_mut(worker) else { return };
-        // It rings when it takes this: then the next can be sent.
-        target.page.ring(target.page.load().claimed + 1, false);
-        target.page.announce_mail();
-        let Some(listener) = self.listeners.get(usize::from(listener.0)) else { return };
-        listener.steer(|slot| slot == target.slot);
-        match super::probe::knock(&listener.bound()) {
-            Ok(client) => target.keep_probe(client),
-            Err(error) => log::warn!("cannot wake worker {} at {listener}: {error}", worker.0),
-        }
-        self.steer();
     }
 }
 

@@ -14,7 +14,6 @@ use croupier_core::event::{Event, ListenerId, SlotId, Whose, WorkerId};
 use croupier_wire::message::{Answer, Kind, RawAddress, Request, Verdict};
 use slab::Slab;
 
-use super::accept::end_adoption;
 use super::address;
 use super::commands::Ending;
 use super::listener::{Listener, Origin, Phase};
@@ -412,8 +411,7 @@ impl Primary {
                 Some(listener.shared_socket()?)
             }
             Policy::Reuseport => {
-                // Its successor's flags are on the same open file: the primary must not accept on it.
-                end_adoption(&mut self.adopted, &self.poll, |adopted| adopted.is_of(slot, id));
+                self.adoption.end(|owner, of| owner == slot && of == id);
                 Some(slot_socket(listener, slot, backlog)?)
             }
         };

@@ -30,6 +30,7 @@
 
 mod accept;
 mod address;
+mod adopt;
 mod advice;
 mod alarm;
 mod announce;

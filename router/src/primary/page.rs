@@ -98,9 +98,16 @@ impl SharedPage {
         bell.ring_on_close.store(u32::from(on_close), Ordering::SeqCst);
     }
 
-    /// Tells a worker that accepts from its own socket to look into its channel.
+    /// Tells a worker that accepts from its own socket to look into its channel. Before it is sent:
+    /// counted down before it was counted up, it would be looked for for ever.
     pub(crate) fn announce_mail(&self) {
-        self.page().bell.mail.store(1, Ordering::SeqCst);
+        self.page().bell.mail.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// It was not sent after all.
+    pub(crate) fn retract_mail(&self) {
+        let mail = &self.page().bell.mail;
+        let _ = mail.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |count| count.checked_sub(1));
     }
 
     pub(crate) fn tell_draining(&self, draining: bool) {

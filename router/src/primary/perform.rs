@@ -3,7 +3,7 @@
 use std::os::fd::AsFd;
 
 use croupier_core::event::{
-    Action, Arrival, ConnId, Event, ListenerId, SignalKind, Whose, WorkerId,
+    Action, Arrival, ConnId, Event, ListenerId, Report, SignalKind, Whose, WorkerId,
 };
 use croupier_wire::message::Handoff;
 use nix::sys::signal::Signal;
@@ -47,7 +47,12 @@ impl Primary {
             Action::CloseListener { listener } => self.drop_listener(usize::from(listener.0)),
             Action::AdoptSockets { slot, adopt } => self.adopt(slot, adopt),
             Action::Finish(outcome) => self.outcome = Some(outcome),
-            Action::Report(report) => self.report(report),
+            Action::Report(report) => {
+                if matches!(report, Report::Ready { .. }) {
+                    self.steer();
+                }
+                self.report(report);
+            }
         }
     }
 

@@ -84,7 +84,7 @@ pub(super) struct Primary {
     pub(super) conns: Slab<Held>,
     /// Given up for one accept when descriptors have run out, so that dealing goes on one by one.
     pub(super) reserve: Option<OwnedFd>,
-    pub(super) adopted: Slab<super::accept::Adopted>,
+    pub(super) adoption: super::adopt::Adoption,
     pub(super) questions: Questions,
     pub(super) checks: Checks,
     pub(super) posts: Posts,
@@ -117,8 +117,7 @@ pub(super) struct Primary {
     pub(super) burial_at: u64,
     /// Of this worker's family the holders of a channel were looked for last.
     pub(super) looked_for_holders: WorkerId,
-    /// When questions and adopted sockets are looked at again: descriptors had run out, or a turn was
-    /// not enough.
+    /// When questions are looked at again: descriptors had run out, or a turn was not enough.
     pub(super) again_at: Option<u64>,
     /// waitid(2) failed, somebody may have ended unnoticed: when it is asked again.
     pub(super) ends_at: Option<u64>,
@@ -176,7 +175,6 @@ impl Primary {
                     listener.pending = true;
                 }
             }
-            Source::Adopted(key) => self.note_adopted(key),
             Source::Bell => {}
             Source::Room(worker) => self.take_edge(WorkerId(worker)),
             Source::Alarm => self.alarm.rang(),
@@ -251,9 +249,6 @@ impl Primary {
             self.watch_put_off();
             self.take_questions();
             self.go_on_with_commands();
-            for key in 0..self.adopted.capacity() {
-                self.note_adopted(key);
-            }
         }
         self.sample_if_due();
         self.service.live(now);
@@ -314,7 +309,6 @@ fn work_of(events: &Events) -> Work {
         | Source::Rescue
         | Source::Questions
         | Source::Question(_)
-        | Source::Adopted(_)
         | Source::Alarm
         | Source::Check(_)
         | Source::Post(_)

@@ -27,6 +27,7 @@ use signal_hook::consts::signal::{
 use signal_hook_mio::v1_0::Signals;
 use slab::Slab;
 
+use super::adopt::Adoption;
 use super::advice::Adviser;
 use super::alarm::Alarm;
 use super::announce::Announcer;
@@ -231,7 +232,7 @@ fn assemble(
         workers: Workers::default(),
         conns: Slab::with_capacity(accept::ACCEPTS_PER_TURN_MAX),
         reserve: accept::reserve(),
-        adopted: Slab::new(),
+        adoption: Adoption::new(Arc::clone(&waker)),
         rescue: Rescue::start(Arc::clone(&waker)).map_err(cannot("start the rescue thread"))?,
         waker,
         questions,

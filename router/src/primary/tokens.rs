@@ -27,8 +27,6 @@ pub(crate) enum Source {
     Post(u32),
     /// A deadline has come.
     Alarm,
-    /// A socket of a slot that is down (`reuseport`) has clients; the adoption's key.
-    Adopted(usize),
     /// A worker's main process ended, says its pidfd. Which one does not matter: waitid(2) says.
     Ended,
     /// The control socket, or one of its clients; the token is the server's own.
@@ -51,7 +49,6 @@ impl Source {
             Self::Listener(key) => (5, key),
             Self::Bell => (6, 0),
             Self::Notify(worker) => (7, worker as usize),
-            Self::Adopted(key) => (8, key),
             Self::Alarm => (10, 0),
             Self::Check(worker) => (11, worker as usize),
             Self::Post(number) => (12, number as usize),
@@ -73,7 +70,6 @@ impl Source {
             5 => Self::Listener(index),
             6 => Self::Bell,
             7 => Self::Notify(u32::try_from(index).unwrap_or(0)),
-            8 => Self::Adopted(index),
             10 => Self::Alarm,
             11 => Self::Check(u32::try_from(index).unwrap_or(0)),
             12 => Self::Post(u32::try_from(index).unwrap_or(0)),
@@ -99,7 +95,6 @@ mod tests {
             Source::Bell,
             Source::Notify(u32::MAX),
             Source::Room(u32::MAX),
-            Source::Adopted(4),
             Source::Check(u32::MAX),
             Source::Post(7),
             Source::Alarm,
