@@ -16,7 +16,7 @@ use croupier_wire::room::{LOOK_EVERY, Room, monotonic, soft_limit};
 use libc::c_int;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
-use std::sync::atomic::{AtomicI32, AtomicPtr, Ordering::SeqCst};
+use std::sync::atomic::{AtomicI32, AtomicPtr, AtomicU8, Ordering::SeqCst};
 
 /// Where the doorbell goes, out of the way of programs that count on small numbers (select(2)).
 const BELL_NUMBER: i32 = 1000;
@@ -39,6 +39,8 @@ pub struct Seat {
     page: AtomicPtr<Page>,
     own: AtomicPtr<Own>,
     bell: AtomicI32,
+    /// libc's word on whether this process has one thread only; null where it has none.
+    alone: AtomicPtr<AtomicU8>,
 }
 
 /// What is true of one process only. The kernel zeroes it in a forked child (`MADV_WIPEONFORK`).
@@ -69,6 +71,7 @@ impl Seat {
             page: AtomicPtr::new(null),
             own: AtomicPtr::new(null.cast()),
             bell: AtomicI32::new(-1),
+            alone: AtomicPtr::new(null.cast()),
         }
     }
 
@@ -94,6 +97,10 @@ impl Seat {
         }
         self.bell.store(high.unwrap_or(number), SeqCst);
         self.own.store(own, SeqCst);
+        // glibc 2.32 and later have it; a libc without it has a program that may have more threads.
+        // SAFETY: the name is a C string.
+        let alone = unsafe { libc::dlsym(libc::RTLD_DEFAULT, c"__libc_single_threaded".as_ptr()) };
+        self.alone.store(alone.cast(), SeqCst);
         // Last: whoever sees the page may use all of it. Of two threads at once, one mapping is lost.
         self.page.store(mapped.as_ptr(), SeqCst);
         Ok(())
@@ -126,7 +133,7 @@ impl Seat {
         };
         let cloexec = if flags & libc::SOCK_CLOEXEC != 0 { libc::MSG_CMSG_CLOEXEC } else { 0 };
         let (mut bytes, mut fd) = ([0; HANDOFF_LEN], [None]);
-        let received = match Self::receive(own, channel, &mut bytes, &mut fd, cloexec) {
+        let received = match self.receive(own, channel, &mut bytes, &mut fd, cloexec) {
             Ok((Received::Ended, _)) => return Claim::Ended,
             Ok((Received::Message(len), now)) => {
                 Handoff::decode(bytes.get(..len).unwrap_or(&[])).map(|handoff| (handoff, now))
@@ -227,9 +234,16 @@ impl Seat {
         }
     }
 
-    /// Takes a message, and says when. While a thread sleeps others may use up what is free, so it
-    /// sleeps before the recvmsg(2) that takes, and not in it.
+    /// Whether no other thread can open anything while this one sleeps.
+    fn is_alone(&self) -> bool {
+        // SAFETY: null, or a `char` of libc's that lives as long as the process.
+        unsafe { self.alone.load(SeqCst).as_ref() }.is_some_and(|one| one.load(SeqCst) != 0)
+    }
+
+    /// Takes a message, and says when. While a thread sleeps others may use up what is free, so where
+    /// there are others it sleeps before the recvmsg(2) that takes, and not in it.
     fn receive(
+        &self,
         own: &Own,
         channel: BorrowedFd<'_>,
         bytes: &mut [u8; HANDOFF_LEN],
@@ -241,8 +255,9 @@ impl Seat {
             let begun = monotonic();
             let room = own.room.has(begun);
             // A channel known as non-blocking is not asked again when it is empty.
-            let known = room && own.nonblocking.load(SeqCst) == number;
-            let flags = if known { flags } else { flags | libc::MSG_DONTWAIT };
+            let known = own.nonblocking.load(SeqCst) == number;
+            let direct = room && (known || self.is_alone());
+            let flags = if direct { flags } else { flags | libc::MSG_DONTWAIT };
             let received = if room {
                 fdpass::recv(channel, bytes, fd, flags)
             } else {
@@ -250,7 +265,7 @@ impl Seat {
             };
             let now = monotonic();
             match received {
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock && !known => {}
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock && !direct => {}
                 Err(e) => {
                     if e.raw_os_error() == Some(libc::EMFILE) {
                         own.room.ran_out();
@@ -258,7 +273,7 @@ impl Seat {
                     return Err(e);
                 }
                 Ok(received) => {
-                    if known && now.saturating_sub(begun) >= LOOK_EVERY {
+                    if direct && known && now.saturating_sub(begun) >= LOOK_EVERY {
                         // It has slept: the program has made the channel a blocking one.
                         own.nonblocking.store(0, SeqCst);
                     }

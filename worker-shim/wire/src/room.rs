@@ -1,27 +1,30 @@
 //! Room for one more descriptor: how near this process is to its limit.
 //!
 //! **Owns** what a process found out when it looked last. **Promises** at most one look a millisecond, of
-//! two system calls, whatever the limit. **Never** opens or closes anything, and opens are not counted:
+//! two or three system calls, and fewer where the limit is high. **Never** opens or closes anything, and opens are not counted:
 //! what a program opens between two looks is only seen by the second.
 
 use libc::c_int;
 use std::sync::atomic::{AtomicI32, AtomicU64, Ordering::SeqCst};
 
-/// Nanoseconds that a look is good for: too few, as a rule, to open what it found free.
+/// Nanoseconds that a look is good for at least: too few, as a rule, to open what it found free.
 pub const LOOK_EVERY: u64 = 1_000_000;
+/// And for each number that it found free: no program opens files and sockets faster for long.
+const OPEN_NS: u64 = 1_000;
 /// The last numbers below the limit: where they are free, running out is not near.
 const HEADROOM: c_int = 256;
-/// Every so many of them a look asks about one. All of them would take four times as long.
-const STEP: usize = 8;
-const SAMPLES: usize = 32;
+/// So many of the numbers are asked about, evenly spread.
+const SAMPLES: usize = 16;
 /// So many free ones of those asked about are room enough: programs and libraries keep a few there.
-const ROOMY_FROM: usize = 24;
+const ROOMY_FROM: usize = 12;
 
 /// A process's. All zero is one that has not looked yet.
 #[derive(Debug, Default)]
 #[repr(C)]
 pub struct Room {
     looked_at: AtomicU64,
+    /// For how many nanoseconds the look is good.
+    good_for: AtomicU64,
     /// While new descriptors get numbers below this one there is room; 0: there is none.
     roomy_below: AtomicI32,
     /// The highest number since the look.
@@ -33,11 +36,18 @@ pub struct Room {
 impl Room {
     /// Whether a new descriptor finds a free number for certain, as far as a look can say.
     pub fn has(&self, now: u64) -> bool {
-        if now.saturating_sub(self.looked_at.load(SeqCst)) >= LOOK_EVERY {
+        let age = now.saturating_sub(self.looked_at.load(SeqCst));
+        if age >= LOOK_EVERY && (age >= self.good_for.load(SeqCst) || !self.is_roomy()) {
+            let (from, good_for) = look();
             self.looked_at.store(now, SeqCst);
+            self.good_for.store(good_for, SeqCst);
             self.highest.store(0, SeqCst);
-            self.roomy_below.store(roomy_below(), SeqCst);
+            self.roomy_below.store(from, SeqCst);
         }
+        self.is_roomy()
+    }
+
+    fn is_roomy(&self) -> bool {
         self.highest.load(SeqCst) < self.roomy_below.load(SeqCst)
     }
 
@@ -89,17 +99,53 @@ pub fn monotonic() -> u64 {
     now.tv_sec.unsigned_abs() * 1_000_000_000 + now.tv_nsec.unsigned_abs()
 }
 
-/// Where the last numbers below the limit begin, when they are free; else 0. A new descriptor's number
-/// does not say as much: it is the lowest free one, which in a full process may be any.
-fn roomy_below() -> c_int {
-    let from = soft_limit().saturating_sub(HEADROOM);
-    if from <= 0 {
-        return 0;
+/// From where on numbers are free up to the limit, 0 for nowhere; and for how long that is good. A new
+/// descriptor's number does not say as much: it is the lowest free one, which in a full process may be any.
+fn look() -> (c_int, u64) {
+    let limit = soft_limit();
+    let last = limit.saturating_sub(HEADROOM);
+    if last <= 0 {
+        return (0, 0);
     }
+    // The upper half is good for longer, and is what most processes never touch.
+    let half = last.min(limit / 2);
+    for from in [half, last] {
+        if are_free(from, limit) {
+            let free = u64::from((limit - from).unsigned_abs());
+            return (from, free.saturating_mul(OPEN_NS));
+        }
+    }
+    (0, 0)
+}
+
+fn are_free(from: c_int, limit: c_int) -> bool {
+    let step = usize::try_from(limit - from).map_or(1, |numbers| (numbers / SAMPLES).max(1));
     let mut asked = [libc::pollfd { fd: from, events: 0, revents: 0 }; SAMPLES];
-    (from..).step_by(STEP).zip(&mut asked).for_each(|(number, one)| one.fd = number);
+    (from..).step_by(step).zip(&mut asked).for_each(|(number, one)| one.fd = number);
     // SAFETY: as many as are there; it does not wait. When it fails, none is told to be free.
     unsafe { libc::poll(asked.as_mut_ptr(), SAMPLES as libc::nfds_t, 0) };
-    let free = asked.iter().filter(|one| one.revents & libc::POLLNVAL != 0).count();
-    if free >= ROOMY_FROM { from } else { 0 }
+    asked.iter().filter(|one| one.revents & libc::POLLNVAL != 0).count() >= ROOMY_FROM
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_look_is_good_until_what_it_found_may_be_used_up() {
+        let (from, good_for) = look();
+        let limit = soft_limit();
+        assert!(
+            from >= limit / 2 && good_for == u64::from((limit - from).unsigned_abs()) * OPEN_NS
+        );
+        let (room, begun) = (Room::default(), LOOK_EVERY);
+        assert!(room.has(begun));
+        room.took(from);
+        assert!(!room.has(begun + 1), "the numbers have come as far as the look has found free");
+        assert!(room.has(begun + LOOK_EVERY), "by another look that was none of ours");
+        room.ran_out();
+        assert!(!room.has(begun + LOOK_EVERY + 1));
+        assert!(room.has(begun + 2 * LOOK_EVERY));
+        assert!(!are_free(0, 3), "of three numbers all are in use, and there are no more");
+    }
 }
