@@ -2,7 +2,8 @@
 //!
 //! **Promises** that each claimed connection is counted once; that the entry is forgotten *before* the
 //! descriptor is closed, because another thread may get the number right after; that a listener ends
-//! only when the process that made it closes its last copy of it. **Never** lets a program that closes
+//! only when the process that made it closes its last copy of it; any other forgets it at its own last
+//! copy, and says nothing. **Never** lets a program that closes
 //! everything close the doorbell or a channel with mail.
 
 use crate::hooks::Outcome;
@@ -20,7 +21,7 @@ enum Owed {
     Nothing,
     /// Count the close of a connection.
     Count,
-    /// Give up the listener.
+    /// Give up the listener, and tell the primary if it was made here.
     Leave(PlaceId),
 }
 
@@ -164,8 +165,11 @@ fn owed(state: &State, fd: c_int, entry: Entry, closing: &RangeInclusive<c_int>)
             Owed::Count
         }
         Entry::Place(id) => {
-            let ours = id.place().is_some_and(Place::is_ours);
-            if ours && !fds::has_copy(fd, closing) { Owed::Leave(id) } else { Owed::Nothing }
+            if fds::has_copy(fd, closing) {
+                Owed::Nothing
+            } else {
+                Owed::Leave(id)
+            }
         }
     }
 }
@@ -183,7 +187,9 @@ fn settle(state: &State, owed: Owed) {
         Owed::Count => SEAT.count_close(),
         Owed::Leave(id) => {
             if let Some(place) = id.place() {
-                leave(state, place);
+                if place.is_ours() {
+                    leave(state, place);
+                }
                 place.give_up();
             }
         }

@@ -60,7 +60,10 @@ pub(crate) unsafe fn bind(
 
 pub(crate) fn listen(state: &State, fd: c_int, backlog: c_int) -> Outcome {
     let what = match identify(state, fd) {
-        What::Foreign => recall(state, fd).map_or(What::Foreign, What::Reserved),
+        What::Foreign => match recall(state, fd) {
+            Ok(found) => found.map_or(What::Foreign, What::Reserved),
+            Err(errno) => return Outcome::Errno(errno),
+        },
         known @ (What::Reserved(_) | What::Channel(_)) => known,
     };
     match what {
@@ -79,21 +82,30 @@ pub(crate) fn listen(state: &State, fd: c_int, backlog: c_int) -> Outcome {
 /// primary does. libc's listen(2) would take any free port.
 ///
 /// Only a stream socket without an address is worth the question; hardly any program listens on one.
-pub(crate) fn recall(state: &State, fd: c_int) -> Option<PlaceId> {
+///
+/// # Errors
+/// The errno for listen(2), of a socket that may well have been bound: what the primary refused with;
+/// `EADDRNOTAVAIL` when it cannot be asked; `ENOBUFS` when all places are taken.
+pub(crate) fn recall(state: &State, fd: c_int) -> Result<Option<PlaceId>, c_int> {
     if !is_nameless(fd) {
-        return None;
+        return Ok(None);
     }
-    let cookie = cookie(fd)?;
+    let Some(cookie) = cookie(fd) else { return Ok(None) };
     let mut request = Request::new(Kind::Bind, state.contact.token);
     options::for_bind(fd, &mut request);
     request.push_cookie(cookie);
-    let (answer, _) = state.contact.ask(&request).ok()?;
-    if answer.verdict != Verdict::Done || answer.address.bytes().is_empty() {
-        return None;
+    let (answer, _) = state.contact.ask(&request).map_err(|_| libc::EADDRNOTAVAIL)?;
+    match answer.verdict {
+        Verdict::Pass => Ok(None),
+        Verdict::Done if !answer.address.bytes().is_empty() => {
+            let id = PlaceId::recall(cookie, &answer.address).ok_or(libc::ENOBUFS)?;
+            state.table.set(fd, Entry::Place(id));
+            Ok(Some(id))
+        }
+        Verdict::Done | Verdict::Dealt | Verdict::Socket | Verdict::Refused => {
+            Err(errno_of(&answer))
+        }
     }
-    let id = PlaceId::recall(cookie, &answer.address)?;
-    state.table.set(fd, Entry::Place(id));
-    Some(id)
 }
 
 /// Whether it is a stream socket that bind(2) and connect(2) could still name.

@@ -93,7 +93,8 @@ pub(crate) fn name(state: &State, fd: c_int, out: Out) -> Outcome {
     // A connection that comes to its name again and again is looked at once.
     let is_new = state.table.get(fd) == Entry::Unknown;
     let place = match identify(state, fd) {
-        What::Foreign if is_new => recall(state, fd).and_then(PlaceId::place),
+        // What goes wrong here, listen(2) says.
+        What::Foreign if is_new => recall(state, fd).unwrap_or_default().and_then(PlaceId::place),
         What::Foreign => None,
         What::Reserved(id) | What::Channel(id) => id.place(),
     };

@@ -660,6 +660,75 @@ fn a_program_executed_between_bind_and_listen_may_listen() {
     victim.succeed();
 }
 
+/// libc would take any free port.
+#[test]
+fn what_a_program_executed_between_bind_and_listen_cannot_learn_is_an_error() {
+    let primary = Primary::new(Policy::RefuseAgain(libc::EADDRINUSE));
+    let main = r#"int main(int argc, char **argv) {
+        if (argc > 1) {
+            struct sockaddr_in a; socklen_t n = sizeof a;
+            MUST(getsockname(77, (struct sockaddr *)&a, &n)); WANT(a.sin_port == 0);
+            WANT(listen(77, 5) == -1); WANT(errno == atoi(argv[1]));
+            n = sizeof a; MUST(getsockname(77, (struct sockaddr *)&a, &n)); WANT(a.sin_port == 0);
+            return 0;
+        }
+        int s = bound(8080), status;
+        MUST(dup2(s, 77));
+        for (int lost = 0; lost < 2; lost++) {
+            char wanted[9]; sprintf(wanted, "%d", lost ? EADDRNOTAVAIL : EADDRINUSE);
+            if (!MUST(fork())) {
+                char nobody[99];
+                sprintf(nobody, "%.32s@croupier-test/nobody", getenv("CROUPIER_CONTROL"));
+                if (lost) MUST(setenv("CROUPIER_CONTROL", nobody, 1));
+                execl(argv[0], argv[0], wanted, (char *)0);
+            }
+            MUST(wait(&status)); WANT(status == 0);
+        }
+        return 0;
+    }"#;
+    let victim = victim(&primary, "exec-refused", main);
+    let bound = primary.asked(Kind::Bind).request;
+    // For its name, and to listen.
+    for _ in 0..2 {
+        assert_eq!(primary.asked(Kind::Bind).request.cookie(), bound.cookie());
+    }
+    victim.succeed();
+    primary.nothing_asked();
+}
+
+/// There are 60 places for listeners.
+#[test]
+fn a_program_that_only_hands_sockets_on_keeps_no_place_for_them() {
+    let primary = Primary::new(Policy::Deal);
+    let main = r#"int main(int argc, char **argv) {
+        struct sockaddr_in a; socklen_t n;
+        if (argc > 1) {
+            for (int s = 100; s < 150; s++) {
+                n = sizeof a;
+                MUST(getsockname(s, (struct sockaddr *)&a, &n)); WANT(a.sin_port == htons(8000 + s));
+                if (s % 2) MUST(close(s));
+            }
+            MUST(close_range(100, 149, 0));
+            for (int i = 0; i < 60; i++) bound(9000 + i);
+            return 0;
+        }
+        int status;
+        for (int s = 100; s < 150; s++) { int b = bound(8000 + s); MUST(dup2(b, s)); MUST(close(b)); }
+        if (!MUST(fork())) { execl(argv[0], argv[0], "x", (char *)0); }
+        MUST(wait(&status)); WANT(status == 0);
+        return 0;
+    }"#;
+    let victim = victim(&primary, "hands-on", main);
+    let bound: Vec<_> = (0..50).map(|_| primary.asked(Kind::Bind).request.cookie()).collect();
+    for cookie in bound {
+        assert_eq!(primary.asked(Kind::Bind).request.cookie(), cookie);
+    }
+    // Their end is not that program's to tell.
+    (0..60).for_each(|_| drop(primary.asked(Kind::Bind)));
+    victim.succeed();
+    primary.nothing_asked();
+}
+
 #[test]
 fn at_the_limit_of_descriptors_nothing_is_lost() {
     let primary = Primary::new(Policy::Deal);

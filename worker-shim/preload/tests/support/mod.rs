@@ -43,6 +43,8 @@ pub(crate) enum Policy {
     Pass,
     /// bind: refused with this errno.
     Refuse(i32),
+    /// bind is granted, and refused with this errno to who asks for what was bound before.
+    RefuseAgain(i32),
     /// bind is granted, listen is not croupier's after all.
     PassAtListen,
     /// listen: the worker accepts by itself.
@@ -403,6 +405,10 @@ impl Desk {
         match (request.kind, self.policy) {
             (Kind::Bind, Policy::Pass) | (Kind::Listen, Policy::PassAtListen) => {
                 answer.verdict = Verdict::Pass;
+            }
+            (Kind::Bind, Policy::RefuseAgain(errno)) if request.address.bytes().is_empty() => {
+                answer.verdict = Verdict::Refused;
+                answer.errno = errno;
             }
             (Kind::Bind, _) if request.address.bytes().is_empty() => {
                 let known = self.bound.iter().find(|(known, _)| Some(*known) == request.cookie());
