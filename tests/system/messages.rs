@@ -2,7 +2,7 @@
 //! sources.
 //!
 //! A message is a string of three words or more in the sources of `router`, and what an error type
-//! says in those of `bench` and `worker-shim`. Not counted: what stands in tests and in comments, what
+//! says in those of `bench` and `worker-shim`, of the preload library every one. Not counted: what stands in tests and in comments, what
 //! is logged as info or less, help, assertions and reasons of lints. So whoever writes a new message
 //! hears of it here.
 
@@ -157,7 +157,7 @@ fn messages(path: &str, text: &str) -> Vec<(usize, String)> {
     let product = text.find("#[cfg(test)]").filter(|at| text[*at..].contains("mod tests {"));
     let text = &text[..product.unwrap_or(text.len())];
     let source = Source::read(text);
-    let of_router = path.starts_with("router/src");
+    let every = path.starts_with("router/src") || path.starts_with("worker-shim/preload");
     let counts = |place: usize, string: &str| {
         let before = &source.code[..place];
         let from = before.rfind([';', '{', '}']).map_or(0, |at| at + 1);
@@ -165,7 +165,7 @@ fn messages(path: &str, text: &str) -> Vec<(usize, String)> {
         let quiet = ["log::debug!(", "log::trace!(", "log::info!(", "assert"];
         let silent = ["reason = ", ".expect(", "unreachable!("];
         is_sentence(string)
-            && (of_router || statement.contains("#[error("))
+            && (every || statement.contains("#[error("))
             && !string.contains("Examples:\n")
             // A line of a unit file.
             && !string.starts_with("# ")

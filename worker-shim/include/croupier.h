@@ -52,7 +52,7 @@ extern "C" {
  *   ECONNREFUSED   CROUPIER_CONTROL names a primary that is gone
  *   ECONNRESET     the primary hung up: CROUPIER_CONTROL is not from it, or the worker was given up
  *   EAGAIN         the primary did not answer within ten seconds
- *   EPROTO         the primary speaks another version of the protocol
+ *   EPROTO         the primary is of another version: after an upgrade, stop croupier and start it again
  */
 int croupier_listen(const char *address, int backlog);
 

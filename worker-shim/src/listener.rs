@@ -194,6 +194,9 @@ impl TcpListener {
         backlog: i32,
     ) -> io::Result<Option<Self>> {
         let unheard = |error: io::Error| {
+            if error.raw_os_error() == Some(libc::EPROTO) {
+                return other_version(&error);
+            }
             let what = format!("cannot ask croupier's primary for {address}: {error}");
             io::Error::new(error.kind(), what)
         };
@@ -223,7 +226,7 @@ impl TcpListener {
             (Verdict::Socket, [page, bell, Some(socket), channel]) => {
                 let mail = match (page, bell, channel) {
                     (Some(page), Some(bell), Some(channel)) => {
-                        SEAT.take(&page, bell)?;
+                        SEAT.take(&page, bell).map_err(unseated)?;
                         let channel = UnixDatagram::from(channel);
                         channel.set_nonblocking(true)?;
                         Some(channel.into())
@@ -241,7 +244,7 @@ impl TcpListener {
                 if socket.local_addr().is_ok() {
                     return Ok(Some(Self { socket, source: Source::Given(opened) }));
                 }
-                SEAT.take(&page, bell)?;
+                SEAT.take(&page, bell).map_err(unseated)?;
                 let address = from_raw(answer.address.bytes()).unwrap_or(address);
                 Ok(Some(Self { socket, source: Source::Dealt(opened, address) }))
             }
@@ -286,6 +289,18 @@ impl TcpListener {
             }
         }
     }
+}
+
+fn unseated(error: io::Error) -> io::Error {
+    if error.raw_os_error() == Some(libc::EPROTO) { other_version(&error) } else { error }
+}
+
+/// `EPROTO` in words. The files were upgraded under a primary that runs, or the program was built with
+/// the crate of another version.
+fn other_version(error: &io::Error) -> io::Error {
+    let what = "croupier's primary and this program's croupier-worker are of different versions; after an \
+                upgrade stop croupier and start it again, else build the program with the crate of its version";
+    io::Error::new(error.kind(), what)
 }
 
 /// What a claim gave, for the caller. Nothing sees its close.

@@ -5,7 +5,7 @@
 mod support;
 
 use croupier_wire::message::{CONTROL_VAR, Kind};
-use croupier_wire::page::HEAD_DRAINING;
+use croupier_wire::page::{HEAD_DRAINING, PAGE_MAGIC};
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
@@ -51,6 +51,7 @@ both! {
     a_pool_claims_only_for_a_waiting_thread
     a_shared_socket_is_accepted_on
     the_primary_dies
+    a_primary_of_another_version_is_named
     one_channel_ends
     a_worker_knows_itself
     axum_is_a_worker
@@ -90,6 +91,16 @@ fn listens_on(primary: &Primary, name: &str) -> Command {
     let mut command = example(name);
     command.arg(primary.address.to_string());
     command
+}
+
+fn a_primary_of_another_version_is_named(beside: Beside) {
+    let primary = Primary::start(Policy::Deal);
+    primary.page().head.magic.store(PAGE_MAGIC - 1, Ordering::SeqCst);
+    let worker = player(&primary, beside, "versions");
+    let wanted = "croupier's primary and this program's croupier-worker are of different versions; after an \
+                  upgrade stop croupier and start it again, else build the program with the crate of its version";
+    assert_eq!(worker.line(), wanted);
+    finishes(worker);
 }
 
 fn echo_is_a_worker(beside: Beside) {

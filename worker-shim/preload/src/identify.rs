@@ -6,7 +6,8 @@
 
 use crate::place::{PlaceId, Role};
 use crate::table::Entry;
-use crate::{SEAT, State, real};
+use crate::version::sit;
+use crate::{State, real};
 use croupier_wire::message::{ADDRESS_MAX, CHANNEL_PREFIX, Kind, RawAddress, Request, Verdict};
 use libc::{c_int, socklen_t};
 
@@ -83,7 +84,7 @@ fn find_channel(state: &State, channel: u32) -> Option<PlaceId> {
     request.channel = channel;
     let (answer, [page, bell, surplus, _]) = state.contact.ask(&request).ok()?;
     drop(surplus);
-    if answer.verdict != Verdict::Dealt || SEAT.take(&page?, bell?).is_err() {
+    if answer.verdict != Verdict::Dealt || sit(&page?, bell?).is_err() {
         return None;
     }
     // Another thread may have found it meanwhile.

@@ -4,7 +4,8 @@
 //! ([`place`]) and its seat at the worker's page. **Promises**: without `CROUPIER_CONTROL` in the
 //! environment every hook is exactly libc; with it, a bind(2) and listen(2) that the primary deals
 //! become a channel over the program's own descriptor, accept(2) becomes a claim, and closes are
-//! counted. **Never** allocates, locks, logs or panics in a hook, and never changes errno on success:
+//! counted. **Never** allocates, locks or panics in a hook, says nothing but the one line of [`version`],
+//! and never changes errno on success:
 //! hooks run in signal handlers, in forked children and (Python) in vforked ones.
 //!
 //! | file | has |
@@ -14,6 +15,7 @@
 //! | `table`, `place`, `identify` | what a descriptor is |
 //! | `listen`, `options`, `epoll`, `fds` | bind, listen, and what the program did to its socket before |
 //! | `accept`, `close` | claims and counted closes |
+//! | `version` | what a program hears when the primary is of another version |
 //!
 //! One way of doing without state: a descriptor that the table does not know (after fork, exec, dup)
 //! is recognised by its own name, since a channel is bound to one that starts with `croupier/`.
@@ -32,6 +34,7 @@ mod options;
 mod place;
 mod real;
 mod table;
+mod version;
 
 use croupier_wire::control::Contact;
 use croupier_worker::claim::Seat;

@@ -2,15 +2,16 @@
 //!
 //! **Promises**: an address that is dealt is bound by the primary alone, and the program's socket stays
 //! unbound until the channel takes its number; `O_NONBLOCK`, close-on-exec, the receive time-out and
-//! epoll registrations carry over. A primary that cannot be asked is `EADDRNOTAVAIL`: to bind for real
-//! instead would let one worker take the port from all others. **Never** keeps a descriptor open.
+//! epoll registrations carry over. A primary that cannot be asked is `EADDRNOTAVAIL`, and one of another
+//! version `EPROTO`: to bind for real instead would let one worker take the port from all others. **Never** keeps a descriptor open.
 
 use crate::close::leave;
 use crate::hooks::Outcome;
 use crate::identify::{What, cookie, identify, real_name};
 use crate::place::{Place, PlaceId};
 use crate::table::Entry;
-use crate::{SEAT, State, epoll, mail, options, real};
+use crate::version::{sit, unanswered};
+use crate::{State, epoll, mail, options, real};
 use croupier_wire::message::{ADDRESS_MAX, Answer, Kind, RawAddress, Request, Verdict};
 use libc::{SOL_SOCKET, c_int, c_void, sockaddr, socklen_t};
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -38,8 +39,9 @@ pub(crate) unsafe fn bind(
     if let Some(cookie) = cookie {
         request.push_cookie(cookie);
     }
-    let Ok((answer, _)) = state.contact.ask(&request) else {
-        return Outcome::Errno(libc::EADDRNOTAVAIL);
+    let answer = match state.contact.ask(&request) {
+        Ok((answer, _)) => answer,
+        Err(error) => return Outcome::Errno(unanswered(&error)),
     };
     match answer.verdict {
         Verdict::Pass => Outcome::Libc,
@@ -94,7 +96,7 @@ pub(crate) fn recall(state: &State, fd: c_int) -> Result<Option<PlaceId>, c_int>
     let mut request = Request::new(Kind::Bind, state.contact.token);
     options::for_bind(fd, &mut request);
     request.push_cookie(cookie);
-    let (answer, _) = state.contact.ask(&request).map_err(|_| libc::EADDRNOTAVAIL)?;
+    let (answer, _) = state.contact.ask(&request).map_err(|error| unanswered(&error))?;
     match answer.verdict {
         Verdict::Pass => Ok(None),
         Verdict::Done if !answer.address.bytes().is_empty() => {
@@ -161,21 +163,27 @@ fn ask_to_listen(state: &State, fd: c_int, backlog: c_int, id: PlaceId, place: &
     let Some(address) = absolute(&place.address()) else { return Outcome::Libc };
     request.address = address;
     options::for_listen(fd, &mut request);
-    let Ok((answer, fds)) = state.contact.ask(&request) else {
-        return Outcome::Errno(libc::EADDRNOTAVAIL);
+    let (answer, fds) = match state.contact.ask(&request) {
+        Ok(answered) => answered,
+        Err(error) => return Outcome::Errno(unanswered(&error)),
     };
     match (answer.verdict, fds) {
         (Verdict::Pass, _) => bind_for_real(state, fd, place),
         (Verdict::Dealt, [Some(page), Some(bell), Some(channel), _]) => {
-            if SEAT.take(&page, bell).is_err() {
-                return Outcome::Errno(libc::ENOBUFS);
-            }
-            let put = put_over(fd, &channel);
+            let put = match sit(&page, bell) {
+                Ok(()) => put_over(fd, &channel),
+                Err(errno) => Outcome::Errno(errno),
+            };
             if put == Outcome::Return(0) {
                 let renamed = address != place.address() || answer.address.bytes().is_empty();
                 let shown = if renamed { place.address() } else { answer.address };
                 place.listen(answer.channel, &shown);
                 state.table.set(fd, Entry::Place(id));
+            } else {
+                // The primary thinks that somebody listens, and would deal to it.
+                let mut request = Request::new(Kind::Close, state.contact.token);
+                request.channel = answer.channel;
+                drop(state.contact.ask(&request));
             }
             put
         }
@@ -184,7 +192,7 @@ fn ask_to_listen(state: &State, fd: c_int, backlog: c_int, id: PlaceId, place: &
             if put == Outcome::Return(0) {
                 // Without page or channel the program has its own socket, and no mail.
                 if let (Some(page), Some(bell), Some(channel)) = (page, bell, channel)
-                    && SEAT.take(&page, bell).is_ok()
+                    && sit(&page, bell).is_ok()
                 {
                     mail::expect(fd, channel);
                 }

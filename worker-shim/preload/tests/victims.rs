@@ -4,6 +4,7 @@
 mod support;
 
 use croupier_wire::message::{Kind, SocketOption};
+use croupier_wire::page::PAGE_MAGIC;
 use libc::{IPPROTO_TCP, SOL_SOCKET};
 use std::process::Command;
 use std::sync::atomic::Ordering::SeqCst;
@@ -531,6 +532,30 @@ fn a_listener_that_the_primary_does_not_deal_is_bound_for_real() {
         victim.succeed();
         assert!(primary.lines().is_empty());
     }
+}
+
+/// The files were upgraded under a primary that runs.
+#[test]
+fn a_primary_of_another_version_is_named_once() {
+    let primary = Primary::new(Policy::Deal);
+    primary.page().head.magic.store(PAGE_MAGIC - 1, SeqCst);
+    let main = r#"int main(void) {
+        char said[999]; int p[2]; MUST(pipe(p));
+        MUST(dup2(p[1], 2));
+        for (int i = 0; i < 2; i++) { int s = bound(8080 + i); WANT(listen(s, 5) == -1 && errno == EPROTO); }
+        int n = MUST(read(p[0], said, sizeof said));
+        return write(1, said, n) != n;
+    }"#;
+    let said = victim(&primary, "upgraded", main).succeed();
+    let line = "croupier: the preload library and the primary are of different versions, as after an \
+                upgrade; stop croupier and start it again";
+    assert_eq!(said.lines().collect::<Vec<_>>(), [line]);
+    for _ in 0..2 {
+        let channel = primary.listening();
+        // Nobody listens there, and the primary hears of it.
+        assert_eq!(primary.asked(Kind::Close).request.channel, channel.number);
+    }
+    primary.nothing_asked();
 }
 
 #[test]

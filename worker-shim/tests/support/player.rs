@@ -22,6 +22,7 @@ fn main() {
         "beside" => beside(&address),
         "again" => again(&address),
         "crowded-out" => crowded_out(&address),
+        "versions" => println!("{}", TcpListener::bind(&address).unwrap_err()),
         "unreachable" => unreachable_primary(&address),
         "over" => over(&address),
         "who" => who(),
