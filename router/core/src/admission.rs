@@ -31,6 +31,7 @@ use alloc::vec::Vec;
 use core::time::Duration;
 
 use crate::bells::{closed, write};
+use crate::config::Policy;
 use crate::dealer::{Dealer, Total};
 use crate::event::{Action, Arrival, ConnId, ListenerId, Loads, Report};
 use crate::primary::{Bells, Core};
@@ -330,6 +331,11 @@ impl Core {
         let origin = if stops { Origin::Held } else { Origin::Backlog };
         let ask = Ask { origin, ..self.ask_held(arrival.listener) };
         if !self.total_has_room(ask, loads) {
+            return false;
+        }
+        // In hand, too, who sticks waits while nobody has room by load.
+        if ask.policy == Policy::Ip && ask.narrow && !self.dealer.anybody(ask, loads) {
+            self.nobody_has_room(ask);
             return false;
         }
         let Some(seat) = self.seat_for(arrival, origin, loads) else {

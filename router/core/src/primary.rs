@@ -254,6 +254,18 @@ impl Core {
         [self.deadline, self.late_at, self.hung_at].into_iter().flatten().min()
     }
 
+    /// Whether a listener is to give way after each connection. Where a client's address decides, one
+    /// worker's room lets in clients of all the others; those who wait for that room come in between.
+    #[must_use]
+    pub fn gives_way(&self, listener: ListenerId) -> bool {
+        let policies = &self.dealer.policies;
+        let by_load = |at| policies.of(at).by_load();
+        let mut all = (0..).map(ListenerId).zip(&self.listeners);
+        policies.mixed()
+            && !by_load(listener)
+            && all.any(|(at, known)| by_load(at) && known.as_ref().is_some_and(|l| l.waiting))
+    }
+
     /// Whether one connection may be taken out of this listener's backlog now. Yes: the choice is
     /// made, and the next [`Event::Accepted`] of this listener uses it. No: doorbells may have been
     /// set; drain the actions and ask once more before the listener is disarmed.
@@ -329,14 +341,16 @@ impl Core {
 
     /// The question who may have a connection of a listener; `None` for a listener that is gone.
     fn ask(&self, listener: ListenerId, origin: Origin) -> Option<Ask> {
-        let last = self.listener(listener)?.last;
-        Some(Ask { listener, policy: self.dealer.policies.of(listener), last, origin })
+        self.listener(listener)?;
+        Some(Ask { origin, ..self.ask_held(listener) })
     }
 
     /// The same for a connection in hand, whose listener may be closed by now.
     pub(crate) fn ask_held(&self, listener: ListenerId) -> Ask {
         let last = self.listener(listener).map_or(WorkerId(0), |listener| listener.last);
-        Ask { listener, policy: self.dealer.policies.of(listener), last, origin: Origin::Held }
+        let policies = &self.dealer.policies;
+        let (policy, narrow) = (policies.of(listener), policies.by_load());
+        Ask { listener, policy, last, origin: Origin::Held, narrow }
     }
 
     /// Under `ip` nobody is accepted before everybody is there: a client that came to the wrong
@@ -420,7 +434,7 @@ impl Core {
         origin: Origin,
         loads: &impl Loads,
     ) -> Option<usize> {
-        let ask = Ask { origin, ..self.ask_held(arrival.listener) };
+        let ask = Ask { origin, ..self.ask_held(arrival.listener) }.for_one();
         if ask.policy == Policy::Ip
             && let Some(client) = Sticky::of(arrival.client, self.config.sticky_key)
         {

@@ -29,12 +29,21 @@ pub(crate) struct Ask {
     /// Who had the last connection of this listener.
     pub(crate) last: WorkerId,
     pub(crate) origin: Origin,
+    /// Some listener deals by load: what nobody has room for by load waits where it is.
+    pub(crate) narrow: bool,
 }
 
 impl Ask {
-    /// The window that a worker has here.
+    /// The window that a worker has here. A queue is one for all listeners: if what sticks were let in
+    /// until 256 wait, a listener that deals by load would find a window that is never open. Once it
+    /// is let in, it goes to its own worker, up to 256 ([`Ask::for_one`]).
     pub(crate) fn window(self, seat: &Seat) -> u16 {
-        if self.policy.by_load() { seat.window } else { STICKY_QUEUE_MAX }
+        if self.narrow || self.policy.by_load() { seat.window } else { STICKY_QUEUE_MAX }
+    }
+
+    /// The same about one connection, whose client may stick to a worker.
+    pub(crate) fn for_one(self) -> Self {
+        Self { narrow: false, ..self }
     }
 
     /// How many more a worker may have of these now.
@@ -43,13 +52,12 @@ impl Ask {
     }
 
     /// What a worker's standing means here. A new worker is not spared where it is its turn; and who
-    /// sticks to a late one waits for it, as he would if no other listener dealt by load.
+    /// sticks to a late one waits for it, as he would if no other listener dealt by load. Room at a late
+    /// one does not let in clients of all the others, though.
     pub(crate) fn standing(self, standing: Standing) -> Standing {
         match (standing, self.policy) {
-            (Standing::Fresh, Policy::Rr)
-            | (Standing::Fresh | Standing::Late | Standing::Doubtful, Policy::Ip) => {
-                Standing::Regular
-            }
+            (Standing::Fresh, Policy::Rr | Policy::Ip) => Standing::Regular,
+            (Standing::Late | Standing::Doubtful, Policy::Ip) if !self.narrow => Standing::Regular,
             (other, _) => other,
         }
     }
@@ -417,7 +425,7 @@ mod tests {
         (policy, origin, last): (Policy, Origin, u32),
         rows: &[Row],
     ) -> Option<u32> {
-        let ask = Ask { listener: ON, policy, last: WorkerId(last), origin };
+        let ask = Ask { listener: ON, policy, last: WorkerId(last), origin, narrow: false };
         let mut dealer = dealer(beside, rows);
         dealer.set_policy(ListenerId(1), beside);
         dealer.set_policy(ON, policy);
@@ -513,7 +521,8 @@ mod tests {
     #[test]
     fn room_counts_late_ones_only_if_all_are_late() {
         let policy = Policy::Least;
-        let ask = Ask { listener: ON, policy, last: WorkerId(0), origin: Origin::Backlog };
+        let ask =
+            Ask { listener: ON, policy, last: WorkerId(0), origin: Origin::Backlog, narrow: false };
         let room = |rows: &[Row]| dealer(Policy::Least, rows).room(ask, &Empty);
         assert_eq!(room(&[(Is::Well, 2, 8), (Is::Late, 0, 8), (Is::Well, 1, 4)]), 9);
         assert_eq!(room(&[(Is::Late, 1, 8), (Is::Late, 0, 8)]), 15);
@@ -523,7 +532,8 @@ mod tests {
     #[test]
     fn a_sticky_client_goes_down_the_order_of_its_scores() {
         let policy = Policy::Ip;
-        let ask = Ask { listener: ON, policy, last: WorkerId(0), origin: Origin::Backlog };
+        let ask =
+            Ask { listener: ON, policy, last: WorkerId(0), origin: Origin::Backlog, narrow: false };
         let client = Sticky::of(crate::event::Client::V4([10, 1, 2, 3]), [1, 2]).unwrap();
         let mut rows = [(Is::Well, 0, 4); 6];
         let mut order = Vec::new();

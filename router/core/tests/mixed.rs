@@ -42,6 +42,13 @@ fn one(table: &mut Table, listener: u16, client: Client) -> u32 {
     given(table, serial)
 }
 
+/// The same where one takes longer.
+fn one_of(table: &mut Table, listener: u16, client: Client) -> u32 {
+    let serial = table.client_on(listener, client);
+    within(table, SEC, Table::is_quiet);
+    given(table, serial)
+}
+
 fn slot_of(table: &Table, worker: u32) -> SlotId {
     table.core.workers().find(|view| view.worker.0 == worker).unwrap().slot
 }
@@ -234,5 +241,95 @@ fn a_full_worker_rings_for_each_listener_that_waits() {
         assert!(took < 900 * MS, "{limit}: idle in between: {} ms for 800", took / MS);
         let turns = table.story.turns - turns;
         assert!(turns < 1700, "{limit}: {turns} wake-ups for 800 connections");
+    }
+}
+
+/// An address that gives its workers more than they can serve leaves the others their part, whichever is
+/// asked first: what sticks waits in the backlog too while nobody has room by load.
+#[test]
+fn a_busy_address_does_not_starve_another() {
+    for listeners in
+        [[Policy::Rr, Policy::Ip], [Policy::Ip, Policy::Rr], [Policy::Least, Policy::Ip]]
+    {
+        let mut table = Table::with(config(2, Policy::Least), &listeners);
+        table.habits =
+            Box::new(|_, _, _| Habit { listeners: vec![0, 1], ..Habit::blocking(5 * MS) });
+        table.start();
+        let sticks = u16::from(listeners[1] == Policy::Ip);
+        let (mut singles, mut slowest) = (Vec::new(), 0);
+        for round in 0..800_u32 {
+            for number in 0..3 {
+                let number = u8::try_from((round * 3 + number) % 251).unwrap();
+                table.client_on(sticks, host(number));
+            }
+            if round % 100 == 50 {
+                singles.push((table.client_on(1 - sticks, Client::Local), table.now));
+            }
+            table.run_for(5 * MS);
+            for (serial, came) in &singles {
+                if !table.story.served.contains(serial) {
+                    slowest = slowest.max(table.now - came);
+                }
+            }
+        }
+        let served = singles.iter().filter(|(serial, _)| table.story.served.contains(serial));
+        assert_eq!((singles.len(), served.count()), (8, 8), "{listeners:?}: {}", table.picture());
+        assert!(slowest < 100 * MS, "{listeners:?}: one waited for {} ms", slowest / MS);
+        let all = table.story.served.len();
+        assert!(all > 1550, "{listeners:?}: two workers could serve 1600, and served {all}");
+    }
+}
+
+/// Room at a worker that does nothing lets nobody in to the others.
+#[test]
+fn a_late_worker_opens_no_door_to_the_others() {
+    let mut table = Table::with(config(3, Policy::Least), &[Policy::Rr, Policy::Ip]);
+    table.habits = Box::new(|_, _, _| Habit { listeners: vec![0, 1], ..Habit::blocking(5 * MS) });
+    table.start();
+    let mut others: Vec<Client> = (0..60).map(host).collect();
+    others.retain(|client| one_of(&mut table, STICKS, *client) != 1);
+    table.room.players.get_mut(&1).unwrap().habit.stuck_until = table.now + 100 * SEC;
+    // It is late, and what it had is stolen: nothing waits there any more.
+    for _ in 0..6 {
+        table.client_on(TURNS, Client::Local);
+    }
+    let served = table.story.served.len() + 6;
+    table.run_for(300 * MS);
+    assert_eq!(table.story.served.len(), served, "{}", table.picture());
+    let mut singles = Vec::new();
+    for round in 0..400 {
+        for number in 0..3 {
+            table.client_on(STICKS, others[(round * 3 + number) % others.len()]);
+        }
+        if round % 50 == 0 {
+            singles.push(table.client_on(TURNS, Client::Local));
+        }
+        table.run_for(5 * MS);
+        let waits = singles.iter().filter(|serial| !table.story.served.contains(serial)).count();
+        assert!(waits < 2, "round {round}: {}", table.picture());
+    }
+}
+
+/// Two that both want more than there is share it.
+#[test]
+fn two_busy_addresses_share_the_workers() {
+    for listeners in [[Policy::Rr, Policy::Ip], [Policy::Ip, Policy::Rr], [Policy::Rr, Policy::Rr]]
+    {
+        let mut table = Table::with(config(2, Policy::Least), &listeners);
+        table.habits =
+            Box::new(|_, _, _| Habit { listeners: vec![0, 1], ..Habit::blocking(5 * MS) });
+        table.start();
+        let mut on = [Vec::new(), Vec::new()];
+        for round in 0..800_u32 {
+            for number in 0..3 {
+                let number = u8::try_from((round * 3 + number) % 251).unwrap();
+                on[0].push(table.client_on(0, host(number)));
+                on[1].push(table.client_on(1, host(number)));
+            }
+            table.run_for(5 * MS);
+        }
+        let served =
+            on.map(|all| all.iter().filter(|serial| table.story.served.contains(serial)).count());
+        assert!(served.iter().all(|count| *count > 700), "{listeners:?}: {served:?} of 1600");
     }
 }

@@ -28,12 +28,18 @@ enum Step {
 impl Primary {
     /// Accepts from every listener that may have clients, each up to its share of the turn.
     pub(super) fn accept_all(&mut self) {
-        let first = self.meters.next_listener(self.listeners.capacity());
+        let first = self.meters.next_listener;
         for step in 0..self.listeners.capacity() {
             let key = (first + step) % self.listeners.capacity().max(1);
             let Some(listener) = self.listeners.get(key) else { continue };
             if listener.pending && listener.retry_at.is_none() && listener.deals() {
+                let before = listener.accepted;
                 self.accept_some(key);
+                if self.listeners.get(key).is_some_and(|listener| listener.accepted != before) {
+                    // Who had the last one is asked last: room for one alone, again and again, would
+                    // else be the same listener's.
+                    self.meters.next_listener = key + 1;
+                }
             }
         }
         self.deal_adopted();
@@ -60,6 +66,9 @@ impl Primary {
             match self.accept_one(key) {
                 Step::Next => {}
                 Step::Stop => return,
+            }
+            if self.listeners.get(key).is_some_and(|listener| self.core.gives_way(listener.id)) {
+                break;
             }
         }
         // The share is used up: `pending` stays, and an armed listener makes the next wait zero.

@@ -25,7 +25,7 @@ pub(super) struct Meters {
     waited: Histogram<u64>,
     at_once: u64,
     pub(super) turns: Turns,
-    next_listener: usize,
+    pub(super) next_listener: usize,
     exhausted: u64,
     last_second: u64,
     questions: Vec<(WorkerId, u32)>,
@@ -88,12 +88,6 @@ impl Meters {
         } else {
             self.waited.saturating_record((now - accepted_at) / 1000);
         }
-    }
-
-    /// Which listener goes first this turn.
-    pub(super) fn next_listener(&mut self, count: usize) -> usize {
-        self.next_listener = (self.next_listener + 1) % count.max(1);
-        self.next_listener
     }
 
     /// Descriptors or memory ran out. Said once a burst.

@@ -216,6 +216,8 @@ pub(crate) struct Table {
     awake: bool,
     turns_at_once: (u64, u32),
     taking: BTreeMap<u32, u64>,
+    /// The listener that was accepted from last.
+    last_accepted: u16,
     bells_set: bool,
     bell_at: Option<u64>,
     stopping: bool,
@@ -261,6 +263,7 @@ impl Table {
             awake: true,
             turns_at_once: (0, 0),
             taking: BTreeMap::new(),
+            last_accepted: u16::MAX,
             bells_set: false,
             bell_at: None,
             stopping: false,
@@ -459,9 +462,16 @@ impl Table {
             }
         }
         self.settle();
-        let keys: Vec<u16> = self.listeners.keys().copied().collect();
+        let mut keys: Vec<u16> = self.listeners.keys().copied().collect();
+        // Who had the last one is asked last, as in the shell.
+        let first = keys.iter().position(|key| *key > self.last_accepted).unwrap_or(0);
+        keys.rotate_left(first);
         for key in keys {
+            let before = self.listeners.get(&key).map(|backlog| backlog.accepted);
             self.accept_some(key);
+            if self.listeners.get(&key).map(|backlog| backlog.accepted) != before {
+                self.last_accepted = key;
+            }
         }
         self.settle();
         self.check_bells();
@@ -534,6 +544,9 @@ impl Table {
                 self.handle(Event::BacklogEmpty { listener: ListenerId(key) });
             }
             self.settle();
+            if self.core.gives_way(ListenerId(key)) {
+                break;
+            }
         }
         if let Some(backlog) = self.listeners.get_mut(&key) {
             backlog.armed = true;
@@ -708,7 +721,12 @@ impl Table {
             return;
         }
         self.config.slots = slots;
-        self.too_many = self.open_at_workers();
+        self.too_many = self.open_at_workers() + self.in_hand();
+    }
+
+    /// Among them what no kernel would queue, or was taken back: let in already, and dealt later.
+    fn in_hand(&self) -> usize {
+        self.conns.iter().flatten().count()
     }
 
     fn open_at_workers(&self) -> usize {
@@ -1134,7 +1152,7 @@ impl Table {
             return;
         }
         let open = self.open_at_workers();
-        self.too_many = self.too_many.min(open);
+        self.too_many = self.too_many.min(open + self.in_hand());
         let max = self.too_many.max(max as usize);
         // Probes are made by the primary, and let in nobody.
         let most = max + self.probe_serials.len().min(self.room.players.len());
