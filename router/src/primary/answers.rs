@@ -125,13 +125,11 @@ impl Primary {
             return question.tell(&refused(&io::Error::from_raw_os_error(libc::EACCES)));
         };
         if !self.launcher.may_ask(question.uid) {
-            log::warn!(
+            self.complain(format_args!(
                 "process {} asked for worker {} as uid {}, which is refused; a program that changes its \
                  user by itself is to be started as that one, with --user",
-                question.pid,
-                worker.0,
-                question.uid
-            );
+                question.pid, worker.0, question.uid
+            ));
             return question.tell(&refused(&io::Error::from_raw_os_error(libc::EACCES)));
         }
         if self.meters.too_many_questions(worker, self.now, QUESTIONS_PER_SECOND_MAX) {

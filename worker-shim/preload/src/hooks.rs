@@ -40,6 +40,20 @@ fn hook(ours: impl FnOnce(&'static State) -> Outcome, libc: impl FnOnce() -> c_i
     }
 }
 
+/// socket(2): a socket that is made here was bound nowhere else.
+///
+/// # Safety
+/// As libc's.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn socket(domain: c_int, kind: c_int, protocol: c_int) -> c_int {
+    // SAFETY: the caller's arguments.
+    let made = unsafe { real::socket(domain, kind, protocol) };
+    if let (0.., Some(state)) = (made, state()) {
+        state.table.note_made(made);
+    }
+    made
+}
+
 /// bind(2).
 ///
 /// # Safety

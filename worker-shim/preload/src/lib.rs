@@ -15,6 +15,7 @@
 //! | `table`, `place`, `identify` | what a descriptor is |
 //! | `listen`, `options`, `epoll`, `fds` | bind, listen, and what the program did to its socket before |
 //! | `accept`, `close` | claims and counted closes |
+//! | `passed` | what the primary need not be asked again |
 //! | `version` | what a program hears when the primary is of another version |
 //!
 //! One way of doing without state: a descriptor that the table does not know (after fork, exec, dup)
@@ -31,6 +32,7 @@ mod identify;
 mod listen;
 mod mail;
 mod options;
+mod passed;
 mod place;
 mod real;
 mod table;

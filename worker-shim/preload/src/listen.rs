@@ -11,7 +11,7 @@ use crate::identify::{What, cookie, identify, real_name};
 use crate::place::{Place, PlaceId};
 use crate::table::Entry;
 use crate::version::{sit, unanswered};
-use crate::{State, epoll, mail, options, real};
+use crate::{State, epoll, mail, options, passed, real};
 use croupier_wire::message::{ADDRESS_MAX, Answer, Kind, RawAddress, Request, Verdict};
 use libc::{SOL_SOCKET, c_int, c_void, sockaddr, socklen_t};
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -89,10 +89,24 @@ pub(crate) fn listen(state: &State, fd: c_int, backlog: c_int) -> Outcome {
 /// The errno for listen(2), of a socket that may well have been bound: what the primary refused with;
 /// `EADDRNOTAVAIL` when it cannot be asked; `ENOBUFS` when all places are taken.
 pub(crate) fn recall(state: &State, fd: c_int) -> Result<Option<PlaceId>, c_int> {
-    if !is_nameless(fd) {
-        return Ok(None);
+    match cookie_of_nameless(fd) {
+        Some(cookie) => recall_by(state, fd, cookie),
+        None => Ok(None),
     }
-    let Some(cookie) = cookie(fd) else { return Ok(None) };
+}
+
+/// As [`recall`], for getsockname(2), which client programs call as often as they like: one question for a
+/// socket, because the primary ends a worker that asks too much. What goes wrong listen(2) says.
+pub(crate) fn recall_once(state: &State, fd: c_int) -> Option<PlaceId> {
+    let cookie = cookie_of_nameless(fd).filter(|cookie| !passed::knows(*cookie))?;
+    let found = recall_by(state, fd, cookie).unwrap_or_default();
+    if found.is_none() {
+        passed::note(cookie);
+    }
+    found
+}
+
+fn recall_by(state: &State, fd: c_int, cookie: u64) -> Result<Option<PlaceId>, c_int> {
     let mut request = Request::new(Kind::Bind, state.contact.token);
     options::for_bind(fd, &mut request);
     request.push_cookie(cookie);
@@ -110,7 +124,11 @@ pub(crate) fn recall(state: &State, fd: c_int) -> Result<Option<PlaceId>, c_int>
     }
 }
 
-/// Whether it is a stream socket that bind(2) and connect(2) could still name.
+/// `SO_COOKIE` of a stream socket that bind(2) and connect(2) could still name.
+fn cookie_of_nameless(fd: c_int) -> Option<u64> {
+    if is_nameless(fd) { cookie(fd) } else { None }
+}
+
 fn is_nameless(fd: c_int) -> bool {
     let Some(name) = real_name(fd) else { return false };
     let Some((family, rest)) = name.bytes().split_first_chunk::<2>() else { return false };

@@ -7,7 +7,7 @@
 use crate::accept::Out;
 use crate::hooks::Outcome;
 use crate::identify::{What, identify};
-use crate::listen::recall;
+use crate::listen::recall_once;
 use crate::place::{PlaceId, Role};
 use crate::table::Entry;
 use crate::{State, real};
@@ -90,11 +90,11 @@ pub(crate) fn read(fd: c_int, (level, name): Name) -> Option<SocketOption> {
 
 /// getsockname(2).
 pub(crate) fn name(state: &State, fd: c_int, out: Out) -> Outcome {
-    // A connection that comes to its name again and again is looked at once.
-    let is_new = state.table.get(fd) == Entry::Unknown;
+    // A connection that comes to its name again and again is looked at once, and a socket that was made
+    // here has no name that we do not know.
+    let is_new = state.table.get(fd) == Entry::Unknown && !state.table.is_made(fd);
     let place = match identify(state, fd) {
-        // What goes wrong here, listen(2) says.
-        What::Foreign if is_new => recall(state, fd).unwrap_or_default().and_then(PlaceId::place),
+        What::Foreign if is_new => recall_once(state, fd).and_then(PlaceId::place),
         What::Foreign => None,
         What::Reserved(id) | What::Channel(id) => id.place(),
     };

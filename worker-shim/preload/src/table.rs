@@ -30,6 +30,8 @@ pub(crate) enum Entry {
 
 const FOREIGN: u8 = 1;
 const CONNECTION: u8 = 2;
+/// [`Entry::Unknown`], but made here by socket(2).
+const MADE: u8 = 3;
 const PLACES_FROM: u8 = 16;
 
 impl Entry {
@@ -97,11 +99,34 @@ impl Table {
     /// the parent's entry and the parent's descriptor stays open: `Unknown`, and nothing is forgotten.
     pub(crate) fn take(&self, fd: c_int) -> Entry {
         match self.get(fd) {
-            Entry::Unknown => Entry::Unknown,
+            Entry::Unknown => {
+                self.swap(fd, (MADE, 0));
+                Entry::Unknown
+            }
             Entry::Foreign | Entry::Connection | Entry::Place(_) if !self.is_ours() => {
                 Entry::Unknown
             }
             Entry::Foreign | Entry::Connection | Entry::Place(_) => self.set(fd, Entry::Unknown),
+        }
+    }
+
+    /// `fd` was made by socket(2): nobody has bound it anywhere.
+    pub(crate) fn note_made(&self, fd: c_int) {
+        self.memory.highest.fetch_max(fd.unsigned_abs(), SeqCst);
+        self.swap(fd, (0, MADE));
+    }
+
+    /// Whether it was, and nothing more is known of it.
+    pub(crate) fn is_made(&self, fd: c_int) -> bool {
+        self.entry(fd).is_some_and(|entry| entry.load(SeqCst) == MADE)
+    }
+
+    fn swap(&self, fd: c_int, (from, to): (u8, u8)) {
+        if let Some(entry) = self.entry(fd)
+            && entry.load(SeqCst) == from
+        {
+            // Another thread's word about the number is the later one.
+            let _ = entry.compare_exchange(from, to, SeqCst, SeqCst);
         }
     }
 

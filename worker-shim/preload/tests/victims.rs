@@ -754,6 +754,38 @@ fn a_program_that_only_hands_sockets_on_keeps_no_place_for_them() {
     primary.nothing_asked();
 }
 
+/// The primary ends a worker that asks it a thousand times a second.
+#[test]
+fn a_client_that_asks_for_names_does_not_ask_the_primary() {
+    let primary = Primary::new(Policy::Deal);
+    let main = r"int main(void) {
+        struct sockaddr_in a; socklen_t n; int status;
+        for (int i = 0; i < 2000; i++) {
+            int s = MUST(socket(AF_INET, SOCK_STREAM, 0)); n = sizeof a;
+            MUST(getsockname(s, (struct sockaddr *)&a, &n)); WANT(n == sizeof a && a.sin_port == 0);
+            MUST(close(s));
+        }
+        // Of these nobody knows where they are from.
+        int one = MUST(syscall(SYS_socket, AF_INET, SOCK_STREAM, 0)), copy;
+        for (int i = 0; i < 2000; i++) {
+            copy = MUST(dup(one)); n = sizeof a;
+            MUST(getsockname(copy, (struct sockaddr *)&a, &n)); WANT(a.sin_port == 0);
+            MUST(close(copy));
+        }
+        if (!MUST(fork())) { n = sizeof a; return getsockname(one, (struct sockaddr *)&a, &n); }
+        MUST(wait(&status)); WANT(status == 0);
+        // A number under which a socket was made is asked about when another comes there.
+        copy = MUST(socket(AF_INET, SOCK_STREAM, 0)); MUST(close(copy));
+        WANT(MUST(syscall(SYS_socket, AF_INET, SOCK_STREAM, 0)) == copy); n = sizeof a;
+        MUST(getsockname(copy, (struct sockaddr *)&a, &n));
+        return 0;
+    }";
+    victim(&primary, "names", main).succeed();
+    let [first, second] = [(); 2].map(|()| primary.asked(Kind::Bind).request.cookie());
+    assert_ne!(first, second);
+    primary.nothing_asked();
+}
+
 #[test]
 fn at_the_limit_of_descriptors_nothing_is_lost() {
     let primary = Primary::new(Policy::Deal);
@@ -1282,5 +1314,5 @@ fn the_library_exports_its_hooks_and_nothing_else() {
     wanted.sort_unstable();
     exported.sort_unstable();
     assert_eq!(exported, wanted);
-    assert_eq!(exported.len(), 16);
+    assert_eq!(exported.len(), 17);
 }
