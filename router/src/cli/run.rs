@@ -568,7 +568,9 @@ pub struct RunArgs {
     )]
     pub stop_exit_codes: Vec<u8>,
 
-    /// Keep trying when every worker has failed, instead of leaving with status 1.
+    /// Keep trying when every worker has failed, instead of leaving with status 1, once one was ready.
+    ///
+    /// Before anybody was ever ready three tries are all, as without it.
     #[arg(
         long,
         env = "CROUPIER_STAY",
