@@ -356,6 +356,7 @@ impl Game {
     fn at(config: Config, mut dice: Dice) -> Self {
         let mut table = Table::new(config, dice.next());
         table.race_permille = dice.below(3) * 100;
+        table.one_queue = dice.permille(500);
         let wild = dice.permille(800);
         // Each with its own policy, whatever the first one has.
         let others =

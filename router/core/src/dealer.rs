@@ -342,9 +342,15 @@ impl Dealer {
             self.share_out(i, listener);
         }
         let (now, pace) = (self.now, self.pace.size());
-        let by_load = self.policies.by_load();
+        let (by_load, loose) = (self.policies.by_load(), self.policies.of(listener).by_load());
         let Some((seat, worker)) = self.both(i) else { return };
         worker.in_flight += 1;
+        if loose {
+            worker.yields_nothing = None;
+            if let Some(taking) = &mut worker.taking {
+                taking.sees_all = false;
+            }
+        }
         seat.recount(worker.sent());
         if by_load {
             seat.window = worker.window.size(pace, now);

@@ -197,6 +197,10 @@ impl Core {
             if worker.lateness != Lateness::Late || !waits || !free {
                 continue;
             }
+            // It would take a look in vain each time, and with some of these none were left for others.
+            if worker.yields_nothing == Some(worker.taken_back + seat.claimed) {
+                continue;
+            }
             if u64::from(*taken) >= seat.queued()
                 || loads.queued_exact(seat.id).unwrap_or(0) <= *taken
             {

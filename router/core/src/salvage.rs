@@ -324,7 +324,8 @@ impl Core {
         if max == 0 || worker.taking.is_some() || worker.take_after > now {
             return;
         }
-        worker.taking = Some(Taking { why, max, got: 0 });
+        let sees_all = worker.in_flight == 0;
+        worker.taking = Some(Taking { why, max, got: 0, sees_all });
         self.ledger.expected += max;
         self.actions.push_back(Action::TakeBack { worker: worker.id, max, whose, why });
     }
@@ -369,11 +370,15 @@ impl Core {
             who.taken_back += u64::from(lost);
         }
         self.dealer.resent(i);
-        let Some(who) = self.dealer.workers.get_mut(i) else { return };
+        let Some((seat, who)) = self.dealer.both(i) else { return };
+        let head = who.taken_back + seat.claimed;
         let Some(taking) = who.taking.take() else { return };
         self.ledger.expected = self.ledger.expected.saturating_sub(taking.max - taking.got);
         if taking.got == 0 && lost == 0 && !empty {
             who.take_after = again;
+            if taking.why == TakeBackReason::Steal && taking.sees_all {
+                who.yields_nothing = Some(head);
+            }
         }
         let count = taking.got;
         let dead = who.state == State::Dead && who.in_flight == 0;

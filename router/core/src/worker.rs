@@ -227,6 +227,8 @@ pub(crate) struct Taking {
     pub(crate) max: u32,
     /// So many have come.
     pub(crate) got: u32,
+    /// Nothing that may be stolen was on its way to the queue meanwhile.
+    pub(crate) sees_all: bool,
 }
 
 /// A worker that became ready beside others that already had connections.
@@ -308,6 +310,9 @@ pub(crate) struct Worker {
     pub(crate) taking: Option<Taking>,
     /// Do not try to take back before then: the last try got stuck, or got nothing.
     pub(crate) take_after: Now,
+    /// The number of the first in its queue, when a steal got nothing and nothing that may be stolen has
+    /// come since: what sticks to it is in the way, until it is claimed.
+    pub(crate) yields_nothing: Option<u64>,
     /// When it was last seen to have claimed at once what it was given; `None`: its last claims were
     /// slow, or it has claimed nothing.
     pub(crate) prompt: Option<Now>,
@@ -381,6 +386,7 @@ impl Worker {
             bells: Bells::LookedAfter,
             taking: None,
             take_after: now,
+            yields_nothing: None,
             prompt: None,
             audit: Audit::default(),
             probe: ReadyProbe::Due { after: now },

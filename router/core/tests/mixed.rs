@@ -181,6 +181,46 @@ fn who_sticks_waits_for_a_late_worker_and_nobody_else_does() {
     assert_eq!(table.core.poll_timeout(), None, "an idle primary does not wake up");
 }
 
+/// More late workers than looks before one is tried again, in whose queues the first sticks, and one that
+/// has something to steal and is late last: it gets its look.
+#[test]
+fn what_can_be_stolen_is_not_kept_by_those_who_have_nothing() {
+    for one_queue in [true, false] {
+        let mut table = Table::with(config(9, Policy::Least), &ALL);
+        table.one_queue = one_queue;
+        table.habits = Box::new(|_, _, _| Habit {
+            listeners: vec![TURNS, STICKS, LOADS],
+            ..Habit::blocking(MS)
+        });
+        table.start();
+        let mut homes = BTreeMap::new();
+        for client in (0..250).map(host) {
+            homes.entry(one_of(&mut table, STICKS, client)).or_insert(client);
+        }
+        assert_eq!(homes.len(), 9, "somebody has no client: {homes:?}");
+        // Who serves on has all of its time for what is stolen, one look after the other.
+        for worker in 1..=8 {
+            table.room.players.get_mut(&worker).unwrap().habit.stuck_until = table.now + 100 * SEC;
+        }
+        for worker in 1..=7 {
+            table.client_on(STICKS, homes[&worker]);
+        }
+        table.run_for(5 * MS);
+        let loose: Vec<u64> = (0..3).map(|_| table.client_on(TURNS, Client::Local)).collect();
+        table.run_for(5 * MS);
+        let at_8: Vec<u64> =
+            loose.iter().copied().filter(|serial| given(&table, *serial) == 8).collect();
+        assert!(!at_8.is_empty(), "{}", table.picture());
+        table.run_for(400 * MS);
+        for serial in &at_8 {
+            assert!(table.story.served.contains(serial), "{one_queue}: {}", table.picture());
+        }
+        let stolen: Vec<u64> =
+            table.story.taken_back.iter().map(|(_, serial, ..)| *serial).collect();
+        assert!(stolen.iter().all(|serial| loose.contains(serial)), "{stolen:?}");
+    }
+}
+
 /// A worker that leaves keeps what sticks to it, and gives back what does not.
 #[test]
 fn who_leaves_keeps_what_sticks_and_gives_back_the_rest() {

@@ -204,6 +204,8 @@ pub(crate) struct Table {
     full_at: u64,
     /// Chance, in thousandths, that a worker runs just before its doorbell is set.
     pub(crate) race_permille: u64,
+    /// All listeners are for one of the program's: what may be taken back stands behind what may not.
+    pub(crate) one_queue: bool,
     /// The process does not run: nothing happens in it until then.
     pub(crate) asleep_until: u64,
     pub(crate) connections: u64,
@@ -253,6 +255,7 @@ impl Table {
             full_permille: 0,
             full_at: 0,
             race_permille: 0,
+            one_queue: false,
             asleep_until: 0,
             connections: 0,
             conns: Vec::new(),
@@ -980,7 +983,7 @@ impl Table {
         if !given_up {
             self.taking.remove(&worker);
         }
-        let policies = self.room.policies.clone();
+        let (policies, one_queue) = (self.room.policies.clone(), self.one_queue);
         let (mut conns, empty, why) = match self.room.players.get_mut(&worker) {
             None => (VecDeque::new(), true, TakeBackReason::Death),
             Some(player) => {
@@ -990,7 +993,8 @@ impl Table {
                 };
                 let mut conns = VecDeque::new();
                 for conn in std::mem::take(&mut player.queue) {
-                    let taken = conns.len() < max as usize && !stays(&conn);
+                    let behind = one_queue && !player.queue.is_empty();
+                    let taken = conns.len() < max as usize && !behind && !stays(&conn);
                     if taken { &mut conns } else { &mut player.queue }.push_back(conn);
                 }
                 player.taken += u64::try_from(conns.len()).unwrap();
