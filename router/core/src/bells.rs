@@ -11,7 +11,7 @@ use crate::dealer::{Dealer, Total};
 use crate::event::{Action, Loads};
 use crate::primary::Bells;
 use crate::scheduler::{Ask, Origin};
-use crate::seat::{Seat, Standing};
+use crate::seat::{Listens, Seat, Standing};
 use crate::window::low_mark;
 use crate::worker::{Bell, Worker};
 
@@ -98,10 +98,15 @@ impl Dealer {
         }
     }
 
-    /// Whether somebody's bell is spent, as far as was looked.
-    pub(crate) fn some_rang(&self) -> bool {
+    /// Whether the bell of somebody who serves one of these listeners is spent, as far as was looked.
+    /// Where [`Dealer::set_bells`] writes none, one that is spent stays so, and says nothing.
+    pub(crate) fn some_rang(&self, waits: impl Fn(&Listens) -> bool) -> bool {
         let mut all = self.seats.iter().zip(&self.workers);
-        all.any(|(seat, worker)| worker.bell.is_set() && has_rung(seat, worker.bell))
+        all.any(|(seat, worker)| {
+            let written =
+                !matches!(seat.standing, Standing::Away | Standing::Resting | Standing::Paused);
+            written && worker.bell.is_set() && has_rung(seat, worker.bell) && waits(&seat.listens)
+        })
     }
 
     /// What one worker's bell would say is not wanted any more.

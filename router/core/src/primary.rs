@@ -22,7 +22,7 @@ use crate::recycle::Recycle;
 use crate::reload::Reload;
 use crate::restart::Dice;
 use crate::scheduler::{Ask, Origin};
-use crate::seat::LISTENERS_MAX;
+use crate::seat::{LISTENERS_MAX, Listens};
 #[cfg(debug_assertions)]
 use crate::seat::{Seat, Standing};
 #[cfg(debug_assertions)]
@@ -532,11 +532,23 @@ impl Core {
         if !wait_still {
             self.dealer.clear_bells(&mut self.actions);
             self.bells = Bells::LookedAfter;
-        } else if self.dealer.policies.differ() && self.dealer.some_rang() {
+        } else if self.dealer.policies.differ() && self.some_rang() {
             // Whose clients are all dealt now had set a bell that has rung; those who wait still want theirs.
             self.look_again = Some(self.dealer.now.after(Duration::from_nanos(1)));
             self.find_deadline();
         }
+    }
+
+    /// Whether a bell that is spent is one that somebody still waits for.
+    fn some_rang(&self) -> bool {
+        let mut waits = Listens::default();
+        for (id, listener) in (0..).map(ListenerId).zip(&self.listeners) {
+            if listener.as_ref().is_some_and(|listener| listener.waiting) {
+                waits.insert(id);
+            }
+        }
+        // What waits in hand may be of any.
+        self.dealer.some_rang(|listens| self.debts || listens.meets(&waits))
     }
 
     /// Everything that does not happen for every connection.
