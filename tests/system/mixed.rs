@@ -91,7 +91,8 @@ fn what_waits_for_a_late_worker_is_stolen_from_one_address_and_stays_at_the_othe
     let program = guard.write("two.py", TWO_PORTS).display().to_string();
     let words = ["python3".to_owned(), program, loads.to_string(), sticks.to_string()];
     let listens = [(loads, loads, "least"), (sticks, sticks, "ip")];
-    file(&guard, &words, &listens, "workers = 2\nstall-after = \"100ms\"\n");
+    // Long enough that what sticks is there before something is stolen.
+    file(&guard, &words, &listens, "workers = 2\nstall-after = \"2s\"\n");
     let croupier = guard.run::<&str>([]).ready();
     let slot = |client: &Client| client.get("/").unwrap().value("slot=").unwrap();
     let home = |client: &Client| slot(client) == 0;
@@ -100,10 +101,21 @@ fn what_waits_for_a_late_worker_is_stolen_from_one_address_and_stays_at_the_othe
 
     let victim = croupier.status().slot(0).unwrap().pid.unwrap();
     stop_process(victim);
+    let queued = |count: u32| {
+        croupier.wait_status("so many are queued", |status| {
+            status.slot(0).filter(|worker| worker.queued == Some(count.into())).map(|_| ())
+        });
+    };
+    // With nothing to do, each has one of two, and one is where nothing is done.
+    let loose: Vec<_> = (0..2).map(|_| Client::port(loads).send("/").unwrap()).collect();
+    queued(1);
     let waits: Vec<_> = (0..3).map(|_| stuck.send("/").unwrap()).collect();
-    croupier.wait_status("they are dealt", |status| {
-        status.slot(0).filter(|worker| worker.queued == Some(3)).map(|_| ())
-    });
+    queued(4);
+    for pending in loose {
+        assert_eq!(pending.reply().unwrap().value("slot="), Some(1));
+    }
+    queued(3);
+    assert_eq!(croupier.status().totals.stolen, 1);
     // Dealt by load, all are served, though one worker stands: those that came to it are stolen.
     for _ in 0..20 {
         assert_eq!(slot(&Client::port(loads)), 1);
@@ -118,6 +130,12 @@ fn what_waits_for_a_late_worker_is_stolen_from_one_address_and_stays_at_the_othe
     croupier.wait_status("it waits there too", |status| {
         status.slot(0).filter(|worker| worker.queued == Some(4)).map(|_| ())
     });
+    // Only what sticks is left there; more of the others changes nothing.
+    for _ in 0..20 {
+        assert_eq!(slot(&Client::port(loads)), 1);
+    }
+    assert_eq!(croupier.status().totals.stolen, 1);
+    queued(4);
     kill(Pid::from_raw(victim), Signal::SIGCONT).unwrap();
     for pending in waits.into_iter().chain([last]) {
         assert_eq!(pending.reply().unwrap().value("slot="), Some(0));

@@ -431,18 +431,6 @@ impl Primary {
         Ok(())
     }
 
-    /// Whose connections those are that come back out of one queue for all these listeners, which all
-    /// workers share: without a mark, and with one.
-    fn by_mark(&self, first: ListenerId, also: &[ListenerId]) -> [ListenerId; 2] {
-        let sticks = |id: &ListenerId| {
-            let listener = self.listeners.get(usize::from(id.0));
-            listener.is_some_and(|listener| listener.policy == Policy::Ip)
-        };
-        let mut all = std::iter::once(first).chain(also.iter().copied());
-        let loose = all.clone().find(|id| !sticks(id)).unwrap_or(first);
-        [loose, all.find(sticks).unwrap_or(first)]
-    }
-
     /// Answers a listen with a channel, or with the socket itself.
     fn hand_out(
         &mut self,
@@ -454,7 +442,10 @@ impl Primary {
     ) -> io::Result<()> {
         let gone = || io::Error::from_raw_os_error(libc::ESRCH);
         let depth = self.launcher.queue_depth();
-        let by_mark = self.by_mark(listener, &also);
+        let by_mark = by_mark(listener, &also, |id| {
+            let known = self.listeners.get(usize::from(id.0));
+            known.is_some_and(|listener| listener.policy == Policy::Ip)
+        });
         let found = self.workers.get_mut(worker).ok_or_else(gone)?;
         let mut new: Vec<ListenerId> = std::iter::once(listener).chain(also.clone()).collect();
         new.retain(|listener| !found.listens_on(*listener));
@@ -586,9 +577,40 @@ fn claims(spec: &ListenSpec, public: &ListenAddress, asked: &ListenAddress) -> b
     }
 }
 
+/// Whose connections those are that come back out of one queue for all these listeners, which all
+/// workers share: without a mark, and with one.
+fn by_mark(
+    first: ListenerId,
+    also: &[ListenerId],
+    sticks: impl Fn(&ListenerId) -> bool,
+) -> [ListenerId; 2] {
+    let mut all = std::iter::once(first).chain(also.iter().copied());
+    let loose = all.clone().find(|id| !sticks(id)).unwrap_or(first);
+    [loose, all.find(sticks).unwrap_or(first)]
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_mark_says_whose_a_connection_of_a_shared_queue_is() {
+        let ids = |numbers: &[u16]| numbers.iter().copied().map(ListenerId).collect::<Vec<_>>();
+        // By load are the odd ones.
+        #[rustfmt::skip]
+        let table: [(u16, &[u16], [u16; 2]); 6] = [
+            (1, &[],        [1, 1]),
+            (2, &[],        [2, 2]),
+            (1, &[2],       [1, 2]),
+            (2, &[1],       [1, 2]),
+            (4, &[2, 3, 5], [3, 4]),
+            (5, &[3, 2, 4], [5, 2]),
+        ];
+        for (first, also, expected) in table {
+            let found = by_mark(ListenerId(first), &ids(also), |id| id.0 % 2 == 0);
+            assert_eq!(found, expected.map(ListenerId), "{first} and {also:?}");
+        }
+    }
 
     #[test]
     fn a_listener_that_is_gone_gives_its_place_to_no_other() {
