@@ -129,7 +129,7 @@ fn flags_that_exclude_each_other_say_which_to_leave_out() {
         (["--log-file", "/x", "--raw-output"].as_slice(), "leave one of them out"),
         (
             &["-p", "rr", "--sticky-bound", "2"],
-            "limits sticky clients, and -p rr has none; add -p ip",
+            "limits sticky clients, and -p rr has none; use ip there",
         ),
         (&["-p", "shared", "--ready-probe", "tcp"], "under -p shared workers accept by themselves"),
         (&["-p", "shared", "--max-total", "5"], "--max-total counts what is dealt, and -p shared"),

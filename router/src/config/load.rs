@@ -501,7 +501,20 @@ MODE = "dev"
         assert!(folder.load(&both, &["--sticky-bound", "1.25", "x"]).is_ok());
         let why =
             folder.load(&both, &["--profile", "dev", "--sticky-bound", "1.25", "x"]).unwrap_err();
-        assert!(why.starts_with("--sticky-bound limits sticky clients"), "{why}");
+        assert_eq!(
+            why,
+            "--sticky-bound limits sticky clients, and policy rr (c.toml:13) has none; use ip there"
+        );
+        let all = listens(&[(":80", "rr"), (":81", "ip")]);
+        let why = folder.load(&all, &["--adapter", "listen-fds", "x"]).unwrap_err();
+        assert!(why.contains("so policy rr (c.toml:3) cannot deal; use -p shared"), "{why}");
+        // Nobody is left for it.
+        for policy in ["shared", "rr"] {
+            let why = folder.load(&all, &["-p", policy, "x"]).unwrap_err();
+            let wanted = "is for addresses without a policy of their own, and each has one (c.toml:3, \
+                          c.toml:6); leave it out, or change those lines";
+            assert_eq!(why, format!("-p {policy} {wanted}"));
+        }
         let twice = folder.why(&listens(&[(":80", ""), (":80", "ip")]));
         assert_eq!(twice, "-l :80: given twice");
         // All of one kind that deals nothing: as if it had been said once.

@@ -166,7 +166,7 @@ impl RunConfig {
         let in_file = args.from_file.workers;
         let workers = choose_workers(args.workers, in_file, args.worker_memory, around)?;
         let policies = policies_of(&listen, policy);
-        let core = core_config(&args, (policy, &policies), &workers, &name)?;
+        let core = core_config(&args, (policy, &policies), &listen, &workers, &name)?;
         let max_rss = choose_max_rss(args.max_rss, &workers, around)?;
         let care = Care::new(&args)?;
         if args.raw_output && args.log_file.is_some() {
@@ -260,13 +260,14 @@ fn policies_of(listen: &[ListenSpec], default: Policy) -> Vec<Policy> {
 fn core_config(
     args: &RunArgs,
     (policy, policies): (Policy, &[Policy]),
+    listen: &[ListenSpec],
     workers: &Workers,
     name: &str,
 ) -> Result<Config, ConfigError> {
     if args.sticky_bound.is_some() && !policies.contains(&Policy::Ip) {
         return Err(ConfigError::Conflict(format!(
-            "--sticky-bound limits sticky clients, and -p {} has none; add -p ip",
-            policy_name(policy)
+            "--sticky-bound limits sticky clients, and {} has none; use ip there",
+            who_said(args, listen, policy)
         )));
     }
     if args.ready_probe.is_some() && !policy.by_hand() {
@@ -401,6 +402,33 @@ fn choose_max_rss(
     }
 }
 
+/// Who said that this policy is to be: the file's line for an address, where every address has its own.
+fn who_said(args: &RunArgs, listen: &[ListenSpec], policy: Policy) -> String {
+    let name = policy_name(policy);
+    let own = listen.iter().all(|spec| spec.policy.is_some());
+    let mut places = args.from_file.policies.iter().flatten();
+    match places.find(|(known, _)| *known == policy) {
+        Some((_, place)) if own => format!("policy {name} ({place})"),
+        Some(_) | None => format!("-p {name}"),
+    }
+}
+
+/// A policy for those that have none, where all have one, would be in force nowhere.
+fn refuse_policy_of_nobody(args: &RunArgs, listen: &[ListenSpec]) -> Result<(), ConfigError> {
+    let Some(policy) = args.policy else { return Ok(()) };
+    if listen.is_empty() || listen.iter().any(|spec| spec.policy.is_none()) {
+        return Ok(());
+    }
+    let lines: Vec<String> =
+        args.from_file.policies.iter().flatten().map(|(_, place)| place.to_string()).collect();
+    Err(ConfigError::Conflict(format!(
+        "-p {} is for addresses without a policy of their own, and each has one ({}); leave it out, or \
+         change those lines",
+        policy_name(policy),
+        lines.join(", ")
+    )))
+}
+
 /// The policy of addresses that have none of their own; where all have, the first one's.
 fn default_policy(args: &RunArgs, around: &Surroundings, listen: &[ListenSpec]) -> Policy {
     if let Some(first) = listen.first().and_then(|spec| spec.policy)
@@ -461,15 +489,16 @@ fn choose_policy(
     around: &Surroundings,
     listen: &[ListenSpec],
 ) -> Result<Policy, ConfigError> {
+    refuse_policy_of_nobody(args, listen)?;
     let policy = default_policy(args, around, listen);
     refuse_two_kinds(args, policy, listen)?;
     let hands_off = policy.by_hand();
     if args.adapter == AdapterChoice::ListenFds {
         if hands_off {
             return Err(ConfigError::Conflict(format!(
-                "--adapter listen-fds gives workers the listening socket itself, so -p {} cannot \
+                "--adapter listen-fds gives workers the listening socket itself, so {} cannot \
                  deal; use -p shared or -p reuseport",
-                policy_name(policy)
+                who_said(args, listen, policy)
             )));
         }
         if listen.is_empty() {

@@ -236,7 +236,7 @@ fn listen_fds_needs_an_address_and_no_dealing() {
     let config = config(&with(&["-l", ":80", "x"]));
     assert_eq!((config.core.policy, config.core.ready), (Policy::Shared, ReadyRule::Start));
     assert!(refusal(&["-p", "reuseport", "-l", "/a", "x"]).contains("-p shared"));
-    assert!(refusal(&["--sticky-bound", "1.5", "x"]).contains("-p ip"));
+    assert!(refusal(&["--sticky-bound", "1.5", "x"]).contains("use ip there"));
 }
 
 #[test]
