@@ -143,6 +143,57 @@ fn what_waits_for_a_late_worker_is_stolen_from_one_address_and_stays_at_the_othe
     croupier.stop_well();
 }
 
+/// What a dead worker leaves in the one queue of two addresses goes to the others as it came: by load, or
+/// where its address belongs.
+#[test]
+fn what_the_dead_leave_is_dealt_as_its_address_is() {
+    let guard = Guard::new("mixed-dead");
+    let [own, loads, sticks] = std::array::from_fn(|_| guard.port());
+    let (go, hold) = (guard.fifo("go"), guard.path("hold"));
+    let script = format!(
+        "if [ $CROUPIER_SLOT = 0 -a -e {} ]; then read go < {}; fi; exec {}",
+        hold.display(),
+        go.display(),
+        server(own).join(" ")
+    );
+    let words = ["sh".to_owned(), "-c".to_owned(), script];
+    // Nothing is stolen meanwhile.
+    let more = "workers = 3\nstall-after = \"60s\"\n";
+    file(&guard, &words, &[(loads, own, "least"), (sticks, own, "ip")], more);
+    let croupier = guard.run::<&str>([]).ready();
+    let slot = |client: &Client| client.get("/").unwrap().value("slot=").unwrap();
+    let mut hosts = (1..=200).map(|i| Client::port(sticks).from(Ipv4Addr::new(127, 6, 0, i)));
+    let stuck = hosts.find(|client| slot(client) == 0).expect("one of 200 belongs to slot 0");
+
+    std::fs::write(&hold, "").unwrap();
+    let victim = croupier.status().slot(0).unwrap().pid.unwrap();
+    stop_process(victim);
+    let queued = |count: u64| {
+        croupier.wait_status("so many are queued", |status| {
+            status.slot(0).filter(|worker| worker.queued == Some(count)).map(|_| ())
+        });
+    };
+    let loose: Vec<_> = (0..3).map(|_| Client::port(loads).send("/").unwrap()).collect();
+    queued(1);
+    let waits: Vec<_> = (0..8).map(|_| stuck.send("/").unwrap()).collect();
+    queued(9);
+    kill(Pid::from_raw(victim), Signal::SIGKILL).unwrap();
+    for pending in loose {
+        assert_ne!(pending.reply().unwrap().value("slot="), Some(0));
+    }
+    let mut places: Vec<Option<i32>> =
+        waits.into_iter().map(|pending| pending.reply().unwrap().value("slot=")).collect();
+    places.dedup();
+    assert_eq!(places.len(), 1, "of one address, with its slot down: {places:?}");
+    assert_ne!(places, [Some(0)]);
+    assert_eq!(croupier.status().totals.salvaged, 9);
+    std::fs::write(&go, "go\n").unwrap();
+    croupier.wait_status("slot 0 is back", |status| {
+        status.slot(0).filter(|worker| worker.pid != Some(victim)).map(|_| ())
+    });
+    croupier.stop_well();
+}
+
 /// Clients that stick wait until every slot is there, the others do not.
 #[test]
 fn only_the_address_that_sticks_waits_for_everybody_at_the_start() {
