@@ -92,7 +92,7 @@ fn what_waits_for_a_late_worker_is_stolen_from_one_address_and_stays_at_the_othe
     let words = ["python3".to_owned(), program, loads.to_string(), sticks.to_string()];
     let listens = [(loads, loads, "least"), (sticks, sticks, "ip")];
     // Long enough that what sticks is there before something is stolen.
-    file(&guard, &words, &listens, "workers = 2\nstall-after = \"2s\"\n");
+    file(&guard, &words, &listens, "workers = 2\nstall-after = \"6s\"\n");
     let croupier = guard.run::<&str>([]).ready();
     let slot = |client: &Client| client.get("/").unwrap().value("slot=").unwrap();
     let home = |client: &Client| slot(client) == 0;

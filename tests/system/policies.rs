@@ -2,7 +2,9 @@
 
 use std::ffi::OsString;
 
-use croupier_tests::{Client, Croupier, Guard, example, hammer, soak_or, stop_process};
+use croupier_tests::{
+    Client, Croupier, Guard, PATIENCE, example, hammer, soak_or, stop_process, wait_until,
+};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -126,6 +128,47 @@ fn reuseport_empties_the_socket_of_a_slot_that_is_down() {
     std::fs::write(&go, "go\n").unwrap();
     croupier.wait_status("slot 0 up", |status| status.slot(0).map(|_| ()));
     assert_eq!(hammer(&Client::port(port), 8, 40, slash).failures, []);
+    croupier.stop_well();
+}
+
+/// Ready by the first of two ports, a worker's next one listens on the second later.
+#[test]
+fn reuseport_sends_clients_to_what_a_ready_worker_listens_on_later() {
+    const SOURCE: &str = r#"
+import os, select, socket, sys
+slot, (first, second, hold, go) = os.environ["CROUPIER_SLOT"], sys.argv[1:]
+listeners = [socket.create_server(("127.0.0.1", int(first)))]
+if slot == "0" and os.path.exists(hold):
+    open(go).read()
+listeners.append(socket.create_server(("127.0.0.1", int(second))))
+while True:
+    for ready in select.select(listeners, [], [])[0]:
+        client, _ = ready.accept()
+        client.recv(4096)
+        body = f"slot={slot}\n"
+        client.sendall(f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode())
+        client.close()
+"#;
+    let guard = Guard::new("reuseport-later");
+    let [first, second] = std::array::from_fn(|_| guard.port());
+    let program = guard.write("later.py", SOURCE).display().to_string();
+    let (hold, go) = (guard.path("hold"), guard.fifo("go"));
+    let (a, b) = (first.to_string(), second.to_string());
+    let (held, gone) = (hold.display().to_string(), go.display().to_string());
+    let words = ["-w", "2", "-p", "reuseport", "--", "python3", &program, &a, &b, &held, &gone];
+    let croupier = guard.run(words).ready();
+    std::fs::write(&hold, "").unwrap();
+    let lost = croupier.status().slot(0).unwrap().pid.unwrap();
+    kill(Pid::from_raw(lost), Signal::SIGKILL).unwrap();
+    croupier.wait_status("slot 0 ready again", |status| {
+        let next = status.slot(0).filter(|worker| worker.pid != Some(lost))?;
+        (next.state == "ready").then_some(())
+    });
+    std::fs::write(&go, "go\n").unwrap();
+    wait_until(PATIENCE, "slot 0 to serve the second port", || {
+        let slot = Client::port(second).get("/").unwrap().value("slot=");
+        if slot == Some(0) { Ok(()) } else { Err(slot) }
+    });
     croupier.stop_well();
 }
 

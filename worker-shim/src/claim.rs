@@ -8,11 +8,12 @@
 //! is left, another process that takes at the same moment, cost one connection; that is `EMFILE`, too.
 //! **Never** allocates, locks, or blocks other than as the channel's own `O_NONBLOCK` says.
 
-use croupier_wire::fdpass::{self, Received, check};
+use croupier_wire::fdpass::{Received, check};
 use croupier_wire::memory::{map_page, map_wiped_on_fork, stat};
 use croupier_wire::message::{HANDOFF_LEN, Handoff};
 use croupier_wire::page::{Bell, HEAD_GONE, Line, Page};
-use croupier_wire::room::{LOOK_EVERY, Room, monotonic, soft_limit};
+use croupier_wire::room::soft_limit;
+use croupier_wire::take::Taker;
 use libc::c_int;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
@@ -50,9 +51,7 @@ struct Own {
     line: AtomicPtr<Line>,
     /// Not 0: the page has no line left for us.
     lineless: AtomicI32,
-    room: Room,
-    /// The channel that was non-blocking when last asked; 0: none.
-    nonblocking: AtomicI32,
+    taker: Taker,
     /// A `GONE_…` value.
     gone: AtomicI32,
 }
@@ -133,7 +132,8 @@ impl Seat {
         };
         let cloexec = if flags & libc::SOCK_CLOEXEC != 0 { libc::MSG_CMSG_CLOEXEC } else { 0 };
         let (mut bytes, mut fd) = ([0; HANDOFF_LEN], [None]);
-        let received = match self.receive(own, channel, &mut bytes, &mut fd, cloexec) {
+        let alone = self.is_alone();
+        let received = match own.taker.take(channel, &mut bytes, &mut fd, cloexec, alone) {
             Ok((Received::Ended, _)) => return Claim::Ended,
             Ok((Received::Message(len), now)) => {
                 Handoff::decode(bytes.get(..len).unwrap_or(&[])).map(|handoff| (handoff, now))
@@ -152,7 +152,7 @@ impl Seat {
         if page.totals.nonblocking.load(SeqCst) != hint {
             page.totals.nonblocking.store(hint, SeqCst);
         }
-        own.room.took(fd.as_raw_fd());
+        own.taker.took(fd.as_raw_fd());
         let waited = now.saturating_sub(handoff.accepted_at) / 1000;
         self.ring(page.count_claim(own.line(page), waited));
         Claim::Taken(fd, handoff)
@@ -239,55 +239,6 @@ impl Seat {
         // SAFETY: null, or a `char` of libc's that lives as long as the process.
         unsafe { self.alone.load(SeqCst).as_ref() }.is_some_and(|one| one.load(SeqCst) != 0)
     }
-
-    /// Takes a message, and says when. While a thread sleeps others may use up what is free, so where
-    /// there are others it sleeps before the recvmsg(2) that takes, and not in it.
-    fn receive(
-        &self,
-        own: &Own,
-        channel: BorrowedFd<'_>,
-        bytes: &mut [u8; HANDOFF_LEN],
-        fd: &mut [Option<OwnedFd>; 1],
-        flags: c_int,
-    ) -> io::Result<(Received, u64)> {
-        let number = channel.as_raw_fd();
-        loop {
-            let begun = monotonic();
-            let room = own.room.has(begun);
-            // A channel known as non-blocking is not asked again when it is empty.
-            let known = own.nonblocking.load(SeqCst) == number;
-            let direct = room && (known || self.is_alone());
-            let flags = if direct { flags } else { flags | libc::MSG_DONTWAIT };
-            let received = if room {
-                fdpass::recv(channel, bytes, fd, flags)
-            } else {
-                own.room.in_turn(|| fdpass::recv_or_leave(channel, bytes, fd, flags))
-            };
-            let now = monotonic();
-            match received {
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock && !direct => {}
-                Err(e) => {
-                    if e.raw_os_error() == Some(libc::EMFILE) {
-                        own.room.ran_out();
-                    }
-                    return Err(e);
-                }
-                Ok(received) => {
-                    if direct && known && now.saturating_sub(begun) >= LOOK_EVERY {
-                        // It has slept: the program has made the channel a blocking one.
-                        own.nonblocking.store(0, SeqCst);
-                    }
-                    return Ok((received, now));
-                }
-            }
-            if let Err(e) = fdpass::sleep(channel) {
-                if e.kind() == io::ErrorKind::WouldBlock {
-                    own.nonblocking.store(number, SeqCst);
-                }
-                return Err(e);
-            }
-        }
-    }
 }
 
 impl Own {
@@ -346,8 +297,10 @@ fn is_anonymous(number: c_int) -> bool {
 mod tests {
     use super::*;
     use croupier_wire::page::{PAGE_LEN, PAGE_MAGIC, WAITED_BUCKETS};
+    use croupier_wire::room::monotonic;
 
     const SEALS: c_int = libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_SEAL;
+    use croupier_wire::fdpass;
     use croupier_wire::message::RawAddress;
     use std::io::{Read, Seek};
     use std::os::fd::AsFd;

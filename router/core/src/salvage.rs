@@ -370,13 +370,15 @@ impl Core {
             who.taken_back += u64::from(lost);
         }
         self.dealer.resent(i);
+        // Where nothing sticks it has failed, as for want of a descriptor, and is tried again.
+        let mixed = self.dealer.policies.mixed();
         let Some((seat, who)) = self.dealer.both(i) else { return };
         let head = who.taken_back + seat.claimed;
         let Some(taking) = who.taking.take() else { return };
         self.ledger.expected = self.ledger.expected.saturating_sub(taking.max - taking.got);
         if taking.got == 0 && lost == 0 && !empty {
             who.take_after = again;
-            if taking.why == TakeBackReason::Steal && taking.sees_all {
+            if mixed && taking.why == TakeBackReason::Steal && taking.sees_all {
                 who.yields_nothing = Some(head);
             }
         }

@@ -48,7 +48,8 @@ impl Primary {
             Action::AdoptSockets { slot, adopt } => self.adopt(slot, adopt),
             Action::Finish(outcome) => self.outcome = Some(outcome),
             Action::Report(report) => {
-                if matches!(report, Report::Ready { .. }) {
+                // Who listens once it is ready would else be left out of what was attached before.
+                if matches!(report, Report::Ready { .. } | Report::Listens { .. }) {
                     self.steer();
                 }
                 self.report(report);

@@ -1270,7 +1270,7 @@ fn a_vforked_child_that_closes_everything_changes_nothing_in_its_parent() {
     let primary = Primary::new(Policy::Deal);
     let victim = python(
         &primary,
-        "import socket, subprocess\n\
+        "import signal, socket, subprocess\n\
          s = socket.create_server(('127.0.0.1', 8000))\n\
          held, _ = s.accept()\n\
          for _ in range(3):\n\
@@ -1278,7 +1278,7 @@ fn a_vforked_child_that_closes_everything_changes_nothing_in_its_parent() {
          \x20   out = subprocess.run(['echo', 'child'], capture_output=True, close_fds=True)\n\
          \x20   c.sendall(out.stdout); c.close()\n\
          held.sendall(b'held'); held.close()\n\
-         s.accept()",
+         s.accept(); signal.pause()",
     );
     let channel = primary.listening();
     let held = channel.deal();

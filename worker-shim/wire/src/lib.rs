@@ -7,6 +7,7 @@
 //! | [`fdpass`] | one message with descriptors, in and out |
 //! | [`memory`] | maps the page, and memory that a forked child must not inherit |
 //! | [`room`] | how near a process is to its limit of descriptors |
+//! | [`take`] | messages taken so that no descriptor is lost for want of a number |
 //! | [`control`] | a worker's process asks the primary |
 //! | [`post`] | messages between the primary and a worker's process |
 //!
@@ -20,3 +21,4 @@ pub mod message;
 pub mod page;
 pub mod post;
 pub mod room;
+pub mod take;

@@ -130,6 +130,7 @@ fn are_free(from: c_int, limit: c_int) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::fd::{FromRawFd, OwnedFd};
 
     #[test]
     fn a_look_is_good_until_what_it_found_may_be_used_up() {
@@ -146,6 +147,15 @@ mod tests {
         room.ran_out();
         assert!(!room.has(begun + LOOK_EVERY + 1));
         assert!(room.has(begun + 2 * LOOK_EVERY));
-        assert!(!are_free(0, 3), "of three numbers all are in use, and there are no more");
+        let _files: Vec<OwnedFd> = (300..316)
+            .map(|number| {
+                // SAFETY: duplicates a descriptor to a number of at least this.
+                let copy = unsafe { libc::fcntl(0, libc::F_DUPFD_CLOEXEC, number) };
+                assert!(copy >= number, "{}", std::io::Error::last_os_error());
+                // SAFETY: made in the line above.
+                unsafe { OwnedFd::from_raw_fd(copy) }
+            })
+            .collect();
+        assert!(!are_free(300, 316));
     }
 }
