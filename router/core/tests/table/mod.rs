@@ -1106,7 +1106,9 @@ impl Table {
             let well = well && !paused.contains(&player.id.0);
             well && player.listens.contains(&0)
         };
-        for player in self.room.players.values().filter(alive).filter(|p| p.habit.honest()) {
+        // After one that was lost the shell looks, within 320 ms, whatever the turn was about.
+        let heard = |player: &&Player| player.habit.honest() && !player.habit.bell_lost;
+        for player in self.room.players.values().filter(alive).filter(heard) {
             assert!(
                 player.ring_at == 0 || player.claimed < player.ring_at,
                 "worker {} has passed its mark at {} and will not ring: {}",
