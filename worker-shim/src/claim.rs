@@ -40,7 +40,7 @@ pub struct Seat {
     page: AtomicPtr<Page>,
     own: AtomicPtr<Own>,
     bell: AtomicI32,
-    /// libc's word on whether this process has one thread only; null where it has none.
+    /// libc's word on whether this process has one thread only; null: not known.
     alone: AtomicPtr<AtomicU8>,
 }
 
@@ -74,6 +74,14 @@ impl Seat {
         }
     }
 
+    /// Finds out where libc says that this process has one thread only: glibc 2.32 and later do. Until then,
+    /// and with another libc, there may be more. dlsym(3) may lock and allocate, so this is not for hooks.
+    pub fn know_libc(&self) {
+        // SAFETY: the name is a C string.
+        let alone = unsafe { libc::dlsym(libc::RTLD_DEFAULT, c"__libc_single_threaded".as_ptr()) };
+        self.alone.store(alone.cast(), SeqCst);
+    }
+
     /// Sits down at the page that an answer of the primary brought. Does nothing when seated: the
     /// page of a worker is one.
     ///
@@ -96,10 +104,6 @@ impl Seat {
         }
         self.bell.store(high.unwrap_or(number), SeqCst);
         self.own.store(own, SeqCst);
-        // glibc 2.32 and later have it; a libc without it has a program that may have more threads.
-        // SAFETY: the name is a C string.
-        let alone = unsafe { libc::dlsym(libc::RTLD_DEFAULT, c"__libc_single_threaded".as_ptr()) };
-        self.alone.store(alone.cast(), SeqCst);
         // Last: whoever sees the page may use all of it. Of two threads at once, one mapping is lost.
         self.page.store(mapped.as_ptr(), SeqCst);
         Ok(())

@@ -226,7 +226,7 @@ impl TcpListener {
             (Verdict::Socket, [page, bell, Some(socket), channel]) => {
                 let mail = match (page, bell, channel) {
                     (Some(page), Some(bell), Some(channel)) => {
-                        SEAT.take(&page, bell).map_err(unseated)?;
+                        worker::sit(&page, bell).map_err(unseated)?;
                         let channel = UnixDatagram::from(channel);
                         channel.set_nonblocking(true)?;
                         Some(channel.into())
@@ -244,7 +244,7 @@ impl TcpListener {
                 if socket.local_addr().is_ok() {
                     return Ok(Some(Self { socket, source: Source::Given(opened) }));
                 }
-                SEAT.take(&page, bell).map_err(unseated)?;
+                worker::sit(&page, bell).map_err(unseated)?;
                 let address = from_raw(answer.address.bytes()).unwrap_or(address);
                 Ok(Some(Self { socket, source: Source::Dealt(opened, address) }))
             }

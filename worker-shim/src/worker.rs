@@ -10,7 +10,7 @@ use croupier_wire::message::{GENERATION_VAR, Kind, Request, SLOT_VAR, Verdict, W
 use croupier_wire::page::HEAD_DRAINING;
 pub use croupier_wire::post::Post as Draining;
 use std::io;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::atomic::Ordering;
 
 /// The seat of this process, vacant until something is dealt to it or asks for its page.
@@ -95,8 +95,14 @@ fn attach() {
             contact.ask(&Request::new(Kind::Attach, contact.token))
     {
         // A page of another version is as good as none.
-        drop(SEAT.take(&page, bell));
+        drop(sit(&page, bell));
     }
+}
+
+/// [`Seat::take`] of this process's seat.
+pub(crate) fn sit(page: &OwnedFd, bell: OwnedFd) -> io::Result<()> {
+    SEAT.know_libc();
+    SEAT.take(page, bell)
 }
 
 /// A channel came to its end. With the primary, which is [`Seat::retire`]'s business; or alone, because

@@ -63,6 +63,7 @@ extern "C" fn start() {
     line_buffer();
     let Some(contact) = Contact::from_environment() else { return };
     let Ok(table) = table::Table::new() else { return };
+    SEAT.know_libc();
     // A start twice is not possible; were it, the first would count.
     drop(STATE.set(State { contact, table }));
 }
