@@ -23,6 +23,11 @@ pub struct ListenSpec {
 }
 
 impl ListenSpec {
+    /// How its clients are dealt, where `default` is for those without a word of their own.
+    pub(super) fn policy_or(&self, default: Policy) -> Policy {
+        self.policy.unwrap_or(default)
+    }
+
     /// Whether it was given before.
     pub(super) fn is_same(&self, other: &Self) -> bool {
         (&self.public, &self.program) == (&other.public, &other.program)

@@ -210,7 +210,7 @@ impl RunConfig {
     /// How clients of an address are dealt.
     #[must_use]
     pub fn policy_of(&self, spec: &ListenSpec) -> Policy {
-        spec.policy.unwrap_or(self.core.policy)
+        spec.policy_or(self.core.policy)
     }
 
     /// Each policy that there is, once, in the order of the addresses.
@@ -249,7 +249,7 @@ impl RunConfig {
 /// Each policy of `listen` once, where `default` is that of those without their own.
 fn policies_of(listen: &[ListenSpec], default: Policy) -> Vec<Policy> {
     let mut policies = Vec::new();
-    for policy in listen.iter().map(|spec| spec.policy.unwrap_or(default)) {
+    for policy in listen.iter().map(|spec| spec.policy_or(default)) {
         if !policies.contains(&policy) {
             policies.push(policy);
         }
@@ -459,7 +459,7 @@ fn refuse_two_kinds(
     listen: &[ListenSpec],
 ) -> Result<(), ConfigError> {
     let Some((first, rest)) = listen.split_first() else { return Ok(()) };
-    let of = |spec: &ListenSpec| spec.policy.unwrap_or(default);
+    let of = |spec: &ListenSpec| spec.policy_or(default);
     let differs =
         |spec: &&ListenSpec| of(spec) != of(first) && !(of(spec).by_hand() && of(first).by_hand());
     let Some(other) = rest.iter().find(differs) else { return Ok(()) };

@@ -325,7 +325,7 @@ impl Primary {
         }
         let entry = self.listeners.vacant_entry();
         let key = entry.key();
-        let id = ListenerId(u16::try_from(key).unwrap_or(u16::MAX));
+        let id = id_of(key);
         entry.insert(Listener::bind(id, address, policy, rights)?);
         Ok(key)
     }
@@ -343,7 +343,7 @@ impl Primary {
         let socket = sys::duplicate_inherited(number)?;
         let entry = self.listeners.vacant_entry();
         let key = entry.key();
-        let id = ListenerId(u16::try_from(key).unwrap_or(u16::MAX));
+        let id = id_of(key);
         entry.insert(Listener::inherited(id, address, policy, socket)?);
         Ok(key)
     }
@@ -358,14 +358,7 @@ impl Primary {
             Target::Known(listener) => self.listen(question, request, worker, listener),
             Target::New(address) => self
                 .make_listener(address, self.own_policy(), self.rights_of_workers())
-                .and_then(|key| {
-                    self.listen(
-                        question,
-                        request,
-                        worker,
-                        ListenerId(u16::try_from(key).unwrap_or(u16::MAX)),
-                    )
-                }),
+                .and_then(|key| self.listen(question, request, worker, id_of(key))),
         };
         if let Err(error) = answer {
             self.listen_failed(worker, request, &error);
@@ -547,6 +540,11 @@ fn claimed_of(
     let exact = all.clone().any(|pair| is_it(&pair));
     let all = all.filter(|pair| !exact || pair.0.program.is_some() || is_it(pair));
     all.map(|(_, listener)| listener.id).collect()
+}
+
+/// Of the listener with this key.
+fn id_of(key: usize) -> ListenerId {
+    ListenerId(u16::try_from(key).unwrap_or(u16::MAX))
 }
 
 fn slot_socket(listener: &mut Listener, slot: SlotId, backlog: i32) -> io::Result<OwnedFd> {

@@ -396,6 +396,10 @@ mod tests {
         vec![Queue { by_mark: [ListenerId(3), ListenerId(4)], end: Arc::clone(queue) }]
     }
 
+    fn order(queue: &Arc<OwnedFd>, max: u32, whose: Whose) -> Order {
+        Order { serial: 1, worker: WorkerId(1), queues: queues(queue), max, whose }
+    }
+
     fn start() -> (Rescue, mio::Poll) {
         let (poll, waker) = waker();
         (Rescue::start(waker).unwrap(), poll)
@@ -405,13 +409,7 @@ mod tests {
     fn takes_the_oldest_and_leaves_no_copy() {
         let (send, queue) = channel();
         let mut readers = [deal(&send, 1), deal(&send, 2), deal(&send, 3)];
-        let mut order = Order {
-            serial: 1,
-            worker: WorkerId(1),
-            queues: queues(&queue),
-            max: 2,
-            whose: Whose::All,
-        };
+        let mut order = order(&queue, 2, Whose::All);
         let first = take(&order);
         let at: Vec<u64> = first.rescued.iter().map(|one| one.handoff.accepted_at).collect();
         assert_eq!((at.as_slice(), first.lost, first.empty), ([1, 2].as_slice(), 0, false));
@@ -439,13 +437,7 @@ mod tests {
             let each = taken.rescued.iter();
             each.map(|one| (one.handoff.accepted_at, one.listener.0)).collect()
         };
-        let mut order = Order {
-            serial: 1,
-            worker: WorkerId(1),
-            queues: queues(&queue),
-            max: 9,
-            whose: Whose::Loose,
-        };
+        let mut order = order(&queue, 9, Whose::Loose);
         let first = take(&order);
         assert_eq!((at(&first), first.empty), (vec![(1, 3)], false), "up to the first that stays");
         let again = take(&order);
