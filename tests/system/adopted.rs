@@ -29,15 +29,19 @@ if os.environ["CROUPIER_SLOT"] == "0" and os.path.exists(hold):
     open(go).read()
 notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
 notify.sendto(b"READY=1", "\0" + os.environ["NOTIFY_SOCKET"][1:])
+{SERVE}"#
+    )
+}
+
+/// How all of them serve.
+const SERVE: &str = r#"
 while True:
     client, _ = server.accept()
     if client.recv(4096):
-        body = f"pid={{os.getpid()}} slot={{os.environ['CROUPIER_SLOT']}}\n"
-        client.sendall(f"HTTP/1.1 200 OK\r\nContent-Length: {{len(body)}}\r\n\r\n{{body}}".encode())
+        body = f"pid={os.getpid()} slot={os.environ['CROUPIER_SLOT']}\n"
+        client.sendall(f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode())
     client.close()
-"#
-    )
-}
+"#;
 
 const OWN_LISTEN: &str = r#"socket.create_server(("127.0.0.1", port))"#;
 const INHERITED: &str = "socket.socket(fileno=3)";
@@ -110,12 +114,6 @@ if slot == "0" and first:
     passed = socket.socket(socket.AF_UNIX)
     passed.connect(fence)
     socket.send_fds(passed, [b"x"], [server.fileno()])
-while True:
-    client, _ = server.accept()
-    if client.recv(4096):
-        body = f"slot={slot}\n"
-        client.sendall(f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode())
-    client.close()
 "#;
     const FENCE: &str = r#"
 import os, socket, sys
@@ -137,7 +135,8 @@ while not os.path.exists(sys.argv[2]):
     command.arg(guard.write("fence.py", FENCE)).args([&path, &enough]);
     let fence = guard.start(command);
     fence.wait_for_line("waits");
-    let (script, number) = (guard.write("server.py", SERVER), port.to_string());
+    let (script, number) =
+        (guard.write("server.py", &format!("{SERVER}{SERVE}")), port.to_string());
     let arguments = [text(&script), &number, text(&hold), text(&go), text(&path)];
     let flags = ["-w", "2", "-p", "reuseport", "python3"];
     let croupier = guard.run(flags.into_iter().chain(arguments)).ready();

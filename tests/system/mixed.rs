@@ -7,7 +7,7 @@ use croupier_tests::{Client, Guard, PATIENCE, Status, stop_process, wait_until};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::programs::one_at_a_time;
+use crate::programs::{one_at_a_time, two_ports};
 
 /// A file for these words, with one `[[listen]]` for each address, program's port and policy.
 fn file(guard: &Guard, words: &[String], listens: &[(u16, u16, &str)], more: &str) {
@@ -70,26 +70,12 @@ fn a_turn_and_clients_that_stick_do_not_disturb_each_other() {
     croupier.stop_well();
 }
 
-/// A program with two ports.
-const TWO_PORTS: &str = r#"
-import os, select, socket, sys
-listeners = [socket.create_server(("127.0.0.1", int(port))) for port in sys.argv[1:]]
-while True:
-    for ready in select.select(listeners, [], [])[0]:
-        client, _ = ready.accept()
-        client.recv(4096)
-        body = f"slot={os.environ['CROUPIER_SLOT']}\n"
-        client.sendall(f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode())
-        client.close()
-"#;
-
 /// A worker that stands still: who is dealt by load is served by another, who sticks to it waits.
 #[test]
 fn what_waits_for_a_late_worker_is_stolen_from_one_address_and_stays_at_the_other() {
     let guard = Guard::new("mixed-late");
     let [loads, sticks] = std::array::from_fn(|_| guard.port());
-    let program = guard.write("two.py", TWO_PORTS).display().to_string();
-    let words = ["python3".to_owned(), program, loads.to_string(), sticks.to_string()];
+    let words = two_ports(&guard, [loads, sticks]);
     let listens = [(loads, loads, "least"), (sticks, sticks, "ip")];
     // Long enough that what sticks is there before something is stolen.
     file(&guard, &words, &listens, "workers = 2\nstall-after = \"6s\"\n");

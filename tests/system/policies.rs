@@ -8,7 +8,7 @@ use croupier_tests::{
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::programs::one_at_a_time;
+use crate::programs::{one_at_a_time, two_ports};
 
 fn run<'guard>(guard: &'guard Guard, flags: &[&str], port: u16) -> Croupier<'guard> {
     let mut args: Vec<OsString> = flags.iter().map(Into::into).collect();
@@ -134,28 +134,12 @@ fn reuseport_empties_the_socket_of_a_slot_that_is_down() {
 /// Ready by the first of two ports, a worker's next one listens on the second later.
 #[test]
 fn reuseport_sends_clients_to_what_a_ready_worker_listens_on_later() {
-    const SOURCE: &str = r#"
-import os, select, socket, sys
-slot, (first, second, hold, go) = os.environ["CROUPIER_SLOT"], sys.argv[1:]
-listeners = [socket.create_server(("127.0.0.1", int(first)))]
-if slot == "0" and os.path.exists(hold):
-    open(go).read()
-listeners.append(socket.create_server(("127.0.0.1", int(second))))
-while True:
-    for ready in select.select(listeners, [], [])[0]:
-        client, _ = ready.accept()
-        client.recv(4096)
-        body = f"slot={slot}\n"
-        client.sendall(f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode())
-        client.close()
-"#;
     let guard = Guard::new("reuseport-later");
     let [first, second] = std::array::from_fn(|_| guard.port());
-    let program = guard.write("later.py", SOURCE).display().to_string();
     let (hold, go) = (guard.path("hold"), guard.fifo("go"));
-    let (a, b) = (first.to_string(), second.to_string());
-    let (held, gone) = (hold.display().to_string(), go.display().to_string());
-    let words = ["-w", "2", "-p", "reuseport", "--", "python3", &program, &a, &b, &held, &gone];
+    let mut words = ["-w", "2", "-p", "reuseport", "--"].map(str::to_owned).to_vec();
+    words.extend(two_ports(&guard, [first, second]));
+    words.extend([&hold, &go].map(|path| path.display().to_string()));
     let croupier = guard.run(words).ready();
     std::fs::write(&hold, "").unwrap();
     let lost = croupier.status().slot(0).unwrap().pid.unwrap();

@@ -51,6 +51,28 @@ pub(crate) fn one_at_a_time(port: u16) -> Vec<OsString> {
     vec![program.into(), format!("127.0.0.1:{port}").into()]
 }
 
+/// A program with two ports, in Python; every answer says its slot. Given two more words, a file and a
+/// FIFO: where the file is there, slot 0 waits for the FIFO before it listens on the second.
+pub(crate) fn two_ports(guard: &Guard, ports: [u16; 2]) -> Vec<String> {
+    const SOURCE: &str = r#"
+import os, select, socket, sys
+slot, (first, second, *wait) = os.environ["CROUPIER_SLOT"], sys.argv[1:]
+listeners = [socket.create_server(("127.0.0.1", int(first)))]
+if slot == "0" and wait and os.path.exists(wait[0]):
+    open(wait[1]).read()
+listeners.append(socket.create_server(("127.0.0.1", int(second))))
+while True:
+    for ready in select.select(listeners, [], [])[0]:
+        client, _ = ready.accept()
+        client.recv(4096)
+        body = f"slot={slot}\n"
+        client.sendall(f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode())
+        client.close()
+"#;
+    let program = guard.write("two_ports.py", SOURCE).display().to_string();
+    ["python3".to_owned(), program].into_iter().chain(ports.map(|port| port.to_string())).collect()
+}
+
 pub(crate) fn rust_std(_: &Guard, port: u16) -> Result<Program, String> {
     Ok(Program::new(one_at_a_time(port)))
 }
