@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use croupier_tests::{
-    Client, Croupier, Figure, Guard, Outcome, PATIENCE, Status, figure, fixture, hammer, observe,
-    skip, soak, wait_until,
+    Client, Croupier, Figure, Guard, Outcome, PATIENCE, Status, field_of_status, figure, fixture,
+    hammer, observe, skip, soak, wait_until,
 };
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -136,6 +136,8 @@ impl Drop for Ended<'_> {
 fn run(name: &'static str, attack: &Attack) {
     let guard = Guard::new(name);
     let scene = Scene::new(&guard);
+    let table = || field_of_status(scene.croupier.pid(), "FDSize");
+    let table_before = table();
     let before = Scene::ids(&scene.before);
     let turn_before = scene.before.totals.longest_turn_us;
     let how = format!("/attack?how={}", attack.how);
@@ -183,6 +185,7 @@ fn run(name: &'static str, attack: &Attack) {
     let others_left = served.iter().filter(|count| **count > 0).count();
     let turn = after.totals.longest_turn_us;
     let wait = after.totals.longest_wait_us;
+    assert_eq!(table(), table_before, "a table of descriptors that grows stops the loop");
     let last = hammer(&Client::port(scene.port), 4, 40, |_| Some("/".to_owned()));
     assert_eq!(last.failures, []);
     scene.croupier.stop_well();

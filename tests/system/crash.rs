@@ -236,16 +236,12 @@ struct Cell {
 }
 
 impl Cell {
-    /// Below the cgroup of this process (v2), or below the folder that `CROUPIER_TEST_CGROUP` names.
+    /// Below the cgroup of this process, or below the folder that `CROUPIER_TEST_CGROUP` names.
     fn new(guard: &Guard, limit: &str) -> Result<Self, String> {
-        let parent = match std::env::var_os("CROUPIER_TEST_CGROUP") {
-            Some(folder) => PathBuf::from(folder),
-            None => {
-                let text = fs::read_to_string("/proc/self/cgroup").unwrap();
-                let own = text.lines().find_map(|line| line.strip_prefix("0::/"));
-                Path::new("/sys/fs/cgroup").join(own.unwrap_or_default())
-            }
-        };
+        let named = std::env::var_os("CROUPIER_TEST_CGROUP").map(PathBuf::from);
+        let own = || own_cgroup()?.first()?.parent().map(Path::to_owned);
+        // The root of v2 has neither file.
+        let parent = named.or_else(own).unwrap_or_else(|| PathBuf::from("/sys/fs/cgroup"));
         let v1 = parent.join("memory.limit_in_bytes").exists();
         let control = parent.join("cgroup.subtree_control");
         let passed_on = |text: String| text.split_whitespace().any(|name| name == "memory");

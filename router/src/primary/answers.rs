@@ -166,6 +166,9 @@ impl Primary {
         };
         let found = self.workers.iter().find(known).map(|worker| worker.id);
         let found = found.or_else(|| {
+            if !self.questions.looks_up(pid, self.now) {
+                return None;
+            }
             let carried = super::process::carried_token(pid)?;
             self.workers.iter().find(|one| super::process::hex(&one.token) == carried).map(|w| w.id)
         });

@@ -19,6 +19,8 @@ use slab::Slab;
 
 /// Questions that may be open at once; beyond it the oldest is dropped.
 pub(crate) const CLIENTS_MAX: usize = 256;
+/// Processes that ask nonsense and are looked up in /proc in one turn: some 50 µs of the loop's time each.
+const BLAMED_PER_TURN_MAX: usize = 16;
 
 /// A question that arrived whole.
 #[derive(Debug)]
@@ -43,6 +45,28 @@ pub(crate) struct Questions {
     arrivals: u64,
     /// Clients that could not be watched, for want of memory.
     unwatched: Vec<usize>,
+    blamed: Blamed,
+}
+
+/// The processes that were looked up in this turn. Who goes on with it is found in the next one.
+#[derive(Debug, Default)]
+struct Blamed {
+    turn: u64,
+    pids: Vec<u32>,
+}
+
+impl Blamed {
+    fn looks_up(&mut self, pid: u32, turn: u64) -> bool {
+        if self.turn != turn {
+            self.turn = turn;
+            self.pids.clear();
+        }
+        let looks = self.pids.len() < BLAMED_PER_TURN_MAX && !self.pids.contains(&pid);
+        if looks {
+            self.pids.push(pid);
+        }
+        looks
+    }
 }
 
 impl Questions {
@@ -56,7 +80,8 @@ impl Questions {
         let name = format!("croupier-ask/{}/{secret}", std::process::id());
         bind(socket.as_raw_fd(), &UnixAddr::new_abstract(name.as_bytes())?)?;
         listen(&socket, Backlog::MAXALLOWABLE)?;
-        Ok(Self { socket, name, clients: Slab::new(), arrivals: 0, unwatched: Vec::new() })
+        let (clients, unwatched, blamed) = (Slab::new(), Vec::new(), Blamed::default());
+        Ok(Self { socket, name, clients, arrivals: 0, unwatched, blamed })
     }
 
     /// What stands after the `@` in `CROUPIER_CONTROL`.
@@ -66,6 +91,12 @@ impl Questions {
 
     pub(crate) fn socket(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
+    }
+
+    /// Whether a process that asked nonsense is to be looked up, in the turn that began at `turn`: once, and
+    /// not one after another while hundreds ask.
+    pub(crate) fn looks_up(&mut self, pid: u32, turn: u64) -> bool {
+        self.blamed.looks_up(pid, turn)
     }
 
     /// Takes one new connection; `Ok(None)` when none waits. `evicted` gets what had to go for it.
@@ -139,5 +170,20 @@ impl Question {
             log::debug!("process {} did not wait for its answer: {error}", self.pid);
         }
         sent.is_ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flood_of_nonsense_is_looked_up_once_a_turn_and_process() {
+        let mut blamed = Blamed::default();
+        assert!(blamed.looks_up(7, 1));
+        assert!(!blamed.looks_up(7, 1), "it was, in this turn");
+        let others = (100..200).filter(|pid| blamed.looks_up(*pid, 1)).count();
+        assert_eq!(others, BLAMED_PER_TURN_MAX - 1);
+        assert!(blamed.looks_up(7, 2) && blamed.looks_up(199, 2));
     }
 }

@@ -71,6 +71,8 @@ const SIGNALS: [i32; 10] =
     [SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTTIN, SIGTTOU, SIGUSR1, SIGUSR2, SIGWINCH];
 /// With `--max-queue-wait`: clients that wait in the primary's hands.
 const WAITING_MAX: u16 = 1024;
+/// Descriptors for which there is room from the start: those of 256 workers, and every queue in hand.
+const TABLE: u64 = 16_384;
 
 /// Why the primary did not start. Each says what failed, on what, and what to do.
 #[derive(Debug, thiserror::Error)]
@@ -155,6 +157,9 @@ pub fn run(loaded: Loaded) -> Result<u8, StartError> {
     let resolved = adapter::resolve(&loaded.config)?;
     check_kernel()?;
     let nofile = raise_nofile().map_err(cannot("read the limit of open files"))?;
+    if let Err(error) = sys::widen_descriptor_table(TABLE) {
+        log::debug!("the table of descriptors grows while clients are dealt: {error}");
+    }
     let mut primary = assemble(loaded, resolved, nofile)?;
     primary._pid_file = primary.config.care.pid_file.as_deref().map(PidFile::write).transpose()?;
     primary.declare()?;
