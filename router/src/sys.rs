@@ -5,12 +5,11 @@
 //! buffer on every call.)
 //! Promises: every descriptor that the kernel returns is owned before anything else happens.
 
-use std::ffi::CString;
+mod child;
+
 use std::io;
 use std::mem::{MaybeUninit, size_of};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
-use std::os::unix::process::CommandExt;
-use std::process::Command;
 use std::ptr::{NonNull, null_mut};
 
 use croupier_wire::message::{PEER_MAX, RawAddress};
@@ -18,6 +17,8 @@ use croupier_wire::page::{PAGE_LEN, Page};
 use libc::c_int;
 use nix::sys::signal::SigSet;
 use nix::unistd::{Gid, Uid, getegid, geteuid, getgroups, setfsgid, setfsuid};
+
+pub use child::{ChildSetup, ERRNO_LEN, INHERIT_MAX, Program, fork_and_exec};
 
 /// accept4(2) with `SOCK_CLOEXEC` and `flags` (0 or `SOCK_NONBLOCK`), and the peer's address in the
 /// kernel's own bytes.
@@ -259,23 +260,6 @@ pub fn next_ended_child() -> io::Result<Option<EndedChild>> {
     }
 }
 
-/// What a child does between fork and exec.
-#[derive(Debug, Clone)]
-pub struct ChildSetup {
-    /// `RLIMIT_NOFILE` to restore (the primary raised its own).
-    pub nofile: libc::rlimit,
-    /// User, group and supplementary groups to become.
-    pub ids: Option<(libc::uid_t, libc::gid_t, Vec<libc::gid_t>)>,
-    /// Die with this signal when the primary does (only where no channel tells the worker).
-    pub death_signal: Option<c_int>,
-    /// Descriptors to hand to the program, as 3, 4, …
-    pub inherit: Vec<c_int>,
-    /// `umask` of the program; `None`: the primary's.
-    pub umask: Option<libc::mode_t>,
-    /// Where the program starts, looked up with its own rights; `None`: where the primary is.
-    pub folder: Option<CString>,
-}
-
 /// Does `work` with another user's rights to files: its file-system ids (setfsuid(2), setfsgid(2)) and
 /// supplementary groups, for this thread only, as system calls do it (setgroups(3) would change all).
 /// What is made belongs to that user. Without root's rights nothing can change, and nothing needs to.
@@ -353,75 +337,6 @@ pub fn duplicate_inherited(number: c_int) -> io::Result<OwnedFd> {
     let copy = unsafe { libc::fcntl(number, libc::F_DUPFD_CLOEXEC, libc::STDERR_FILENO + 1) };
     if copy < 0 { Err(io::Error::last_os_error()) } else { Ok(own(copy)) }
 }
-
-/// Adds `setup` to `command`: own process group, limits, identity, inherited descriptors, and no
-/// signal blocked, ignored or handled otherwise than by default.
-pub fn prepare_child(command: &mut Command, setup: ChildSetup) {
-    command.process_group(0);
-    let primary = std::process::id();
-    let in_child = move || child(&setup, primary);
-    // SAFETY: the closure makes system calls only: no allocation, no lock, no panic.
-    unsafe { command.pre_exec(in_child) };
-}
-
-fn child(setup: &ChildSetup, primary: u32) -> io::Result<()> {
-    let check = |result: c_int| if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) };
-    reset_signals();
-    // SAFETY: the pointer is to a valid rlimit.
-    check(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const setup.nofile) })?;
-    if let Some(mask) = setup.umask {
-        // SAFETY: no memory is involved.
-        unsafe { libc::umask(mask) };
-    }
-    if let Some((uid, gid, groups)) = &setup.ids {
-        // SAFETY: pointer and length are those of `groups`.
-        check(unsafe { libc::setgroups(groups.len(), groups.as_ptr()) })?;
-        // SAFETY: no memory is involved.
-        check(unsafe { libc::setgid(*gid) })?;
-        // SAFETY: no memory is involved.
-        check(unsafe { libc::setuid(*uid) })?;
-    }
-    if let Some(folder) = &setup.folder {
-        // SAFETY: the pointer is to a string that ends in NUL.
-        check(unsafe { libc::chdir(folder.as_ptr()) })?;
-    }
-    if let Some(signal) = setup.death_signal {
-        // SAFETY: no memory is involved. Set after the change of identity, which would clear it.
-        check(unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, signal) })?;
-        // SAFETY: no memory is involved.
-        let parent = unsafe { libc::getppid() };
-        if u32::try_from(parent) != Ok(primary) {
-            return Err(io::Error::from_raw_os_error(libc::ESRCH));
-        }
-    }
-    // First out of the way of 3, 4, …, then into place: the numbers may overlap.
-    let mut place = 3;
-    let mut parked = [-1; INHERIT_MAX];
-    for (fd, parked) in setup.inherit.iter().zip(&mut parked) {
-        // SAFETY: no memory is involved.
-        *parked = unsafe { libc::fcntl(*fd, libc::F_DUPFD_CLOEXEC, 64) };
-        check(*parked)?;
-    }
-    for fd in parked.iter().take_while(|fd| **fd >= 0) {
-        // SAFETY: no memory is involved; dup2 clears CLOEXEC on the copy.
-        check(unsafe { libc::dup2(*fd, place) })?;
-        place += 1;
-    }
-    Ok(())
-}
-
-/// Ignored signals stay ignored over exec(2) (signal(7)), and whoever started the primary may have
-/// ignored any: under nohup(1) HUP, from some supervisors CHLD, from Rust and Python PIPE. std resets
-/// the mask and PIPE only.
-fn reset_signals() {
-    for signal in 1..=libc::SIGRTMAX() {
-        // SAFETY: no memory is involved. KILL, STOP and those of libc itself are refused, which is right.
-        unsafe { libc::signal(signal, libc::SIG_DFL) };
-    }
-}
-
-/// Descriptors that a worker may inherit.
-pub const INHERIT_MAX: usize = 16;
 
 /// Nanoseconds of `CLOCK_MONOTONIC`, the clock that the shim compares with.
 #[must_use]

@@ -39,8 +39,9 @@ fn code(text: &str) -> impl Iterator<Item = (usize, &str)> {
 
 #[test]
 fn unsafe_stands_only_behind_its_walls() {
-    const ALLOWED: [&str; 9] = [
+    const ALLOWED: [&str; 10] = [
         "router/src/sys.rs",
+        "router/src/sys/child.rs",
         "worker-shim/wire/src/fdpass.rs",
         "worker-shim/wire/src/control.rs",
         "worker-shim/wire/src/memory.rs",

@@ -152,12 +152,13 @@ pub enum Event {
         /// Its id.
         listener: ListenerId,
     },
-    /// [`Action::Spawn`] done: the process runs.
+    /// [`Action::Spawn`] done: the program runs. Nothing else of the worker is told before.
     Spawned {
         /// The worker.
         worker: WorkerId,
     },
-    /// [`Action::Spawn`] failed: no process.
+    /// [`Action::Spawn`] failed: there is no process, or its program could not be executed. It may have been
+    /// told to leave, or killed, meanwhile.
     SpawnFailed {
         /// The worker.
         worker: WorkerId,
@@ -327,7 +328,7 @@ pub enum Whose {
 /// Something the shell must do now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Action {
-    /// Start a worker.
+    /// Start a worker. What came of it is told later.
     Spawn {
         /// Where.
         slot: SlotId,

@@ -340,14 +340,14 @@ impl Core {
                 self.blame(i, Fault::NotStarted);
                 self.leave_slot(i, before, Blame::ByAge);
             }
-            // It was to be killed before it was started.
+            // It was to be killed before its program ran.
             State::Killing { .. } => self.report(Report::NotForked { worker, slot, generation }),
-            State::Ready { .. }
-            | State::Parked { .. }
-            | State::Finishing { .. }
-            | State::Signalled { .. }
-            | State::Aborting { .. }
-            | State::Dead => return,
+            // It was to leave: now it has.
+            State::Finishing { .. } | State::Signalled { .. } | State::Aborting { .. } => {
+                self.report(Report::NotForked { worker, slot, generation });
+                return self.enter(i, Input::Ended);
+            }
+            State::Ready { .. } | State::Parked { .. } | State::Dead => return,
         }
         self.dealer.remove(i);
     }

@@ -136,6 +136,8 @@ impl Primary {
             log::warn!("worker {} floods the control socket; it will be replaced", worker.0);
             return self.tell(Event::Misbehaved { worker });
         }
+        // Who asks runs; but the question may be heard before that.
+        self.hear_exec(worker);
         match request.kind {
             Kind::Bind => self.answer_bind(question, request, worker),
             Kind::Listen => self.answer_listen(question, request, worker),

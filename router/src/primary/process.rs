@@ -4,13 +4,14 @@
 //! own, that is, until it is reaped; the primary is a child subreaper, so every orphan of a worker
 //! becomes the primary's child and can be found.
 
-use std::ffi::OsString;
-use std::io;
-use std::os::fd::OwnedFd;
+use std::collections::BTreeMap;
+use std::ffi::{CString, OsString};
+use std::io::{self, PipeReader, PipeWriter, Read};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
 
-use croupier_core::event::ExitStatus;
+use croupier_core::event::{ExitStatus, Generation};
 use croupier_wire::message::CONTROL_VAR;
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill, killpg};
@@ -20,7 +21,9 @@ use procfs::process::Process as Proc;
 
 use super::worker::{Process, Worker};
 use crate::adapter::OWN_VARS;
-use crate::sys::{ChildSetup, EndedChild, next_ended_child, prepare_child};
+use crate::sys::{
+    ChildSetup, ERRNO_LEN, EndedChild, Program, fork_and_exec, next_ended_child, set_nonblocking,
+};
 
 /// Whether a process's main thread is runnable (on a CPU, or waiting for one), and what CPU time it
 /// has had, in nanoseconds (proc(5), `stat` and `schedstat`). `None`: it is gone, or cannot be read.
@@ -35,45 +38,94 @@ pub(crate) fn umask_of(pid: u32) -> Option<u32> {
     Proc::new(i32::try_from(pid).ok()?).ok()?.status().ok()?.umask
 }
 
-/// A started process.
+/// A child that was forked, of which is not known yet whether its program runs.
 #[derive(Debug)]
-pub(crate) struct Started {
-    pub(crate) pid: u32,
+pub(crate) struct Forked {
+    /// What it is to execute, for messages.
+    pub(crate) program: PathBuf,
+    pub(crate) generation: Generation,
+    /// Tells what came of it ([`fork_and_exec`]).
+    report: PipeReader,
     /// Read ends of its output; `None` with `--raw-output`.
     pub(crate) output: Option<(OwnedFd, OwnedFd)>,
 }
 
-/// Starts `program` in a process group of its own, stdin from /dev/null.
+/// A pipe for what a child reports: the reader does not block.
 ///
 /// # Errors
-/// fork(2)'s or execve(2)'s errno.
+/// EMFILE and the like.
+pub(crate) fn report_pipe() -> io::Result<(PipeReader, PipeWriter)> {
+    let (reader, writer) = io::pipe()?;
+    set_nonblocking(reader.as_fd())?;
+    Ok((reader, writer))
+}
+
+/// What is to be started.
+pub(crate) struct Start {
+    pub(crate) program: PathBuf,
+    pub(crate) arguments: Vec<OsString>,
+    pub(crate) environment: Vec<(OsString, OsString)>,
+    pub(crate) setup: ChildSetup,
+    pub(crate) raw_output: bool,
+    pub(crate) generation: Generation,
+}
+
+/// Starts a program in a process group of its own, stdin from /dev/null. Returns its number at once; what
+/// came of it [`Forked::outcome`] says.
+///
+/// # Errors
+/// fork(2)'s errno, EMFILE and the like; a word with a NUL in it.
 pub(crate) fn start(
-    program: &PathBuf,
-    arguments: &[OsString],
-    environment: &[(OsString, OsString)],
-    setup: ChildSetup,
-    raw_output: bool,
-) -> io::Result<Started> {
-    use std::os::unix::process::CommandExt;
-    let mut command = Command::new(program);
-    if let Some((name, rest)) = arguments.split_first() {
-        command.arg0(name).args(rest);
-    }
-    for name in OWN_VARS {
-        command.env_remove(name);
-    }
-    command.envs(environment.iter().map(|(name, value)| (name, value)));
-    command.stdin(Stdio::null());
-    let mut ends = None;
+    start: Start,
+    (report, writer): (PipeReader, PipeWriter),
+) -> io::Result<(u32, Forked)> {
+    let Start { program, arguments, environment, setup, raw_output, generation } = start;
+    let mut variables: BTreeMap<OsString, OsString> = std::env::vars_os().collect();
+    variables.retain(|name, _| !OWN_VARS.iter().any(|own| name == own));
+    variables.extend(environment);
+    let pair = |(mut pair, value): (OsString, OsString)| {
+        pair.push("=");
+        pair.push(value);
+        c_string(pair)
+    };
+    let (mut standard, mut ends) = ([const { None }; 3], None);
+    standard[0] = Some(std::fs::File::open("/dev/null")?.into());
     if !raw_output {
         let (out_read, out_write) = io::pipe()?;
         let (err_read, err_write) = io::pipe()?;
-        command.stdout(out_write).stderr(err_write);
+        (standard[1], standard[2]) = (Some(out_write.into()), Some(err_write.into()));
         ends = Some((out_read.into(), err_read.into()));
     }
-    prepare_child(&mut command, setup);
-    let child = command.spawn()?;
-    Ok(Started { pid: child.id(), output: ends })
+    let plan = Program {
+        path: c_string(program.clone().into_os_string())?,
+        arguments: arguments.into_iter().map(c_string).collect::<io::Result<_>>()?,
+        environment: variables.into_iter().map(pair).collect::<io::Result<_>>()?,
+        standard,
+    };
+    let pid = fork_and_exec(&plan, &setup, writer.as_fd())?;
+    Ok((pid, Forked { program, generation, report, output: ends }))
+}
+
+impl Forked {
+    /// Whether the program runs, or why not; `None`: the child has not come so far.
+    pub(crate) fn outcome(&self) -> Option<io::Result<()>> {
+        let mut errno = [0; ERRNO_LEN];
+        match (&self.report).read(&mut errno) {
+            Ok(ERRNO_LEN) => Some(Err(io::Error::from_raw_os_error(i32::from_ne_bytes(errno)))),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => None,
+            // Who reports nothing runs, or has ended: its end will be heard of.
+            Ok(_) | Err(_) => Some(Ok(())),
+        }
+    }
+
+    /// To be watched: readable once there is an outcome.
+    pub(crate) fn report(&self) -> BorrowedFd<'_> {
+        self.report.as_fd()
+    }
+}
+
+fn c_string(word: OsString) -> io::Result<CString> {
+    Ok(CString::new(word.into_vec())?)
 }
 
 /// A child of the primary that ended and is not reaped yet.
@@ -279,4 +331,73 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
 fn to_pid(pid: u32) -> Pid {
     // 0 and negative numbers mean groups to kill(2); a worker never has one.
     Pid::from_raw(i32::try_from(pid).ok().filter(|pid| *pid > 1).unwrap_or(i32::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::wait_for;
+    use std::io::Write;
+
+    fn begin(program: &str, arguments: &[&str], inherit: Vec<i32>) -> io::Result<(u32, Forked)> {
+        let setup = ChildSetup {
+            nofile: libc::rlimit { rlim_cur: 256, rlim_max: 1024 },
+            ids: None,
+            death_signal: None,
+            inherit,
+            umask: None,
+            folder: None,
+        };
+        let start = Start {
+            program: program.into(),
+            arguments: arguments.iter().map(OsString::from).collect(),
+            environment: vec![("GREETING".into(), "good day".into())],
+            setup,
+            raw_output: false,
+            generation: Generation(1),
+        };
+        super::start(start, report_pipe()?)
+    }
+
+    fn output(forked: Forked) -> String {
+        let (out, _) = forked.output.unwrap();
+        io::read_to_string(std::fs::File::from(out)).unwrap()
+    }
+
+    #[test]
+    fn a_child_reports_why_its_program_does_not_run_and_ends() {
+        let (pid, forked) = begin("/nonexistent/program", &["program"], Vec::new()).unwrap();
+        let outcome = wait_for("the outcome", || forked.outcome());
+        assert_eq!(outcome.unwrap_err().raw_os_error(), Some(libc::ENOENT));
+        let ended = waitpid(to_pid(pid), None).unwrap();
+        assert_eq!(ended, nix::sys::wait::WaitStatus::Exited(to_pid(pid), 127));
+    }
+
+    #[test]
+    fn a_program_runs_with_its_environment_and_nothing_of_the_primarys() {
+        let (reader, mut writer) = io::pipe().unwrap();
+        writer.write_all(b"through 3").unwrap();
+        drop(writer);
+        let script = "echo $GREETING; cat <&3; echo; ls /proc/$$/fd | tr '\\n' ' '; ulimit -n; \
+                      grep -E 'Sig(Blk|Ign)' /proc/$$/status; cut -d' ' -f5 /proc/$$/stat";
+        let inherit = vec![std::os::fd::AsRawFd::as_raw_fd(&reader)];
+        let (pid, forked) = begin("/bin/sh", &["sh", "-c", script], inherit).unwrap();
+        assert!(wait_for("the outcome", || forked.outcome()).is_ok());
+        let text = output(forked);
+        assert!(waitpid(to_pid(pid), None).is_ok());
+        assert!(text.starts_with("good day\nthrough 3\n0 1 2 3 256\n"), "{text}");
+        let mask = |name: &str| {
+            let digits = text.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+            u64::from_str_radix(digits.trim(), 16).unwrap()
+        };
+        // This process ignores PIPE, as all of Rust; 32 and 33 are libc's own.
+        assert_eq!((mask("SigBlk:"), mask("SigIgn:") & 0x7fff_ffff), (0, 0), "{text}");
+        assert!(text.trim_end().ends_with(&pid.to_string()), "a process group of its own: {text}");
+    }
+
+    #[test]
+    fn a_word_that_no_program_could_get_is_refused() {
+        let error = begin("/bin/true", &["true", "a\0b"], Vec::new()).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
+    }
 }

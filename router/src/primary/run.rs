@@ -181,6 +181,7 @@ impl Primary {
             Source::Check(worker) => self.take_answer(worker),
             Source::Post(number) => self.read_post(number),
             Source::Ended => self.take_ended(),
+            Source::Exec(worker) => self.hear_exec(WorkerId(worker)),
             Source::Notify(worker) => self.take_notification(worker),
             Source::Control(token) => self.take_commands(token),
         }
@@ -313,6 +314,7 @@ fn work_of(events: &Events) -> Work {
         | Source::Check(_)
         | Source::Post(_)
         | Source::Ended
+        | Source::Exec(_)
         | Source::Notify(_)
         | Source::Control(_) => false,
     };

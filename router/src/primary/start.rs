@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::ffi::{CString, OsString};
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, PipeReader, PipeWriter, Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -42,7 +42,7 @@ use super::listener::{Listener, Origin, Phase};
 use super::memory::Memory;
 use super::pid_file::{PidFile, PidFileError};
 use super::posts::Posts;
-use super::process::{self, Started, hex};
+use super::process::{self, Forked, hex};
 use super::questions::Questions;
 use super::replace::Replacing;
 use super::rescue::Rescue;
@@ -534,17 +534,18 @@ impl Launcher {
         Ok(inherit)
     }
 
-    /// Starts one worker.
+    /// Forks one worker.
     ///
     /// # Errors
-    /// fork(2)'s or execve(2)'s errno.
+    /// fork(2)'s errno, EMFILE and the like.
     pub(super) fn start(
         &self,
         worker: &Worker,
         generation: Generation,
         ask: &str,
         inherit: Vec<OwnedFd>,
-    ) -> io::Result<Started> {
+        report: (PipeReader, PipeWriter),
+    ) -> io::Result<(u32, Forked)> {
         let Launch { resolved, config } = self.of(generation);
         let (slot, token, id) = (worker.slot, &worker.token, worker.id);
         let place = adapter::Place {
@@ -585,8 +586,15 @@ impl Launcher {
             umask: config.care.umask,
             folder: config.care.folder.as_deref().map(c_path).transpose()?,
         };
-        let started = process::start(&program, &arguments, &environment, setup, self.raw_output);
-        started.map_err(|error| why_not_started(config, error, &program))
+        let raw_output = self.raw_output;
+        let start =
+            process::Start { program, arguments, environment, setup, raw_output, generation };
+        process::start(start, report)
+    }
+
+    /// Why a child could not become its program, for people.
+    pub(super) fn why_not(&self, forked: &Forked, error: io::Error) -> io::Error {
+        why_not_started(&self.of(forked.generation).config, error, &forked.program)
     }
 }
 
@@ -616,7 +624,7 @@ fn c_path(path: &Path) -> io::Result<CString> {
 
 /// Where a worker of `--adapter fd` finds its channel.
 const CHANNEL_VAR: &str = "CROUPIER_CHANNEL_FD";
-/// The number of the first inherited descriptor ([`sys::prepare_child`]).
+/// The number of the first inherited descriptor ([`ChildSetup::inherit`]).
 const FIRST_INHERITED: &str = "3";
 
 /// `LISTEN_PID` must be the program's own number, which only the child knows (sd_listen_fds(3)).

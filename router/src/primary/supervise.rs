@@ -1,16 +1,17 @@
 //! Workers' processes: starting them, hearing of their ends, burying their families.
 
+use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
-use croupier_core::event::{Event, ExitStatus, Generation, ListenerId, SlotId, WorkerId};
+use croupier_core::event::{Event, ExitStatus, Generation, SlotId, WorkerId};
 use nix::sys::signal::Signal;
 
 use super::disposal::Speaker;
 use super::hunt::{self, Burial, Progress};
 use super::page::SharedPage;
-use super::process::{self, Ended};
+use super::process::{self, Ended, Forked};
 use super::run::{BURIAL_WAIT, Primary};
 use super::tokens::Source;
 use super::worker::{Process, Worker, doorbell};
@@ -20,34 +21,23 @@ use super::worker::{Process, Worker, doorbell};
 const BURIAL_MAX: Duration = Duration::from_secs(5);
 
 impl Primary {
+    /// Forks. Whether the program runs is heard later ([`Self::hear_exec`]): an exec is a disk's time, and on
+    /// a busy machine a scheduler's, for which clients would wait.
     pub(super) fn spawn(&mut self, slot: SlotId, worker: WorkerId, generation: Generation) {
-        match self.try_spawn(slot, worker, generation) {
-            Ok(listens) => {
-                self.tell(Event::Spawned { worker });
-                for listener in listens {
-                    self.tell(Event::Listening { worker, listener });
-                }
-            }
-            Err(error) => {
-                log::error!(
-                    "cannot start worker {} of {}: {error}",
-                    worker.0,
-                    self.launcher.title()
-                );
-                let why = format!("worker {} cannot be started: {error}", worker.0);
-                self.hands.note_why(slot, why);
-                self.announcer.start_failed = Some(error);
-                self.tell(Event::SpawnFailed { worker });
-            }
+        if let Err(error) = self.fork(slot, worker, generation) {
+            self.note_not_started(slot, worker, error);
         }
     }
 
-    fn try_spawn(
-        &mut self,
-        slot: SlotId,
-        id: WorkerId,
-        generation: Generation,
-    ) -> std::io::Result<Vec<ListenerId>> {
+    fn note_not_started(&mut self, slot: SlotId, worker: WorkerId, error: io::Error) {
+        log::error!("cannot start worker {} of {}: {error}", worker.0, self.launcher.title());
+        let why = format!("worker {} cannot be started: {error}", worker.0);
+        self.hands.note_why(slot, why);
+        self.announcer.start_failed = Some(error);
+        self.tell(Event::SpawnFailed { worker });
+    }
+
+    fn fork(&mut self, slot: SlotId, id: WorkerId, generation: Generation) -> io::Result<()> {
         // What was killed before it is not its end.
         self.memory.look(self.now);
         let page = SharedPage::new(id)?;
@@ -58,27 +48,54 @@ impl Primary {
         let mut worker = Worker::new(id, slot, token, page, bell, self.now);
         let inherit = self.launcher.inheritance(&mut worker, &mut self.listeners)?;
         // Everything that can fail comes before the process: nobody would supervise it.
+        let report = process::report_pipe()?;
+        self.watch(&report.0, Source::Exec(id.0))?;
         self.watch(&worker.bell, Source::Bell)?;
         if let Some((socket, name)) = notify {
             self.watch(&socket, Source::Notify(id.0))?;
             worker.notify = Some((Arc::new(socket), name));
         }
-        let started = match self.launcher.start(&worker, generation, &ask, inherit) {
-            Ok(started) => started,
+        match self.launcher.start(&worker, generation, &ask, inherit, report) {
+            Ok((pid, forked)) => {
+                worker.pid = pid;
+                worker.forked = Some(forked);
+                worker.pidfd = self.watch_process(pid);
+                self.workers.insert(worker);
+                Ok(())
+            }
             Err(error) => {
                 self.retire_descriptors(worker);
-                return Err(error);
+                Err(error)
             }
-        };
-        worker.pid = started.pid;
-        worker.pidfd = self.watch_process(started.pid);
-        if let (Some(output), Some((out, err))) = (&self.output, started.output) {
-            self.show_generations();
-            output.attach(id.0, slot.0, generation.0, out, err);
         }
-        let listens = worker.listens();
-        self.workers.insert(worker);
-        Ok(listens)
+    }
+
+    /// Whether a worker's program runs, if that is known by now and was not before. Everything else that
+    /// comes of a worker is heard after this.
+    pub(super) fn hear_exec(&mut self, id: WorkerId) {
+        let Some(worker) = self.workers.get_mut(id) else { return };
+        let Some(outcome) = worker.forked.as_ref().and_then(Forked::outcome) else { return };
+        let Some(forked) = worker.forked.take() else { return };
+        let (slot, listens) = (worker.slot, worker.listens());
+        // A child that has not executed yet may have a copy.
+        self.unwatch(&forked.report());
+        if let Err(error) = outcome {
+            let error = self.launcher.why_not(&forked, error);
+            // The child is nobody's now, and is reaped as such.
+            if let Some(gone) = self.workers.remove(id) {
+                self.burials = self.burials.saturating_sub(usize::from(gone.burying.is_some()));
+                self.retire_descriptors(gone);
+            }
+            return self.note_not_started(slot, id, error);
+        }
+        if let (Some(output), Some((out, err))) = (&self.output, forked.output) {
+            self.show_generations();
+            output.attach(id.0, slot.0, forked.generation.0, out, err);
+        }
+        self.tell(Event::Spawned { worker: id });
+        for listener in listens {
+            self.tell(Event::Listening { worker: id, listener });
+        }
     }
 
     /// SIGCHLD says of every child that it ended, but its handler writes to a socket, which may fail for
@@ -86,7 +103,7 @@ impl Primary {
     fn watch_process(&self, pid: u32) -> Option<OwnedFd> {
         let pid = rustix::process::Pid::from_raw(i32::try_from(pid).ok()?)?;
         let opened = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty());
-        let watched = opened.map_err(std::io::Error::from).and_then(|pidfd| {
+        let watched = opened.map_err(io::Error::from).and_then(|pidfd| {
             self.watch(&pidfd, Source::Ended)?;
             Ok(pidfd)
         });
@@ -111,6 +128,10 @@ impl Primary {
                 }
             };
             last = Some(pid);
+            let forked = self.workers.iter().find(|w| w.pid == pid && w.forked.is_some());
+            if let Some(id) = forked.map(|worker| worker.id) {
+                self.hear_exec(id);
+            }
             let main = self.workers.iter_mut().find(|w| w.pid == pid && w.is_running());
             if let Some(worker) = main {
                 let status = self.memory.judge(worker, status, self.now);
@@ -243,6 +264,7 @@ impl Primary {
     /// These said that a worker is ready. Anybody can send to an abstract name: who may ask for a worker
     /// may say it, and who is of its family, as which user ever.
     pub(super) fn hear_ready(&mut self, worker: WorkerId, speakers: &[Speaker]) {
+        self.hear_exec(worker);
         let Some(found) = self.workers.get(worker) else { return };
         let may = |speaker: &&Speaker| {
             self.launcher.may_ask(speaker.uid) || process::belongs(speaker.pid, found)

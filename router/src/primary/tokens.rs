@@ -29,6 +29,8 @@ pub(crate) enum Source {
     Alarm,
     /// A worker's main process ended, says its pidfd. Which one does not matter: waitid(2) says.
     Ended,
+    /// A child's program runs, or cannot be run; the worker id.
+    Exec(u32),
     /// The control socket, or one of its clients; the token is the server's own.
     Control(Token),
 }
@@ -54,6 +56,7 @@ impl Source {
             Self::Post(number) => (12, number as usize),
             Self::Ended => (13, 0),
             Self::Room(worker) => (14, worker as usize),
+            Self::Exec(worker) => (15, worker as usize),
             Self::Control(token) => return token,
         };
         Token((kind << KIND_SHIFT) | (index & INDEX))
@@ -75,6 +78,7 @@ impl Source {
             12 => Self::Post(u32::try_from(index).unwrap_or(0)),
             13 => Self::Ended,
             14 => Self::Room(u32::try_from(index).unwrap_or(0)),
+            15 => Self::Exec(u32::try_from(index).unwrap_or(0)),
             _ => Self::Control(token),
         }
     }
@@ -99,6 +103,7 @@ mod tests {
             Source::Post(7),
             Source::Alarm,
             Source::Ended,
+            Source::Exec(u32::MAX),
             Source::Control(Token(CONTROL_BASE + 64)),
         ] {
             assert_eq!(Source::from(source.token()), source);

@@ -16,7 +16,7 @@ use croupier_wire::message::{ADDRESS_MAX, HANDOFF_LEN, RawAddress};
 use super::channel::Channel;
 use super::hunt::Burial;
 use super::page::SharedPage;
-use super::process;
+use super::process::{self, Forked};
 use super::rescue::Queue;
 
 /// Channels that one worker may have open.
@@ -49,6 +49,8 @@ pub(crate) struct Worker {
     /// Main process and process group.
     pub(crate) pid: u32,
     pub(crate) process: Process,
+    /// It is not known yet whether its program runs.
+    pub(crate) forked: Option<Forked>,
     /// Readable once the main process has ended.
     pub(crate) pidfd: Option<OwnedFd>,
     pub(crate) token: [u8; 16],
@@ -101,6 +103,7 @@ impl Worker {
             pid: 0,
             pidfd: None,
             process: Process::Running,
+            forked: None,
             token,
             page,
             bell,

@@ -46,6 +46,8 @@ const ACTIONS_MAX: usize = 1200;
 const TURNS_AT_ONCE_MAX: u32 = 1000;
 /// Connections accepted from one listener in a turn, as in the shell.
 const ACCEPTS_PER_TURN_MAX: usize = 64;
+/// From fork to exec.
+const EXEC: u64 = 300 * US;
 /// Cost of a rescue, and how long it may take at most.
 const RESCUE: u64 = 50 * US;
 const RESCUE_DEADLINE: u64 = 100 * MS;
@@ -87,6 +89,8 @@ pub(crate) fn config(slots: u16, policy: Policy) -> Config {
 /// What happens at a time of its own.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 enum Due {
+    /// A forked child runs its program, or cannot.
+    Exec(u32),
     /// A worker's process does its next thing.
     Player(u32),
     /// One of a worker's connections is served.
@@ -224,6 +228,8 @@ pub(crate) struct Table {
     bell_at: Option<u64>,
     stopping: bool,
     forgotten: BTreeSet<u32>,
+    /// Workers whose program could not be executed: they are forgotten already.
+    never_ran: BTreeSet<u32>,
     /// Somebody was said to have too much memory.
     pub(crate) outgrow: bool,
     /// A page did not say what was so, and a connection from then may be left.
@@ -271,6 +277,7 @@ impl Table {
             bell_at: None,
             stopping: false,
             forgotten: BTreeSet::new(),
+            never_ran: BTreeSet::new(),
             outgrow: false,
             misled: false,
             probe_serials: BTreeSet::new(),
@@ -662,6 +669,9 @@ impl Table {
             }
             Action::Forget { worker } => {
                 let gone = self.room.players.remove(&worker.0);
+                if self.never_ran.remove(&worker.0) {
+                    return;
+                }
                 let gone = gone.unwrap_or_else(|| panic!("{worker:?} was forgotten twice"));
                 assert!(!gone.is_running(), "{worker:?} is forgotten but runs");
                 assert!(
@@ -914,16 +924,34 @@ impl Table {
         let most = usize::from(recycles);
         assert!(occupied.count() <= most, "slot {} is started twice at {}", slot.0, self.now);
         let habit = (self.habits)(slot, worker, &mut self.dice);
-        if habit.spawn_fails {
-            return self.handle(Event::SpawnFailed { worker });
-        }
-        let up_at = self.now + habit.start;
+        let (fails, up_at) = (habit.spawn_fails, self.now + habit.start);
         self.room.players.insert(worker.0, Player::new(worker, slot, generation, habit));
-        self.schedule(up_at, Due::Player(worker.0));
+        self.schedule(self.now + EXEC, Due::Exec(worker.0));
+        if !fails {
+            self.schedule(up_at, Due::Player(worker.0));
+        }
         let here = self.room.players.values().filter(|p| p.is_running() && !p.aborting).count();
         let beside = here.saturating_sub(usize::from(self.config.slots));
         self.story.most_beside = self.story.most_beside.max(beside);
-        self.handle(Event::Spawned { worker });
+    }
+
+    /// What came of a fork is heard before everything else that comes of the worker.
+    fn hear_exec(&mut self, worker: u32) {
+        if let Some(player) = self.room.players.get_mut(&worker)
+            && !std::mem::replace(&mut player.executes, true)
+        {
+            self.tell(Event::Spawned { worker: WorkerId(worker) });
+        }
+    }
+
+    fn exec(&mut self, worker: u32) {
+        let fails = |player: &Player| player.habit.spawn_fails && player.is_running();
+        if self.room.players.get(&worker).is_some_and(fails) {
+            self.room.players.remove(&worker);
+            self.never_ran.insert(worker);
+            return self.tell(Event::SpawnFailed { worker: WorkerId(worker) });
+        }
+        self.hear_exec(worker);
     }
 
     /// Something is new for a worker: it will look at its queue.
@@ -940,6 +968,7 @@ impl Table {
 
     fn happen(&mut self, due: Due) {
         match due {
+            Due::Exec(worker) => self.exec(worker),
             Due::Player(worker) => self.play(worker),
             Due::Served { worker, serial } => {
                 let Some(player) = self.room.players.get_mut(&worker) else { return };
@@ -1020,6 +1049,8 @@ impl Table {
         if !player.is_running() {
             return;
         }
+        self.hear_exec(worker);
+        let Some(player) = self.room.players.get_mut(&worker) else { return };
         player.process = if orphans { Process::Orphans } else { Process::Zombie };
         let in_hand: Vec<Conn> = player.active.drain(..).collect();
         for conn in in_hand {
@@ -1039,6 +1070,7 @@ impl Table {
     /// What a worker's process does next.
     fn play(&mut self, worker: u32) {
         let now = self.now;
+        self.hear_exec(worker);
         let Some(player) = self.room.players.get_mut(&worker) else { return };
         player.nudged = false;
         let mut events = Vec::new();

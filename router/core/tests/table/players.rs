@@ -152,6 +152,8 @@ pub(crate) struct Player {
     pub(crate) generation: Generation,
     pub(crate) habit: Habit,
     pub(crate) process: Process,
+    /// Its program runs, as the core knows.
+    pub(crate) executes: bool,
     pub(crate) queue: VecDeque<Conn>,
     pub(crate) active: Vec<Conn>,
     pub(crate) listens: BTreeSet<u16>,
@@ -187,6 +189,7 @@ impl Player {
             reliable: habit.honest(),
             habit,
             process: Process::Running,
+            executes: false,
             queue: VecDeque::new(),
             active: Vec::new(),
             listens: BTreeSet::new(),
