@@ -157,7 +157,7 @@ impl Seat {
             page.totals.nonblocking.store(hint, SeqCst);
         }
         own.taker.took(fd.as_raw_fd());
-        let waited = now.saturating_sub(handoff.accepted_at) / 1000;
+        let waited = now.saturating_sub(handoff.handed_off_at) / 1000;
         self.ring(page.count_claim(own.line(page), waited));
         Claim::Taken(fd, handoff)
     }
@@ -379,7 +379,7 @@ mod tests {
     }
 
     fn handoff() -> Handoff {
-        Handoff { nonblocking: true, mark: 0, accepted_at: monotonic(), peer: RawAddress::NONE }
+        Handoff { nonblocking: true, mark: 0, handed_off_at: monotonic(), peer: RawAddress::NONE }
     }
 
     fn errno(claim: Claim) -> i32 {
@@ -401,7 +401,7 @@ mod tests {
         table.deal(&Handoff {
             nonblocking: false,
             mark: 0,
-            accepted_at: 1,
+            handed_off_at: 1,
             peer: RawAddress::NONE,
         });
         assert!(table.seat.take_mail(table.channel.as_fd(), 0).is_none(), "not announced");
@@ -417,7 +417,7 @@ mod tests {
         assert_eq!(errno(table.claim(0)), libc::EAGAIN);
         table.page().bell.ring_at.store(2, SeqCst);
         for claims in 1..=3 {
-            table.deal(&Handoff { accepted_at: monotonic() - 5_000_000, ..handoff() });
+            table.deal(&Handoff { handed_off_at: monotonic() - 5_000_000, ..handoff() });
             assert!(matches!(table.claim(0), Claim::Taken(..)));
             assert_eq!(table.rung(), claims == 2, "claim {claims}");
         }

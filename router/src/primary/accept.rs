@@ -143,7 +143,8 @@ impl Primary {
         let header = Handoff {
             nonblocking: held.flags & libc::SOCK_NONBLOCK != 0,
             mark: self.mark_of(held.listener, &held.peer),
-            accepted_at: held.accepted_at,
+            // Not since the accept: that it waited here, or in the queue of another, is no worker's fault.
+            handed_off_at: self.now,
             peer: held.peer,
         };
         let Some(target) = self.workers.get_mut(worker) else {

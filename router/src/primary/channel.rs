@@ -133,7 +133,7 @@ pub(crate) fn name_after(random: [u8; 4]) {
 pub(crate) fn calibrate() -> io::Result<()> {
     let (send, _receive) = pair()?;
     let header =
-        Handoff { nonblocking: false, mark: 0, accepted_at: 0, peer: RawAddress::NONE }.encode();
+        Handoff { nonblocking: false, mark: 0, handed_off_at: 0, peer: RawAddress::NONE }.encode();
     fdpass::send(send.as_fd(), &header, &[send.as_fd()])?;
     let one = sys::unread_by_peer(send.as_fd())?;
     fdpass::send(send.as_fd(), &header, &[send.as_fd()])?;
@@ -156,7 +156,7 @@ mod tests {
         let channel = Channel::open(WorkerId(1), 1, ListenerId(0), 1, 300).unwrap();
         let (other, _kept) = pair().unwrap();
         let header =
-            Handoff { nonblocking: false, mark: 0, accepted_at: 0, peer: RawAddress::NONE }
+            Handoff { nonblocking: false, mark: 0, handed_off_at: 0, peer: RawAddress::NONE }
                 .encode();
         for sent in 0..300 {
             assert_eq!(channel.queued(), Some(sent));

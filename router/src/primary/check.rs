@@ -89,7 +89,7 @@ impl Primary {
         let header = Handoff {
             nonblocking: false,
             mark: 0,
-            accepted_at: self.now,
+            handed_off_at: self.now,
             peer: raw_peer(probe.peer),
         };
         let found = self.workers.get_mut(worker).ok_or(io::ErrorKind::NotFound)?;

@@ -107,7 +107,7 @@ mod tests {
         let mut worker = Worker::new(id, slot, [1; 16], page, doorbell().unwrap(), 0);
         worker.open_channel(ListenerId(0), 0, DEPTH, RawAddress::NONE).unwrap();
         let header =
-            Handoff { nonblocking: false, mark: 0, accepted_at: 0, peer: RawAddress::NONE };
+            Handoff { nonblocking: false, mark: 0, handed_off_at: 0, peer: RawAddress::NONE };
         let conn = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
         for _ in 0..queued {
             worker.send(ListenerId(0), &header.encode(), conn.as_fd()).unwrap();

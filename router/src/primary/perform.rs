@@ -121,7 +121,8 @@ impl Primary {
 
     fn hold(&mut self, rescued: Rescued) -> Arrival {
         let Rescued { listener, conn, handoff } = rescued;
-        let Handoff { nonblocking, mark: _, accepted_at, peer } = handoff;
+        // It has waited since then at least.
+        let Handoff { nonblocking, mark: _, handed_off_at: accepted_at, peer } = handoff;
         let flags = if nonblocking { libc::SOCK_NONBLOCK } else { 0 };
         let client = address::client(&peer);
         let key = self.conns.insert(Held { conn, listener, peer, accepted_at, flags });
@@ -140,7 +141,7 @@ impl Primary {
         let header = Handoff {
             nonblocking: false,
             mark: 0,
-            accepted_at: self.now,
+            handed_off_at: self.now,
             peer: raw_peer(probe.peer),
         }
         .encode();

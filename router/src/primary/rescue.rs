@@ -380,14 +380,14 @@ mod tests {
         (send, Arc::new(receive))
     }
 
-    fn handoff(accepted_at: u64) -> Handoff {
-        Handoff { nonblocking: false, mark: 0, accepted_at, peer: RawAddress::NONE }
+    fn handoff(handed_off_at: u64) -> Handoff {
+        Handoff { nonblocking: false, mark: 0, handed_off_at, peer: RawAddress::NONE }
     }
 
     /// Queues a connection: the writing end of a pipe, so that its last close can be read.
-    fn deal(send: &OwnedFd, accepted_at: u64) -> PipeReader {
+    fn deal(send: &OwnedFd, handed_off_at: u64) -> PipeReader {
         let (reader, writer) = io::pipe().unwrap();
-        let bytes = handoff(accepted_at).encode();
+        let bytes = handoff(handed_off_at).encode();
         fdpass::send(send.as_fd(), &bytes, &[writer.as_fd()]).unwrap();
         reader
     }
@@ -411,7 +411,7 @@ mod tests {
         let mut readers = [deal(&send, 1), deal(&send, 2), deal(&send, 3)];
         let mut order = order(&queue, 2, Whose::All);
         let first = take(&order);
-        let at: Vec<u64> = first.rescued.iter().map(|one| one.handoff.accepted_at).collect();
+        let at: Vec<u64> = first.rescued.iter().map(|one| one.handoff.handed_off_at).collect();
         assert_eq!((at.as_slice(), first.lost, first.empty), ([1, 2].as_slice(), 0, false));
         order.max = 9;
         let second = take(&order);
@@ -426,16 +426,16 @@ mod tests {
     #[test]
     fn what_sticks_stays_unless_all_is_asked_for_and_goes_back_to_its_own_listener() {
         let (send, queue) = channel();
-        let marked = |accepted_at| {
+        let marked = |handed_off_at| {
             let (reader, writer) = io::pipe().unwrap();
-            let bytes = Handoff { mark: 7, ..handoff(accepted_at) }.encode();
+            let bytes = Handoff { mark: 7, ..handoff(handed_off_at) }.encode();
             fdpass::send(send.as_fd(), &bytes, &[writer.as_fd()]).unwrap();
             reader
         };
         let _readers = [deal(&send, 1), marked(2), deal(&send, 3)];
         let at = |taken: &Taken| -> Vec<(u64, u16)> {
             let each = taken.rescued.iter();
-            each.map(|one| (one.handoff.accepted_at, one.listener.0)).collect()
+            each.map(|one| (one.handoff.handed_off_at, one.listener.0)).collect()
         };
         let mut order = order(&queue, 9, Whose::Loose);
         let first = take(&order);
@@ -457,7 +457,7 @@ mod tests {
             let Step::Conn(_, found) = receive(&queue, Whose::All) else {
                 panic!("two are queued")
             };
-            assert!(found.accepted_at > 0);
+            assert!(found.handed_off_at > 0);
         }
     }
 
@@ -468,7 +468,7 @@ mod tests {
         for errno in [libc::EPROTO, libc::EMFILE] {
             let cut = || Err(io::Error::from_raw_os_error(errno));
             let kept = judge(cut(), &bytes, copy());
-            assert!(matches!(kept, Step::Conn(_, found) if found.accepted_at == 7));
+            assert!(matches!(kept, Step::Conn(_, found) if found.handed_off_at == 7));
             assert!(matches!(judge(cut(), &bytes, None), Step::Lost));
             assert!(matches!(judge(cut(), b"garbage", copy()), Step::Lost));
         }

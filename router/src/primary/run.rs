@@ -64,6 +64,7 @@ pub(super) struct Held {
     pub(super) conn: OwnedFd,
     pub(super) listener: ListenerId,
     pub(super) peer: RawAddress<PEER_MAX>,
+    /// Of one that came back out of a queue: when it was handed off there.
     pub(super) accepted_at: u64,
     /// What accept4(2) set on it.
     pub(super) flags: i32,

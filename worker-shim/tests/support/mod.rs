@@ -219,8 +219,8 @@ impl Primary {
         raw.extend(peer.port().to_be_bytes());
         raw.extend(peer.ip().octets());
         raw.extend([0; 8]);
-        let bytes =
-            Handoff { nonblocking, mark: 0, accepted_at: 0, peer: RawAddress::new(&raw) }.encode();
+        let bytes = Handoff { nonblocking, mark: 0, handed_off_at: 0, peer: RawAddress::new(&raw) }
+            .encode();
         channel.send(&bytes, &[dealt.as_raw_fd()]);
         client
     }

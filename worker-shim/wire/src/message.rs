@@ -110,8 +110,8 @@ pub struct Handoff {
     /// Where to note that this client has a connection open ([`crate::page::Page::note_open`]); 0:
     /// nowhere.
     pub mark: u16,
-    /// `CLOCK_MONOTONIC` at the start of the primary's turn that accepted it, in nanoseconds.
-    pub accepted_at: u64,
+    /// `CLOCK_MONOTONIC` at the start of the primary's turn that handed it to this worker, in nanoseconds.
+    pub handed_off_at: u64,
     /// The peer's address.
     pub peer: RawAddress<PEER_MAX>,
 }
@@ -128,7 +128,7 @@ impl Handoff {
         to.put(&[if self.nonblocking { FLAG_NONBLOCKING } else { 0 }, self.peer.len]);
         to.put(&self.mark.to_le_bytes());
         to.put(&[0; 2]);
-        to.put(&self.accepted_at.to_le_bytes());
+        to.put(&self.handed_off_at.to_le_bytes());
         to.put(&self.peer.bytes);
         to.bytes
     }
@@ -143,9 +143,9 @@ impl Handoff {
         let [flags, peer_len] = from.take()?;
         let mark = u16::from_le_bytes(from.take()?);
         let _zero: [u8; 2] = from.take()?;
-        let accepted_at = u64::from_le_bytes(from.take()?);
+        let handed_off_at = u64::from_le_bytes(from.take()?);
         let peer = from.address(peer_len)?;
-        Ok(Self { nonblocking: flags & FLAG_NONBLOCKING != 0, mark, accepted_at, peer })
+        Ok(Self { nonblocking: flags & FLAG_NONBLOCKING != 0, mark, handed_off_at, peer })
     }
 }
 
@@ -460,7 +460,7 @@ mod tests {
         let sent = Handoff {
             nonblocking: true,
             mark: 0xabcd,
-            accepted_at: u64::MAX - 7,
+            handed_off_at: u64::MAX - 7,
             peer: RawAddress::new(&[2, 0, 0x1f, 0x90, 127, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0]),
         };
         assert_eq!(Handoff::decode(&sent.encode()), Ok(sent));

@@ -208,7 +208,7 @@ impl Channel {
         client.set_read_timeout(Some(PATIENCE)).unwrap();
         let (server, peer) = listener.accept().unwrap();
         let handoff =
-            Handoff { nonblocking: false, mark, accepted_at: monotonic(), peer: raw(peer) };
+            Handoff { nonblocking: false, mark, handed_off_at: monotonic(), peer: raw(peer) };
         fdpass::send(self.send.as_fd(), &handoff.encode(), &[server.as_fd()]).unwrap();
         Client(client)
     }
