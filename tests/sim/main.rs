@@ -318,7 +318,9 @@ fn any_habit(dice: &mut Dice, well: bool) -> Habit {
     };
     let start = dice.between(1, 400) * MS;
     let honesty = if dice.permille(150) { Honesty::NoPage } else { Honesty::Honest };
-    let habit = Habit { style, service, start, honesty, ..Habit::default() };
+    // A slow disk: some are past their ready-timeout before they execute.
+    let exec = if dice.permille(60) { dice.between(1, 5000) * MS } else { 300 * US };
+    let habit = Habit { style, service, start, honesty, exec, ..Habit::default() };
     if well {
         return habit;
     }

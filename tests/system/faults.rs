@@ -604,6 +604,28 @@ fn soaked_in(patience: Duration, mut look: impl FnMut() -> bool) -> bool {
     }
 }
 
+/// The execs of a primary's children begin ten minutes after they are called.
+fn hold_execs<'guard>(guard: &'guard Guard, croupier: &Croupier<'_>) -> Option<Tracer<'guard>> {
+    let held = ["-f", "-e", "trace=execve", "-e", "inject=execve:delay_enter=600000000"];
+    Tracer::attach(guard, croupier.pid(), &held.map(str::to_owned))
+}
+
+/// Kills the worker of a slot, and returns its successor's process, which is not executed yet.
+fn replace_by_held(croupier: &Croupier<'_>, slot: u16) -> i32 {
+    let first = croupier.wait_status("its worker", |status| status.slot(slot).cloned());
+    kill(Pid::from_raw(first.pid.unwrap()), Signal::SIGKILL).unwrap();
+    let next = croupier.wait_status("its successor's process", |status| {
+        let next = |worker: &&WorkerStatus| worker.slot == slot && worker.id > first.id;
+        status.workers.iter().find(next)?.pid
+    });
+    assert_eq!(executes(next), executes(croupier.pid()), "its exec is held");
+    next
+}
+
+fn executes(pid: i32) -> PathBuf {
+    std::fs::read_link(format!("/proc/{pid}/exe")).unwrap()
+}
+
 /// A program on a slow disk, or a machine without a free CPU: clients are dealt meanwhile.
 #[test]
 fn an_exec_that_takes_long_holds_up_nobody() {
@@ -614,30 +636,42 @@ fn an_exec_that_takes_long_holds_up_nobody() {
     }
     let mut stage = Stage::new(&guard);
     let croupier = stage.primary();
-    let before = croupier.status();
-    // Each exec of the primary's children begins so many microseconds after it was called.
-    let held = ["-f", "-e", "trace=execve", "-e", "inject=execve:delay_enter=600000000"];
-    let held = held.map(str::to_owned);
-    let Some(tracer) = Tracer::attach(&guard, croupier.pid(), &held) else {
+    let Some(tracer) = hold_execs(&guard, croupier) else {
         skip!(NAME, "strace may not attach to a process of ours");
     };
-    let first = before.slot(0).unwrap();
-    kill(Pid::from_raw(first.pid.unwrap()), Signal::SIGKILL).unwrap();
-    let next = croupier.wait_status("its successor's process", |status| {
-        let next = |worker: &&WorkerStatus| worker.slot == 0 && worker.id != first.id;
-        status.workers.iter().find(next)?.pid
-    });
-    let program = || std::fs::read_link(format!("/proc/{next}/exe")).unwrap();
-    let own = std::fs::read_link(format!("/proc/{}/exe", croupier.pid())).unwrap();
-    assert_eq!(program(), own, "its exec is held");
+    let next = replace_by_held(croupier, 0);
+    let own = executes(croupier.pid());
     let seen = stage.ask(2, 20, 0);
-    assert_eq!((seen.answered, seen.failed, program()), (20, 0, own), "{seen:?}");
+    assert_eq!((seen.answered, seen.failed, executes(next)), (20, 0, own), "{seen:?}");
     tracer.detach();
     let croupier = stage.primary();
-    let after = croupier
-        .wait_status("two idle workers", |status| Stage::settled(status).map(|_| status.clone()));
-    assert_eq!(after.slot(0).unwrap().pid, Some(next), "that one serves now");
+    let ready = croupier
+        .wait_status("two idle workers", |status| Stage::settled(status).map(|()| status.clone()));
+    assert_eq!(ready.slot(0).unwrap().pid, Some(next), "that one serves now");
     stage.croupier.take().unwrap().stop_well();
+}
+
+#[test]
+fn whoever_is_not_executed_yet_is_judged_stopped_and_ended_as_any_other() {
+    const NAME: &str = "whoever_is_not_executed_yet_is_judged_stopped_and_ended_as_any_other";
+    let guard = Guard::new("faults-held");
+    if find_program("strace").is_none() {
+        skip!(NAME, "strace is not installed");
+    }
+    let stage = Stage::new(&guard);
+    let limit = ["--ready-timeout".into(), "5s".into()];
+    let croupier = guard.run(limit.into_iter().chain(stage.flags("2"))).ready();
+    let Some(tracer) = hold_execs(&guard, &croupier) else {
+        skip!(NAME, "strace may not attach to a process of ours");
+    };
+    replace_by_held(&croupier, 0);
+    let text = croupier.wait_for_line("is not ready in time: ");
+    assert!(text.contains(" is not even executed yet: the disk that it is on, or"), "{text}");
+    let stopped = croupier.ask(&["stop", "0"]);
+    assert_eq!(stopped.code, Some(0), "{}", stopped.stderr);
+    replace_by_held(&croupier, 1);
+    croupier.stop_well();
+    tracer.detach();
 }
 
 /// The small choice: a row for each kind of answer that the primary has to a failure.

@@ -476,7 +476,7 @@ pub enum Report {
         /// Its slot.
         slot: SlotId,
     },
-    /// A worker could not be started: there is no process.
+    /// A worker could not be started: there is no process, or its program cannot be executed.
     NotForked {
         /// Which.
         worker: WorkerId,

@@ -342,12 +342,17 @@ impl Core {
             }
             // It was to be killed before its program ran.
             State::Killing { .. } => self.report(Report::NotForked { worker, slot, generation }),
-            // It was to leave: now it has.
-            State::Finishing { .. } | State::Signalled { .. } | State::Aborting { .. } => {
+            // Nobody is said to be ready before it runs; where it was, it is gone all the same.
+            State::Ready { .. }
+            | State::Parked { .. }
+            | State::Finishing { .. }
+            | State::Signalled { .. }
+            | State::Aborting { .. } => {
                 self.report(Report::NotForked { worker, slot, generation });
+                self.blame(i, Fault::NotStarted);
                 return self.enter(i, Input::Ended);
             }
-            State::Ready { .. } | State::Parked { .. } | State::Dead => return,
+            State::Dead => return,
         }
         self.dealer.remove(i);
     }

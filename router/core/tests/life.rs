@@ -190,6 +190,25 @@ fn a_program_that_cannot_be_started_ends_it_too() {
 }
 
 #[test]
+fn one_that_cannot_be_executed_is_gone_whatever_was_said_of_it() {
+    let mut table = Table::new(config(1, Policy::Least), 1);
+    table.habits = Box::new(|_, worker, _| Habit {
+        spawn_fails: worker.0 == 1,
+        exec: 50 * MS,
+        ..Habit::default()
+    });
+    table.run_for(10 * MS);
+    table.tell(Event::SaidReady { worker: WorkerId(1) });
+    table.run_for(20 * MS);
+    assert_eq!(table.core.ready_count(), 1, "somebody said so");
+    table.run_for(5 * SEC);
+    let not_forked = |r: &Report| matches!(r, Report::NotForked { worker: WorkerId(1), .. });
+    assert_eq!(reported(&table, not_forked), 1);
+    let next = table.core.workers().map(|view| (view.worker, view.state)).collect::<Vec<_>>();
+    assert_eq!(next, [(WorkerId(2), "ready")], "its slot has another");
+}
+
+#[test]
 fn one_slow_starter_is_not_condemned_for_another() {
     let mut table = Table::new(config(2, Policy::Least), 1);
     table.habits = Box::new(|slot, _, _| match slot.0 {

@@ -350,6 +350,12 @@ impl Primary {
     fn report_not_ready(&mut self, worker: WorkerId) {
         let Some(found) = self.workers.get(worker) else { return };
         let why = self.fault_of(worker).unwrap_or_else(|| {
+            if let Some(forked) = &found.forked {
+                let program = forked.program.display();
+                return format!(
+                    "{program} is not even executed yet: the disk that it is on, or this machine, is too slow"
+                );
+            }
             let family = process::family(found, &[]).pids;
             diagnose::why_not_ready(found.pid, &family).to_string()
         });

@@ -121,7 +121,7 @@ impl Primary {
             active.into_iter().map(u64::from).sum::<u64>().to_string()
         };
         let bytes: u64 =
-            self.workers.iter().filter(|w| w.is_running()).filter_map(|w| resident(w.pid)).sum();
+            self.workers.iter().filter(|w| w.is_executing()).filter_map(|w| resident(w.pid)).sum();
         let restarts: u32 =
             self.core.slots().map(|slot| slot.restarts).fold(0, u32::saturating_add);
         let late = u32::try_from(self.core.workers().filter(|view| view.late).count());

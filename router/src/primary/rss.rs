@@ -99,7 +99,7 @@ impl Primary {
         if sampler.next_at.is_none_or(|at| self.now < at) {
             return;
         }
-        let running = self.workers.iter().filter(|worker| worker.is_running());
+        let running = self.workers.iter().filter(|worker| worker.is_executing());
         let subjects = running.map(|worker| Subject {
             worker: worker.id,
             main: worker.pid,

@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
-use croupier_core::event::{Event, ExitStatus, Generation, SlotId, WorkerId};
+use croupier_core::event::{Event, ExitStatus, Generation, ListenerId, SlotId, WorkerId};
 use nix::sys::signal::Signal;
 
 use super::disposal::Speaker;
@@ -81,13 +81,35 @@ impl Primary {
         self.unwatch(&forked.report());
         if let Err(error) = outcome {
             let error = self.launcher.why_not(&forked, error);
-            // The child is nobody's now, and is reaped as such.
+            // The child is nobody's now, and is reaped as such; it may have been stopped on its way out.
             if let Some(gone) = self.workers.remove(id) {
+                process::signal_group(&gone, Signal::SIGKILL);
                 self.burials = self.burials.saturating_sub(usize::from(gone.burying.is_some()));
                 self.retire_descriptors(gone);
             }
             return self.note_not_started(slot, id, error);
         }
+        self.note_running(id, slot, forked, listens);
+    }
+
+    /// Nobody will hear of this one's exec: it hangs in the kernel, and is given up.
+    fn suppose_it_runs(&mut self, id: WorkerId) {
+        if let Some(worker) = self.workers.get_mut(id)
+            && let Some(forked) = worker.forked.take()
+        {
+            let slot = worker.slot;
+            self.unwatch(&forked.report());
+            self.note_running(id, slot, forked, Vec::new());
+        }
+    }
+
+    fn note_running(
+        &mut self,
+        id: WorkerId,
+        slot: SlotId,
+        forked: Forked,
+        listens: Vec<ListenerId>,
+    ) {
         if let (Some(output), Some((out, err))) = (&self.output, forked.output) {
             self.show_generations();
             output.attach(id.0, slot.0, forked.generation.0, out, err);
@@ -139,7 +161,10 @@ impl Primary {
                 let worker = worker.id;
                 self.note_end(worker, status);
                 let orphans = matches!(status, ExitStatus::Code(_)) && self.has_family(worker);
-                self.announcer.note_exit(worker, status);
+                // Of one that is killed, by us, the end says nothing.
+                if self.workers.get(worker).is_none_or(|found| found.burying.is_none()) {
+                    self.announcer.note_exit(worker, status);
+                }
                 self.tell(Event::Exited { worker, status, orphans });
                 self.settle();
                 self.last_call(worker);
@@ -244,6 +269,7 @@ impl Primary {
         self.burials = self.burials.saturating_sub(gone.len());
         for (worker, unkillable) in gone {
             if unkillable {
+                self.suppose_it_runs(worker);
                 let status = ExitStatus::Signal(libc::SIGKILL);
                 self.tell(Event::Exited { worker, status, orphans: false });
             }
@@ -266,6 +292,10 @@ impl Primary {
     pub(super) fn hear_ready(&mut self, worker: WorkerId, speakers: &[Speaker]) {
         self.hear_exec(worker);
         let Some(found) = self.workers.get(worker) else { return };
+        // The name can be read by everybody; of this worker nobody can speak yet.
+        if found.forked.is_some() {
+            return;
+        }
         let may = |speaker: &&Speaker| {
             self.launcher.may_ask(speaker.uid) || process::belongs(speaker.pid, found)
         };

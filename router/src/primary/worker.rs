@@ -226,6 +226,11 @@ impl Worker {
         self.process == Process::Running
     }
 
+    /// What its main process says of itself is the program's, not a copy of the primary's.
+    pub(crate) fn is_executing(&self) -> bool {
+        self.is_running() && self.forked.is_none()
+    }
+
     /// Whether process `pid` itself has one for this very address.
     pub(crate) fn process_listens_on(&self, address: &RawAddress<ADDRESS_MAX>, pid: u32) -> bool {
         self.channels.iter().any(|(c, at)| at == address && c.owner == pid && !c.closed)

@@ -32,7 +32,7 @@ pub struct ChildSetup {
 /// What a child executes.
 #[derive(Debug)]
 pub struct Program {
-    /// As execvp(3) finds it.
+    /// Absolute.
     pub path: CString,
     /// From `argv[0]` on.
     pub arguments: Vec<CString>,
@@ -120,7 +120,6 @@ fn become_worker(
 ) -> Result<(), ()> {
     // SAFETY: no memory is involved.
     check(unsafe { libc::setpgid(0, 0) })?;
-    reset_signals();
     for (number, fd) in (0..).zip(&program.standard) {
         if let Some(fd) = fd {
             // SAFETY: no memory is involved; dup2 clears CLOEXEC on the copy.
@@ -128,6 +127,7 @@ fn become_worker(
         }
     }
     hand_over(&setup.inherit, report)?;
+    reset_signals();
     restrict(setup, primary)?;
     SigSet::empty().thread_set_mask().map_err(Errno::set)
 }
@@ -136,8 +136,9 @@ const fn check(result: c_int) -> Result<(), ()> {
     if result < 0 { Err(()) } else { Ok(()) }
 }
 
-/// A number above those of what a child inherits.
-const PARKED: c_int = 64;
+/// Above the numbers of what a child inherits, and no higher: the limit of open files may be low.
+#[expect(clippy::cast_possible_truncation, clippy::cast_possible_wrap, reason = "it is 16")]
+const PARKED: c_int = libc::STDERR_FILENO + 1 + INHERIT_MAX as c_int;
 
 /// Puts the descriptors in their places, 3, 4, …, and closes all others but the report: who waits for the
 /// end of a connection that was in the primary's hands does not wait for this exec.

@@ -46,8 +46,6 @@ const ACTIONS_MAX: usize = 1200;
 const TURNS_AT_ONCE_MAX: u32 = 1000;
 /// Connections accepted from one listener in a turn, as in the shell.
 const ACCEPTS_PER_TURN_MAX: usize = 64;
-/// From fork to exec.
-const EXEC: u64 = 300 * US;
 /// Cost of a rescue, and how long it may take at most.
 const RESCUE: u64 = 50 * US;
 const RESCUE_DEADLINE: u64 = 100 * MS;
@@ -924,9 +922,10 @@ impl Table {
         let most = usize::from(recycles);
         assert!(occupied.count() <= most, "slot {} is started twice at {}", slot.0, self.now);
         let habit = (self.habits)(slot, worker, &mut self.dice);
-        let (fails, up_at) = (habit.spawn_fails, self.now + habit.start);
+        let (fails, exec_at) = (habit.spawn_fails, self.now + habit.exec);
+        let up_at = exec_at.max(self.now + habit.start);
         self.room.players.insert(worker.0, Player::new(worker, slot, generation, habit));
-        self.schedule(self.now + EXEC, Due::Exec(worker.0));
+        self.schedule(exec_at, Due::Exec(worker.0));
         if !fails {
             self.schedule(up_at, Due::Player(worker.0));
         }

@@ -63,6 +63,8 @@ pub(crate) struct Habit {
     pub(crate) never_ready: bool,
     pub(crate) says_ready: bool,
     pub(crate) spawn_fails: bool,
+    /// From fork to exec.
+    pub(crate) exec: u64,
     /// Exits this long after its start, with this status, leaving a family or not.
     pub(crate) exits: Option<(u64, ExitStatus, bool)>,
     /// Claims nothing before then.
@@ -91,6 +93,7 @@ impl Default for Habit {
             never_ready: false,
             says_ready: false,
             spawn_fails: false,
+            exec: 300 * US,
             exits: None,
             stuck_until: 0,
             lacks_cpu: false,
