@@ -394,12 +394,15 @@ fn two_requests_that_come_during_a_reload_are_one() {
     stage.croupier.ask(&["reload", "--no-wait"]).expect_code(0);
     stage.croupier.wait_for_line("generation 2 begins");
     let both = std::thread::scope(|scope| {
-        let asked = [(); 2].map(|()| scope.spawn(|| stage.croupier.ask(&["reload"])));
+        // They are one, and that is rolling as one of them is, whichever comes first.
+        let asked = [&["reload"][..], &["reload", "--rolling"]]
+            .map(|words| scope.spawn(|| stage.croupier.ask(words)));
         asked.map(|asked| asked.join().unwrap())
     });
     for reload in both {
         reload.expect_code(0);
         assert!(reload.stdout.contains("a reload is under way"), "{reload:?}");
+        assert!(reload.stdout.contains("generation 3 begins, rolling"), "{reload:?}");
         assert!(reload.stdout.contains("every slot has a worker of generation 3"), "{reload:?}");
     }
     assert_eq!(stage.generations(), [3; 2]);

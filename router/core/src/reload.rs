@@ -24,7 +24,7 @@
 //! | a new worker ends after the reload failed | nothing: it was draining |
 //! | a slot is in backoff or failed | its turn comes first, as it has nothing to lose; a new worker that gets ready is a fresh record |
 //! | all slots fail | the primary ends only when the reload has failed too |
-//! | another reload is asked for | it queues; two that queue are one |
+//! | another reload is asked for | it queues; two that queue are one, and that is rolling if either is |
 //! | a slot is stopped by hand, a scale takes it away, or its old worker ends for good | both its workers leave; the reload goes on without it |
 //! | a slot is started by hand, or a scale adds it | it starts under the old number, and has its turn |
 //! | it brings another number of slots | a reload that fails changes no number. Those that are too many are not replaced, and leave when it has held; those that are missing start then, under the new number |
@@ -139,8 +139,9 @@ impl Core {
             return self.report(Report::ReloadRefused);
         }
         if self.reload.is_under_way() {
-            // Two that queue are one; it is as gentle as the gentler of them.
-            self.reload.next = Some(rolling && self.reload.next.unwrap_or(true));
+            // Two that queue are one. Who asks for rolling has no memory for two generations, and has none
+            // because somebody else asks without it.
+            self.reload.next = Some(rolling || self.reload.next.unwrap_or(false));
             return self.report(Report::ReloadQueued);
         }
         self.begin_to_reload(rolling);

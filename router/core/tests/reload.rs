@@ -406,6 +406,27 @@ fn two_requests_that_queue_are_one() {
     assert_eq!(table.core.poll_timeout(), None);
 }
 
+/// A host that has no memory for two generations has none when somebody asks without `--rolling`, too.
+#[test]
+fn of_requests_that_queue_one_that_rolls_is_enough() {
+    for (asked, rolls) in [
+        ([true, false], true),
+        ([false, true], true),
+        ([true, true], true),
+        ([false, false], false),
+    ] {
+        let mut table = Table::of(config(2, Policy::Least), Habit::default());
+        table.start();
+        table.reload(false);
+        for rolling in asked {
+            table.reload(rolling);
+        }
+        let began = Report::ReloadBegan { generation: Generation(3), rolling: rolls };
+        within(&mut table, 20 * SEC, |table| reported(table, |r| *r == began) == 1);
+        assert_eq!(reported(&table, |r| matches!(r, Report::ReloadBegan { .. })), 2, "{asked:?}");
+    }
+}
+
 #[test]
 fn a_queued_request_begins_after_a_failure_too() {
     let mut table = Table::of(config(2, Policy::Least), Habit::default());

@@ -12,6 +12,8 @@ start, at most --max-surge at a time. Old workers get no more connections once t
 but stay until all new ones are ready and have been watched; then they finish what they have and end,
 at the latest after --drain-timeout; the connections that were cut then are counted.
 If a new worker ends or is not ready in time, the old ones go on and the command fails.
+While a reload is under way another one queues. Two that queue are one, and that is --rolling if
+either of them is.
 
 Exit status: 0 every worker is new, 1 not, and why; 3 no such primary.
 
