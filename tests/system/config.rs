@@ -404,7 +404,7 @@ fn limits_follow_the_file() {
     assert_eq!(first.reply().unwrap().status, 200);
     croupier.wait_for_line("nobody is left to drain");
     // A limit that there was not at all at the start.
-    says("max-rss = \"1K\"");
+    says("max-rss = \"1M\"");
     croupier.ask(&["reload"]).expect_code(0);
     croupier
         .wait_status("one that was replaced", |status| (status.totals.recycled > 0).then_some(()));

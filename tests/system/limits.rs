@@ -275,6 +275,32 @@ fn a_worker_that_leaks_is_replaced() {
     croupier.stop_well();
 }
 
+/// A limit below what the program needs: it is said, with what to do, and does not go on at full speed.
+#[test]
+fn a_limit_below_what_every_worker_needs_is_named() {
+    let guard = Guard::new("limits-low");
+    let port = guard.port();
+    let script = guard.write("server.py", LEAKS);
+    let args: [OsString; 7] = [
+        "-w".into(),
+        "1".into(),
+        "--max-rss=3M".into(),
+        "--".into(),
+        "python3".into(),
+        script.into(),
+        port.to_string().into(),
+    ];
+    let croupier = guard.run(args).ready();
+    let said = croupier.wait_for_line("as soon as it has taken over, and --max-rss is 3.0M");
+    assert!(said.contains("slot 0: worker ") && said.contains("M of memory"), "{said}");
+    assert!(said.ends_with("in 60s; raise --max-rss above what a worker needs"), "{said}");
+    croupier.wait_status("three in a row", |status| (status.totals.recycled >= 3).then_some(()));
+    let warned = croupier.stderr().count("raise --max-rss");
+    assert_eq!(warned, 1);
+    assert_eq!(Client::port(port).get("/").unwrap().status, 200);
+    croupier.stop_well();
+}
+
 /// A family that is large only together, and whose memory from before the fork is there once.
 const FAMILY: &str = r#"
 import os, socket, sys, threading

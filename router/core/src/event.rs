@@ -668,6 +668,18 @@ pub enum Report {
         /// Not before this has passed; `None`: not at all, as the operator may ask again.
         wait: Option<Duration>,
     },
+    /// A worker that took over has too much memory at once: so will the next one. Said once for each
+    /// slot, until a reload.
+    NeedsMore {
+        /// Which.
+        worker: WorkerId,
+        /// Its slot.
+        slot: SlotId,
+        /// How much it has.
+        bytes: u64,
+        /// It is replaced ever more rarely, down to once in this time.
+        longest: Duration,
+    },
     /// Clients have waited for longer than `--max-queue-wait`: who comes now is reset.
     ShedBegan {
         /// Where.

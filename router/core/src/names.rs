@@ -40,6 +40,7 @@ impl Report {
             | Self::RecycleBegan { .. }
             | Self::Recycled { .. }
             | Self::RecycleFailed { .. }
+            | Self::NeedsMore { .. }
             | Self::ShedBegan { .. }
             | Self::ShedEnded { .. }
             | Self::NumbersDoNotFit { .. }

@@ -21,6 +21,8 @@
 //! | a reload is asked for | it wins: a new worker that is not ready is killed; an old one drains on |
 //! | a reload that brought other limits fails | nobody is due by those: who started meanwhile has the limits of before; what memory is too much the shell says again |
 //! | a stop, also of this slot alone | the same |
+//! | a worker has too much memory while it starts | what that takes it may give back: it is judged once it is ready |
+//! | one that took over has too much memory at once | its program needs more than the limit: its slot waits as if the new one had not held, and the log says once what to do |
 //! | the new one ends, or is not ready in time | the old one stays |
 //! | the old one ends | its slot waits for the new one |
 //! | both end | the slot restarts as ever |
@@ -39,6 +41,30 @@ use crate::worker::{State, Worker};
 /// Wait before a recycling that failed is tried again; it doubles up to [`RETRY_LONGEST`].
 const RETRY_FIRST: Duration = Duration::from_secs(1);
 const RETRY_LONGEST: Duration = Duration::from_secs(60);
+/// Who has too much memory this soon after it took over did not leak it, but needs it. Two looks of the
+/// shell, and some time for those.
+const AT_ONCE: Duration = Duration::from_secs(5);
+
+fn doubled(failures: u32) -> Duration {
+    let factor = 1_u32.checked_shl(failures).unwrap_or(u32::MAX);
+    RETRY_FIRST.saturating_mul(factor).min(RETRY_LONGEST)
+}
+
+/// Workers of a slot, in a row, that had too much memory at once.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Needs {
+    in_a_row: u32,
+    /// Nobody is recycled for its memory before then.
+    not_before: Now,
+    /// It was said what to do.
+    told: bool,
+}
+
+impl Default for Needs {
+    fn default() -> Self {
+        Self { in_a_row: 0, not_before: Now(0), told: false }
+    }
+}
 
 /// How old a worker may get, and whether it has.
 #[derive(Debug, Clone, Copy)]
@@ -49,6 +75,8 @@ pub(crate) struct Age {
     ends: Option<(Now, Duration)>,
     /// The limits that these are parts of: of connections, and of its lifetime.
     parts_of: (Option<u64>, Option<Duration>),
+    /// Until when too much memory is what the program needs: of one that took over in a recycling.
+    too_soon: Option<Now>,
     /// It is to be replaced.
     pub(crate) due: Option<RecycleReason>,
 }
@@ -56,7 +84,13 @@ pub(crate) struct Age {
 impl Default for Age {
     /// It may get as old as it likes.
     fn default() -> Self {
-        Self { connections: u64::MAX, ends: None, parts_of: (None, None), due: None }
+        Self {
+            connections: u64::MAX,
+            ends: None,
+            parts_of: (None, None),
+            too_soon: None,
+            due: None,
+        }
     }
 }
 
@@ -143,10 +177,37 @@ impl Core {
     }
 
     /// A worker has more memory than it may have.
-    pub(crate) fn outgrew(&mut self, worker: WorkerId, bytes: u64) {
-        if let Some(worker) = self.dealer.find(worker).and_then(|i| self.dealer.workers.get_mut(i))
-        {
-            worker.age.due.get_or_insert(RecycleReason::Memory(bytes));
+    pub(crate) fn outgrew(&mut self, id: WorkerId, bytes: u64) {
+        let now = self.dealer.now;
+        let Some(i) = self.dealer.find(id) else { return };
+        let Some(worker) = self.dealer.workers.get_mut(i) else { return };
+        let starts = matches!(worker.state, State::Starting { .. });
+        if starts || worker.age.due.is_some() {
+            return;
+        }
+        worker.age.due = Some(RecycleReason::Memory(bytes));
+        let (slot, Some(too_soon)) = (worker.slot, worker.age.too_soon) else { return };
+        let Some(needs) = self.slots.get_mut(usize::from(slot.0)).map(|slot| &mut slot.needs)
+        else {
+            return;
+        };
+        if now > too_soon {
+            needs.in_a_row = 0;
+            return;
+        }
+        // Another one would need as much. Without a wait, replacing it would never end.
+        let wait = self.dice.spread(doubled(needs.in_a_row));
+        needs.in_a_row = needs.in_a_row.saturating_add(1);
+        needs.not_before = now.after(wait);
+        if !core::mem::replace(&mut needs.told, true) {
+            self.report(Report::NeedsMore { worker: id, slot, bytes, longest: RETRY_LONGEST });
+        }
+    }
+
+    /// A reload brings another program, or another limit: what the one before needed says nothing of it.
+    pub(crate) fn forget_needs(&mut self) {
+        for slot in &mut self.slots {
+            slot.needs = Needs::default();
         }
     }
 
@@ -188,7 +249,6 @@ impl Core {
         let free = self.recycle.way == Way::Nothing && !self.reload.is_under_way();
         if free
             && let Some(i) = self.next_due()
-            && (self.recycle.not_before <= now || self.is_asked_for(i))
             && self.leaving().next().is_none()
         {
             self.recycle(i);
@@ -223,14 +283,30 @@ impl Core {
             .is_some_and(|worker| worker.age.due == Some(RecycleReason::Asked))
     }
 
-    /// The oldest worker that is due; first those that the operator asked for.
+    /// The oldest worker that is due now; first those that the operator asked for.
     fn next_due(&self) -> Option<usize> {
-        let mut due = (0..self.dealer.workers.len()).filter(|i| self.may_be_recycled(*i));
+        let now = self.dealer.now;
+        let is_due = |i: &usize| self.may_be_recycled(*i) && self.recycled_from(*i) <= now;
+        let mut due = (0..self.dealer.workers.len()).filter(is_due);
         let first = due.next()?;
         if self.is_asked_for(first) {
             return Some(first);
         }
         due.find(|i| self.is_asked_for(*i)).or(Some(first))
+    }
+
+    /// When the turn of a worker that is due may come: what failed before is not tried again at once.
+    fn recycled_from(&self, i: usize) -> Now {
+        let Some(worker) = self.dealer.workers.get(i) else { return Now(0) };
+        let failed = self.recycle.not_before;
+        match worker.age.due {
+            Some(RecycleReason::Asked) => Now(0),
+            Some(RecycleReason::Memory(_)) => {
+                let slot = self.slots.get(usize::from(worker.slot.0));
+                slot.map_or(failed, |slot| failed.max(slot.needs.not_before))
+            }
+            Some(RecycleReason::Connections(_) | RecycleReason::Lifetime(_)) | None => failed,
+        }
     }
 
     fn may_be_recycled(&self, i: usize) -> bool {
@@ -258,12 +334,16 @@ impl Core {
         self.report(Report::RecycleBegan { worker: old, by: new, slot, why });
     }
 
-    /// When a recycling that failed is tried again.
+    /// When somebody who is due and has to wait is replaced.
     pub(crate) fn recycle_deadline(&self) -> Option<Now> {
-        let waits = self.recycle.way == Way::Nothing
-            && self.recycle.not_before > self.dealer.now
-            && !self.stop.is_under_way();
-        (waits && self.next_due().is_some()).then_some(self.recycle.not_before)
+        if self.recycle.way != Way::Nothing || self.stop.is_under_way() {
+            return None;
+        }
+        (0..self.dealer.workers.len())
+            .filter(|i| self.may_be_recycled(*i))
+            .map(|i| self.recycled_from(i))
+            .filter(|at| *at > self.dealer.now)
+            .min()
     }
 
     /// What the new worker of a recycling must listen on: all that the old one listens on.
@@ -281,6 +361,10 @@ impl Core {
             return false;
         }
         self.recycle = Recycle::default();
+        let too_soon = self.dealer.now.after(AT_ONCE);
+        if let Some(worker) = self.dealer.find(by).and_then(|i| self.dealer.workers.get_mut(i)) {
+            worker.age.too_soon = Some(too_soon);
+        }
         if last == Some(old)
             && let Some(i) = self.dealer.find(old)
             && let Some(slot) = self.dealer.workers.get(i).map(|worker| worker.slot)
@@ -313,8 +397,7 @@ impl Core {
             self.report(Report::RecycleFailed { by: new, slot, fault, wait: None });
             return self.look_for_the_end();
         }
-        let doubled = 1_u32.checked_shl(self.recycle.failures).unwrap_or(u32::MAX);
-        let wait = self.dice.spread(RETRY_FIRST.saturating_mul(doubled).min(RETRY_LONGEST));
+        let wait = self.dice.spread(doubled(self.recycle.failures));
         self.recycle = Recycle {
             way: Way::Nothing,
             failures: self.recycle.failures.saturating_add(1),

@@ -183,6 +183,7 @@ impl Core {
         let generation = Generation(self.reload.last.0.saturating_add(1));
         self.reload.last = generation;
         self.drop_recycling();
+        self.forget_needs();
         self.reload.way = Way::Fill { generation, rolling, left: 1 };
         self.report(Report::ReloadBegan { generation, rolling });
     }

@@ -21,6 +21,7 @@
 
 use crate::event::{Generation, SlotId, WorkerId};
 use crate::pause::Rest;
+use crate::recycle::Needs;
 use crate::restart::Streak;
 use crate::time::Now;
 
@@ -178,6 +179,7 @@ pub(crate) struct Slot {
     /// Workers started here, those of reloads not counted.
     pub(crate) starts: u32,
     pub(crate) sockets: Sockets,
+    pub(crate) needs: Needs,
     pub(crate) rest: Rest,
 }
 
@@ -192,6 +194,7 @@ impl Slot {
             streak: Streak::default(),
             starts: 0,
             sockets: Sockets::Own,
+            needs: Needs::default(),
             rest: Rest::No,
         }
     }

@@ -261,6 +261,86 @@ fn a_new_one_that_does_not_hold_leaves_the_old_one_and_waits_double() {
     assert_eq!(crashes, 0, "the slot has a clean record");
 }
 
+fn needs_more(table: &Table) -> Vec<u16> {
+    let slot = |(_, report): &(u64, Report)| {
+        if let Report::NeedsMore { slot, .. } = report { Some(slot.0) } else { None }
+    };
+    table.story.reports.iter().filter_map(slot).collect()
+}
+
+/// The shell looks every two seconds; `is_large` says who has too much memory.
+fn with_looks(table: &mut Table, seconds: u64, is_large: impl Fn(&Table, u32) -> bool) {
+    for _ in 0..seconds / 2 {
+        table.run_for(2 * SEC);
+        let all: Vec<u32> = table.core.workers().map(|view| view.worker.0).collect();
+        for worker in all {
+            if is_large(table, worker) {
+                table.outgrows(worker);
+            }
+        }
+    }
+}
+
+#[test]
+fn where_every_worker_needs_more_memory_it_is_said_once_and_the_wait_doubles() {
+    let mut table = Table::of(config(2, Policy::Least), Habit::default());
+    table.start();
+    with_looks(&mut table, 300, |_, _| true);
+    assert_eq!(needs_more(&table), [0, 1], "once for each slot");
+    let mut began: [Vec<u64>; 2] = [Vec::new(), Vec::new()];
+    for (at, report) in &table.story.reports {
+        if let Report::RecycleBegan { slot, .. } = report {
+            began[usize::from(slot.0)].push(*at);
+        }
+    }
+    for starts in began {
+        // At once, then after 1, 2, 4, … 60 s, each up to a fifth off and found by the next look.
+        assert!((8..=12).contains(&starts.len()), "{starts:?}");
+        let waits: Vec<u64> = starts.windows(2).map(|pair| pair[1] - pair[0]).collect();
+        assert!(waits[5] > 3 * waits[2], "{waits:?}");
+        assert!(waits.iter().all(|wait| *wait < 80 * SEC), "{waits:?}");
+        assert!(waits[7] > 48 * SEC, "{waits:?}");
+    }
+    // A reload brings another program, or another limit: it is news again.
+    table.reload(false);
+    let over = |table: &Table| reported(table, |r| matches!(r, Report::ReloadOver { .. })) == 1;
+    within(&mut table, 10 * SEC, over);
+    with_looks(&mut table, 20, |_, _| true);
+    assert_eq!(needs_more(&table), [0, 1, 0, 1]);
+    assert_eq!(table.story.most_beside, 1 + 1, "one beside each in the reload");
+}
+
+#[test]
+fn a_slot_that_waits_holds_up_no_other_and_who_leaks_never_waits() {
+    let mut table = Table::of(config(2, Policy::Least), Habit::default());
+    table.start();
+    // Slot 0 needs too much; the worker of slot 1 leaks, for ten seconds each time.
+    with_looks(&mut table, 200, |table, worker| {
+        let view = table.core.workers().find(|view| view.worker.0 == worker).unwrap();
+        let since = view.ready_since.map_or(table.now, |at| at.0);
+        view.slot.0 == 0 || table.now - since >= 8 * SEC
+    });
+    let of = |wanted: u16| {
+        reported(&table, |r| matches!(r, Report::RecycleBegan { slot, .. } if slot.0 == wanted))
+    };
+    assert_eq!(needs_more(&table), [0]);
+    assert!(of(0) < 12 && of(1) >= 18, "{} and {}", of(0), of(1));
+}
+
+#[test]
+fn what_a_worker_has_while_it_starts_is_not_held_against_it() {
+    let mut table = Table::of(config(1, Policy::Least), Habit::default());
+    table.start();
+    table.habits = Box::new(|_, _, _| Habit { start: SEC, ..Habit::default() });
+    table.outgrows(1);
+    table.run_for(500 * MS);
+    assert_eq!(name(&table, 2), "starting");
+    table.outgrows(2);
+    within(&mut table, SEC, |table| recycled(table) == 1);
+    table.run_for(30 * SEC);
+    assert_eq!((recycled(&table), needs_more(&table)), (1, vec![]));
+}
+
 #[test]
 fn a_new_one_that_cannot_be_started_or_never_listens_is_the_same() {
     for (habit, fault) in [
@@ -291,6 +371,7 @@ fn the_old_one_may_die_meanwhile() {
     let all: Vec<_> = table.core.workers().map(|view| (view.worker.0, view.state)).collect();
     assert_eq!(all, [(2, "ready")], "the slot waited for the one that was being started");
     // Both: the slot restarts as ever.
+    table.run_for(6 * SEC);
     table.outgrows(2);
     table.run_for(10 * MS);
     table.exit(2, ExitStatus::Signal(9), false);

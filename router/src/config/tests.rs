@@ -240,10 +240,22 @@ fn listen_fds_needs_an_address_and_no_dealing() {
 }
 
 #[test]
+fn a_limit_of_memory_that_has_lost_its_unit() {
+    for (small, said) in [
+        ("300", "300 bytes is less than any program needs; 300M?"),
+        ("1048575", "1048575 bytes is less than any program needs; 1048575M?"),
+        ("512K", "512K is less than any program needs; 512M?"),
+        ("512kib", "512kib is less than any program needs; 512M?"),
+    ] {
+        assert_eq!(parse_max_rss(small).unwrap_err(), said);
+    }
+}
+
+#[test]
 fn memory_of_a_worker() {
     for (text, bytes) in [
-        ("4096", 4096),
-        ("512K", 512 << 10),
+        ("1048576", 1 << 20),
+        ("1024K", 1 << 20),
         ("512M", 512 << 20),
         ("2g", 2 << 30),
         ("1GiB", 1 << 30),

@@ -274,8 +274,17 @@ pub fn parse_max_rss(text: &str) -> Result<MaxRssArg, String> {
     if text == "auto" {
         return Ok(MaxRssArg::Auto);
     }
-    parse_bytes(text).map(MaxRssArg::Bytes).map_err(|why| why + ", or auto")
+    let bytes = parse_bytes(text).map_err(|why| why + ", or auto")?;
+    if bytes >= MAX_RSS_MIN {
+        return Ok(MaxRssArg::Bytes(bytes));
+    }
+    let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
+    let unit = if digits == text { " bytes" } else { "" };
+    Err(format!("{text}{unit} is less than any program needs; {digits}M?"))
 }
+
+/// A smaller `--max-rss` has lost its unit.
+const MAX_RSS_MIN: u64 = 1 << 20;
 
 /// Parses a size: `512M`, `2G`, or a number of bytes.
 ///

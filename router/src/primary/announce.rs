@@ -194,6 +194,7 @@ fn sentence(report: Report) -> (Level, String) {
         | Report::RecycleBegan { .. }
         | Report::Recycled { .. }
         | Report::RecycleFailed { .. }
+        | Report::NeedsMore { .. }
         | Report::ShedBegan { .. }
         | Report::ShedEnded { .. } => (Level::Debug, format!("{report:?}")),
     }
@@ -259,6 +260,7 @@ impl Primary {
     }
 
     /// A line of log for what the core reports.
+    #[expect(clippy::too_many_lines, reason = "a table")]
     pub(super) fn report(&mut self, report: Report) {
         self.tell_of(report);
         self.tell_service(report);
@@ -317,6 +319,7 @@ impl Primary {
             | Report::RecycleBegan { .. }
             | Report::Recycled { .. }
             | Report::RecycleFailed { .. }
+            | Report::NeedsMore { .. }
             | Report::ShedBegan { .. }
             | Report::ShedEnded { .. } => self.report_limits(report),
             Report::WentToBackground { .. }

@@ -130,6 +130,7 @@ impl Primary {
             | Report::RecycleBegan { .. }
             | Report::Recycled { .. }
             | Report::RecycleFailed { .. }
+            | Report::NeedsMore { .. }
             | Report::ShedBegan { .. }
             | Report::ShedEnded { .. }
             | Report::NumbersDoNotFit { .. }

@@ -47,6 +47,19 @@ impl Primary {
                 let again = wait.map(|wait| format!(". Tried again in {wait:.1?}"));
                 Some((Level::Error, words_of_failure(by, slot, fault) + &again.unwrap_or_default()))
             }
+            Report::NeedsMore { worker, slot, bytes, longest } => {
+                let limit = self.config.max_rss.as_ref().map_or(0, |max| max.bytes);
+                let text = format!(
+                    "slot {}: worker {} has {} of memory as soon as it has taken over, and --max-rss is {}: \
+                     every worker will, and it is replaced again and again, ever more rarely, down to once \
+                     in {longest:?}; raise --max-rss above what a worker needs",
+                    slot.0,
+                    worker.0,
+                    bytes_text(bytes),
+                    bytes_text(limit)
+                );
+                Some((Level::Warn, text))
+            }
             Report::ShedBegan { listener, waiting } => {
                 let at = self.listeners.get(usize::from(listener.0));
                 let text = format!(

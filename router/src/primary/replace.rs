@@ -108,6 +108,7 @@ impl Primary {
             | Report::RecycleBegan { .. }
             | Report::Recycled { .. }
             | Report::RecycleFailed { .. }
+            | Report::NeedsMore { .. }
             | Report::ShedBegan { .. }
             | Report::ShedEnded { .. } => {}
         }
