@@ -107,6 +107,43 @@ fn clients_behind_a_proxy() {
     croupier.stop_well();
 }
 
+/// Under `ip` clients wait where `--max-queue-wait` does not count, unless `--max-active` holds them back.
+#[test]
+fn a_queue_wait_that_counts_nothing() {
+    let guard = Guard::new("advice-queue-wait");
+    for (flags, said) in [
+        (&["-p", "ip", "--max-queue-wait", "1s"][..], true),
+        (&["-p", "ip", "--max-queue-wait", "1s", "--max-active", "1"], false),
+        (&["-p", "least", "--max-queue-wait", "1s"], false),
+        (&["-p", "ip"], false),
+    ] {
+        let port = guard.port();
+        let check = [&["check", "-w", "1"], flags, &["--", "true"]].concat();
+        let check = guard.croupier(check);
+        let text =
+            "advice: --max-queue-wait 1s does not count how long clients of an ip address wait";
+        assert_eq!(check.expect_code(0).stdout.contains(text), said, "{flags:?}: {check:?}");
+        let croupier = run(&guard, &[&["-w", "1"], flags].concat(), port);
+        let expected: &[&str] = if said { &["queue-wait"] } else { &[] };
+        assert_eq!(given(&croupier), expected, "{flags:?}");
+        croupier.stop_well();
+    }
+    // One address is enough.
+    let listen = |policy: &str, port| {
+        format!("[[listen]]\naddress = \"127.0.0.1:{port}\"\npolicy = \"{policy}\"\n")
+    };
+    let addresses = listen("least", guard.port()) + &listen("ip", guard.port());
+    guard.write(
+        "croupier.toml",
+        &format!("command = [\"true\"]\nmax-queue-wait = \"2s\"\n{addresses}"),
+    );
+    let json = guard.croupier(["check", "--json"]);
+    let report: serde_json::Value = serde_json::from_str(&json.expect_code(0).stdout).unwrap();
+    let advice = report["advice"].as_array().unwrap();
+    let [advice] = &advice[..] else { panic!("{report}") };
+    assert!(advice.as_str().unwrap().contains("with --max-active they wait where it counts"));
+}
+
 #[test]
 fn a_backlog_that_overflows() {
     let guard = Guard::new("advice-backlog");

@@ -48,6 +48,8 @@ struct Report {
     program: String,
     adapter: String,
     workers: u16,
+    /// What could be done better, as far as the settings show it.
+    advice: Vec<String>,
     settings: Vec<Line>,
 }
 
@@ -85,6 +87,7 @@ fn json(loaded: &Loaded, resolved: &Resolved) -> String {
         program: resolved.program.display().to_string(),
         adapter: resolved.adapter.to_string(),
         workers: config.workers.count,
+        advice: config.uncounted_wait().into_iter().collect(),
         settings: loaded.settings.iter().map(|setting| line(setting, config)).collect(),
     };
     let mut text = serde_json::to_string(&report).unwrap_or_default();
@@ -118,6 +121,11 @@ fn text(loaded: &Loaded, resolved: &Resolved) -> String {
     );
     for note in &resolved.notes {
         text.push_str(note);
+        text.push('\n');
+    }
+    if let Some(advice) = config.uncounted_wait() {
+        text.push_str("advice: ");
+        text.push_str(&advice);
         text.push('\n');
     }
     text.push('\n');

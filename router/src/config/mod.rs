@@ -26,7 +26,7 @@ pub use file::{DEFAULT_FILE, Place};
 pub use ids::{Ids, user_name};
 pub use inherited::Inherited;
 pub use load::{LoadError, Loaded, Origin, Setting, Source, changes_at_reload, load};
-pub use run::{Machine, MaxRss, RunConfig, Workers};
+pub use run::{IP_QUEUE_MAX, Machine, MaxRss, RunConfig, Workers};
 pub use surroundings::Surroundings;
 pub use template::expand;
 pub use values::{

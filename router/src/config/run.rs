@@ -27,6 +27,8 @@ use super::{
 use crate::cli::run::RunArgs;
 use crate::name;
 
+/// Queued connections that one worker may have under `ip`, where a window would make clients move.
+pub const IP_QUEUE_MAX: u32 = 256;
 /// `--drain-timeout` where it is not given. What gunicorn's users have. At a reload nobody else counts
 /// the seconds, and for ever, which is the default of `HAProxy` and nginx, piles up old generations.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
@@ -217,6 +219,21 @@ impl RunConfig {
     #[must_use]
     pub fn policies(&self) -> Vec<Policy> {
         policies_of(&self.listen, self.core.policy)
+    }
+
+    /// Advice, where `--max-queue-wait` does not see those who wait: under `ip` they do so at their worker,
+    /// not in the primary's hands, unless `--max-active` leaves no room there.
+    #[must_use]
+    pub fn uncounted_wait(&self) -> Option<String> {
+        let limit = self.core.limits.max_queue_wait?;
+        let sticky = self.policies().contains(&Policy::Ip);
+        (sticky && self.core.max_active.is_none()).then(|| {
+            format!(
+                "--max-queue-wait {limit:?} does not count how long clients of an ip address wait at their \
+                 worker, where up to {IP_QUEUE_MAX} may wait; with \
+                 --max-active they wait where it counts (1 for workers that serve one client at a time)"
+            )
+        })
     }
 
     /// What a setting that was not given has come to, by its flag's name; `None`: nothing.

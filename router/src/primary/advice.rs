@@ -35,6 +35,7 @@ enum About {
     OpenFiles,
     Somaxconn,
     QueueLimit,
+    QueueWait,
     Workers,
     Lag,
 }
@@ -47,6 +48,7 @@ impl About {
             Self::OpenFiles => "open-files",
             Self::Somaxconn => "somaxconn",
             Self::QueueLimit => "queue-limit",
+            Self::QueueWait => "queue-wait",
             Self::Workers => "workers",
             Self::Lag => "lag",
         }
@@ -113,6 +115,7 @@ impl Primary {
         let slots = u16::try_from(self.core.slots().count()).unwrap_or(u16::MAX);
         let found = [
             (About::Workers, too_many_workers(&self.config, slots)),
+            (About::QueueWait, self.config.uncounted_wait()),
             (About::Somaxconn, backlog_is_cut(&self.config)),
             (About::OpenFiles, self.too_few_descriptors(slots)),
             (About::Proxy, self.adviser.crowd.found().map(behind_a_proxy)),
@@ -295,6 +298,7 @@ mod tests {
             About::OpenFiles,
             About::Somaxconn,
             About::QueueLimit,
+            About::QueueWait,
             About::Workers,
             About::Lag,
         ];

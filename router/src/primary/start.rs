@@ -57,15 +57,13 @@ use super::watch::{WatchError, Watcher};
 use super::worker::{Worker, Workers};
 use super::{accept, address, channel};
 use crate::adapter::{self, Adapter, Resolved};
-use crate::config::{ListenAddress, Loaded, MaxRss, RunConfig, expand};
+use crate::config::{IP_QUEUE_MAX, ListenAddress, Loaded, MaxRss, RunConfig, expand};
 use crate::control::place::Place;
 use crate::control::server::ControlServer;
 use crate::diagnose;
 use crate::output::{LogFile, Output};
 use crate::sys::{self, ChildSetup, INHERIT_MAX};
 
-/// Queued connections that one worker may have under `ip`, where a window would make clients move.
-const IP_QUEUE_MAX: u32 = 256;
 /// What means something; `commands` says what.
 const SIGNALS: [i32; 10] =
     [SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTTIN, SIGTTOU, SIGUSR1, SIGUSR2, SIGWINCH];
