@@ -112,10 +112,20 @@ fn only_so_many_drain_at_a_time() {
     });
     let second = block(&guard, &client, "second");
     croupier.wait_status("the second", |status| active(status, 2));
-    croupier.ask(&["reload", "--no-wait"]).expect_code(0);
-    assert!(first.reply().is_err(), "the oldest is ended");
-    std::fs::write(guard.path("second"), "").unwrap();
-    assert_eq!(second.reply().unwrap().status, 200);
+    let reload = std::thread::scope(|scope| {
+        let asked = scope.spawn(|| croupier.ask(&["reload"]));
+        assert!(first.reply().is_err(), "the oldest is ended");
+        std::fs::write(guard.path("second"), "").unwrap();
+        assert_eq!(second.reply().unwrap().status, 200);
+        asked.join().unwrap()
+    });
+    // Nobody has reached the drain-timeout, and nobody is told so.
+    for step in [
+        "worker 1 still holds 1 connection and has to end, as more drain than --max-draining allows",
+        "nobody is left to drain; 1 connection cut because of --max-draining",
+    ] {
+        assert!(reload.expect_code(0).stdout.contains(step), "{step}: {reload:?}");
+    }
     croupier.wait_status("nobody else", |status| (status.workers.len() == 1).then_some(()));
     croupier.stop_well();
 }

@@ -697,12 +697,14 @@ pub enum Report {
         /// Which.
         worker: WorkerId,
     },
-    /// The drain-timeout cut this many connections (`None`: unknown) of a worker.
+    /// A worker that drains is told to end with this many connections (`None`: unknown).
     DrainCut {
         /// Which.
         worker: WorkerId,
         /// How many.
         active: Option<u32>,
+        /// Why now.
+        why: CutReason,
     },
     /// A drained worker ended.
     Drained {
@@ -802,6 +804,15 @@ pub enum Fault {
     Broken,
     /// It claimed and closed nothing for `--hung-timeout`.
     Hung,
+}
+
+/// Why a worker that drains is told to end although it has connections.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CutReason {
+    /// `--drain-timeout`, or `--graceful-timeout` while everything stops.
+    Time,
+    /// `--max-draining`: too many drain.
+    Crowd,
 }
 
 /// Why a worker is recycled.

@@ -35,7 +35,7 @@
 
 use crate::config::{Config, Limits};
 use crate::dealer::{Rules, Total};
-use crate::event::{Action, Generation, Loads, ReloadFault, Report, WorkerId};
+use crate::event::{Action, CutReason, Generation, Loads, ReloadFault, Report, WorkerId};
 use crate::primary::Core;
 use crate::seat::Listens;
 use crate::slot::{Beside, SlotInput, SlotState, Sockets};
@@ -567,7 +567,7 @@ impl Core {
             let oldest =
                 self.dealer.workers.iter().position(|w| matches!(w.state, State::Finishing { .. }));
             if let Some(i) = oldest {
-                self.cut(i, loads);
+                self.cut(i, CutReason::Crowd, loads);
             }
         }
     }

@@ -8,7 +8,9 @@
 use core::time::Duration;
 
 use crate::dealer::Round;
-use crate::event::{Action, Arrival, ListenerId, Loads, Report, TakeBackReason, Whose, WorkerId};
+use crate::event::{
+    Action, Arrival, CutReason, ListenerId, Loads, Report, TakeBackReason, Whose, WorkerId,
+};
 use crate::primary::Core;
 use crate::seat::{LISTENERS_MAX, Listens, Standing};
 use crate::time::Now;
@@ -69,7 +71,7 @@ impl Core {
         let (id, busy) = (worker.id, worker.taking.is_some() || worker.in_flight > 0);
         let now = self.dealer.now;
         if deadline <= now {
-            return self.cut(i, loads);
+            return self.cut(i, CutReason::Time, loads);
         }
         self.dealer.look(i, loads);
         let Some(seat) = self.dealer.seats.get(i) else { return };
@@ -130,10 +132,10 @@ impl Core {
     }
 
     /// A draining worker has no more time for what it serves.
-    pub(crate) fn cut(&mut self, i: usize, loads: &impl Loads) {
+    pub(crate) fn cut(&mut self, i: usize, why: CutReason, loads: &impl Loads) {
         let Some(worker) = self.dealer.workers.get(i).map(|worker| worker.id) else { return };
         let active = loads.load(worker).active;
-        self.report(Report::DrainCut { worker, active });
+        self.report(Report::DrainCut { worker, active, why });
         self.tell_to_end(i, self.dealer.now);
     }
 

@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use croupier_core::config::{Config, Policy, ReadyRule, RestartPolicy};
 use croupier_core::event::{
-    Client, Event, ExitStatus, ListenerId, Outcome, Report, SlotId, TakeBackReason, WorkerId,
+    Client, CutReason, Event, ExitStatus, ListenerId, Outcome, Report, SlotId, TakeBackReason,
+    WorkerId,
 };
 
 use table::players::Habit;
@@ -342,7 +343,8 @@ fn drain_waits_for_active_connections_up_to_the_timeout() {
     assert!(signal(1) < SEC + 50 * MS, "as soon as it has none");
     assert!((3 * SEC..3 * SEC + 50 * MS).contains(&signal(2)), "{} ms", signal(2) / MS);
     assert_eq!(
-        reported(&table, |r| *r == Report::DrainCut { worker: WorkerId(2), active: Some(1) }),
+        reported(&table, |r| *r
+            == Report::DrainCut { worker: WorkerId(2), active: Some(1), why: CutReason::Time }),
         1
     );
     assert_eq!((table.story.served.len(), table.story.lost.len()), (1, 1));

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use croupier_core::config::{Config, Policy, ReadyRule, Surge};
 use croupier_core::event::{
-    Client, Event, ExitStatus, Fault, Generation, ListenerId, Outcome, ReloadFault, Report, SlotId,
-    WorkerId,
+    Client, CutReason, Event, ExitStatus, Fault, Generation, ListenerId, Outcome, ReloadFault,
+    Report, SlotId, WorkerId,
 };
 
 use table::players::Habit;
@@ -142,7 +142,7 @@ fn an_old_worker_that_does_not_finish_is_cut_at_the_drain_timeout() {
     let decided = table.now;
     within(&mut table, 5 * SEC, over);
     assert!((3 * SEC..3 * SEC + 50 * MS).contains(&(table.now - decided)));
-    let cut = Report::DrainCut { worker: WorkerId(1), active: Some(1) };
+    let cut = Report::DrainCut { worker: WorkerId(1), active: Some(1), why: CutReason::Time };
     assert_eq!(reported(&table, |r| *r == cut), 1);
 }
 
@@ -556,7 +556,13 @@ fn no_more_drain_than_may() {
         assert_eq!(draining, (oldest..=newest).collect::<Vec<_>>(), "the oldest went");
     }
     assert_eq!(table.story.lost.len(), 5);
-    assert_eq!(reported(&table, |r| matches!(r, Report::DrainCut { active: Some(1), .. })), 5);
+    assert_eq!(
+        reported(&table, |r| matches!(
+            r,
+            Report::DrainCut { active: Some(1), why: CutReason::Crowd, .. }
+        )),
+        5
+    );
 }
 
 #[test]

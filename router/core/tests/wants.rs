@@ -9,7 +9,7 @@ use std::time::Duration;
 use croupier_core::Want;
 use croupier_core::config::{Config, ExitCodes, Policy, RestartPolicy, Surge};
 use croupier_core::event::{
-    Client, ExitStatus, Generation, Outcome, ReloadFault, Report, SlotId, WorkerId,
+    Client, CutReason, ExitStatus, Generation, Outcome, ReloadFault, Report, SlotId, WorkerId,
 };
 
 use table::players::Habit;
@@ -86,7 +86,7 @@ fn what_is_not_done_at_the_drain_timeout_is_cut() {
     table.run_for(2900 * MS);
     assert_eq!(name(&table, 1), "draining");
     table.run_for(200 * MS);
-    let cut = Report::DrainCut { worker: WorkerId(1), active: Some(1) };
+    let cut = Report::DrainCut { worker: WorkerId(1), active: Some(1), why: CutReason::Time };
     assert_eq!(reported(&table, |r| *r == cut), 1);
     assert_eq!((name(&table, 1), name(&table, 2)), ("forgotten", "ready"));
 }

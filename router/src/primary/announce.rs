@@ -149,7 +149,7 @@ fn sentence(report: Report) -> (Level, String) {
                 worker.0
             ),
         ),
-        Report::DrainCut { worker, active: Some(active) } => (
+        Report::DrainCut { worker, active: Some(active), .. } => (
             Level::Warn,
             format!(
                 "worker {} still held {} at the end of the --graceful-timeout",
@@ -157,7 +157,7 @@ fn sentence(report: Report) -> (Level, String) {
                 plural(active, "connection")
             ),
         ),
-        Report::DrainCut { worker, active: None } => (
+        Report::DrainCut { worker, active: None, .. } => (
             Level::Warn,
             format!("worker {} did not end by itself within the --graceful-timeout", worker.0),
         ),

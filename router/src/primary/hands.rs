@@ -7,7 +7,8 @@
 use croupier_core::event::{Event, ExitStatus, Report, SlotId, WorkerId};
 use croupier_core::{SlotView, Want};
 
-use super::announce::{how, plural, signal_name};
+use super::announce::{how, signal_name};
+use super::replace::words_of_cut;
 use super::run::Primary;
 use crate::control::messages::Reply;
 use crate::control::server::ClientId;
@@ -283,12 +284,8 @@ impl Primary {
 
     /// What becomes of a worker whose slot was stopped.
     pub(super) fn report_leaving(&mut self, report: Report) {
-        let (worker, text) = if let Report::DrainCut { worker, active } = report {
-            let held = active.map_or_else(
-                || "may hold connections".to_owned(),
-                |active| format!("holds {}", plural(active, "connection")),
-            );
-            (worker, format!("worker {} still {held} and has no more time", worker.0))
+        let (worker, text) = if let Report::DrainCut { worker, active, why } = report {
+            (worker, words_of_cut(worker, active, why))
         } else if let Report::Drained { worker } = report {
             self.hands.leaving.retain(|leaving| *leaving != worker);
             (worker, format!("worker {} has ended", worker.0))

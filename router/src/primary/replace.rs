@@ -5,7 +5,7 @@
 //! and its end when nobody who leaves because of it is left.
 
 use croupier_core::event::{
-    ExitStatus, Fault, Generation, ListenerId, ReloadFault, Report, SlotId, WorkerId,
+    CutReason, ExitStatus, Fault, Generation, ListenerId, ReloadFault, Report, SlotId, WorkerId,
 };
 
 use super::announce::{how, plural, plural_of};
@@ -19,6 +19,8 @@ use crate::control::messages::Reply;
 pub(super) struct Replacing {
     /// Connections that were open when their worker ended, because it had no more time.
     cut: u64,
+    /// The same, because too many drained.
+    crowded_out: u64,
     /// The same of workers that ended by themselves, with connections open.
     dropped: u64,
     /// Workers that drain while others go on.
@@ -29,12 +31,44 @@ pub(super) struct Replacing {
     not_ready: Option<(WorkerId, String)>,
 }
 
+impl Replacing {
+    /// What clients have lost, in words.
+    fn lost(&self) -> String {
+        let connections = |count| plural_of(count, "connection");
+        let mut lost = Vec::new();
+        if self.cut > 0 || self.crowded_out == 0 {
+            lost.push(format!("{} cut at the drain-timeout", connections(self.cut)));
+        }
+        if self.crowded_out > 0 {
+            lost.push(format!("{} cut because of --max-draining", connections(self.crowded_out)));
+        }
+        if self.dropped > 0 {
+            let dropped = connections(self.dropped);
+            lost.push(format!("{dropped} by programs that ended with them open"));
+        }
+        lost.join(", ")
+    }
+}
+
+/// That a worker is told to end, in words.
+pub(super) fn words_of_cut(worker: WorkerId, active: Option<u32>, why: CutReason) -> String {
+    let held = active.map_or_else(
+        || "may hold connections".to_owned(),
+        |active| format!("holds {}", plural(active, "connection")),
+    );
+    let why = match why {
+        CutReason::Time => "has no more time",
+        CutReason::Crowd => "has to end, as more drain than --max-draining allows",
+    };
+    format!("worker {} still {held} and {why}", worker.0)
+}
+
 /// A worker on its way out.
 #[derive(Debug, Clone, Copy)]
 struct Leaver {
     worker: WorkerId,
-    /// It had no more time.
-    cut: bool,
+    /// It was told to end with connections open.
+    cut: Option<CutReason>,
     /// Connections of processes that had died before: nobody cut those.
     lost: u64,
 }
@@ -73,7 +107,7 @@ impl Primary {
             }
             Report::Drains { worker, slot } => self.leaves(worker, slot),
             Report::Drained { worker } => self.step(&format!("worker {} has ended", worker.0)),
-            Report::DrainCut { worker, active } => self.is_cut(worker, active),
+            Report::DrainCut { worker, active, why } => self.is_cut(worker, active, why),
             Report::ReloadFailed { generation, why, kept } => {
                 self.reload_failed(generation, why, kept);
             }
@@ -122,22 +156,18 @@ impl Primary {
     /// A worker begins to drain while others go on.
     fn leaves(&mut self, worker: WorkerId, slot: SlotId) {
         let lost = self.workers.get(worker).map_or(0, |found| found.page.lost());
-        self.replacing.leavers.push(Leaver { worker, cut: false, lost });
+        self.replacing.leavers.push(Leaver { worker, cut: None, lost });
         let held = self.held_by(worker);
         self.step(&format!("slot {}: worker {} drains and holds {held}", slot.0, worker.0));
     }
 
     /// It has no more time.
-    fn is_cut(&mut self, worker: WorkerId, active: Option<u32>) {
+    fn is_cut(&mut self, worker: WorkerId, active: Option<u32>, why: CutReason) {
         let leavers = &mut self.replacing.leavers;
         for leaver in leavers.iter_mut().filter(|leaver| leaver.worker == worker) {
-            leaver.cut = true;
+            leaver.cut.get_or_insert(why);
         }
-        let held = active.map_or_else(
-            || "may hold connections".to_owned(),
-            |active| format!("holds {}", plural(active, "connection")),
-        );
-        self.step(&format!("worker {} still {held} and has no more time", worker.0));
+        self.step(&words_of_cut(worker, active, why));
     }
 
     fn reload_over(&mut self, generation: Generation) {
@@ -146,15 +176,8 @@ impl Primary {
         while let Some(leaver) = self.replacing.leavers.first().copied() {
             self.note_end_of_leaver(leaver.worker);
         }
-        let cut = plural_of(self.replacing.cut, "connection");
-        let dropped = match self.replacing.dropped {
-            0 => String::new(),
-            many => {
-                let dropped = plural_of(many, "connection");
-                format!(", {dropped} by programs that ended with them open")
-            }
-        };
-        self.step(&format!("nobody is left to drain; {cut} cut at the drain-timeout{dropped}"));
+        let lost = self.replacing.lost();
+        self.step(&format!("nobody is left to drain; {lost}"));
         for (client, failed) in self.commands.reload_over(generation) {
             let reply = match failed {
                 Some(why) => Some(Reply::Failed { why }),
@@ -205,7 +228,11 @@ impl Primary {
         if open == 0 {
             return;
         }
-        let count = if leaver.cut { &mut self.replacing.cut } else { &mut self.replacing.dropped };
+        let count = match leaver.cut {
+            Some(CutReason::Time) => &mut self.replacing.cut,
+            Some(CutReason::Crowd) => &mut self.replacing.crowded_out,
+            None => &mut self.replacing.dropped,
+        };
         *count = count.saturating_add(open);
         let open = plural_of(open, "connection");
         self.step(&format!("worker {} ended with {open} open", worker.0));
@@ -357,5 +384,25 @@ impl Primary {
         if let Some(output) = &self.output {
             output.set_show_generation(several);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_lost_and_why() {
+        let lost = |cut, crowded_out, dropped| {
+            Replacing { cut, crowded_out, dropped, ..Replacing::default() }.lost()
+        };
+        assert_eq!(lost(0, 0, 0), "0 connections cut at the drain-timeout");
+        assert_eq!(lost(1, 0, 0), "1 connection cut at the drain-timeout");
+        assert_eq!(lost(0, 2, 0), "2 connections cut because of --max-draining");
+        assert_eq!(
+            lost(3, 1, 2),
+            "3 connections cut at the drain-timeout, 1 connection cut because of --max-draining, 2 connections \
+             by programs that ended with them open"
+        );
     }
 }
