@@ -23,6 +23,8 @@ pub(super) struct Replacing {
     crowded_out: u64,
     /// The same of workers that ended by themselves, with connections open.
     dropped: u64,
+    /// Workers of which nobody knows what they had open when they ended.
+    uncounted: u32,
     /// Workers that drain while others go on.
     leavers: Vec<Leaver>,
     /// Slots that it brought.
@@ -36,6 +38,10 @@ impl Replacing {
     fn lost(&self) -> String {
         let connections = |count| plural_of(count, "connection");
         let mut lost = Vec::new();
+        let known = self.cut + self.crowded_out + self.dropped;
+        if self.uncounted > 0 && known == 0 {
+            return "how many connections were cut is unknown".to_owned();
+        }
         if self.cut > 0 || self.crowded_out == 0 {
             lost.push(format!("{} cut at the drain-timeout", connections(self.cut)));
         }
@@ -45,6 +51,10 @@ impl Replacing {
         if self.dropped > 0 {
             let dropped = connections(self.dropped);
             lost.push(format!("{dropped} by programs that ended with them open"));
+        }
+        if self.uncounted > 0 {
+            let whose = plural(self.uncounted, "worker");
+            lost.push(format!("an unknown number of connections of {whose}"));
         }
         lost.join(", ")
     }
@@ -223,8 +233,12 @@ impl Primary {
         let leavers = &mut self.replacing.leavers;
         let Some(at) = leavers.iter().position(|leaver| leaver.worker == worker) else { return };
         let leaver = leavers.remove(at);
-        let unclosed = self.workers.get(worker).and_then(|found| found.page.unclosed());
-        let open = unclosed.unwrap_or(0).saturating_sub(leaver.lost);
+        let Some(found) = self.workers.get(worker) else { return };
+        let Some(unclosed) = found.page.unclosed() else {
+            self.replacing.uncounted += 1;
+            return;
+        };
+        let open = unclosed.saturating_sub(leaver.lost);
         if open == 0 {
             return;
         }
@@ -393,16 +407,23 @@ mod tests {
 
     #[test]
     fn what_was_lost_and_why() {
-        let lost = |cut, crowded_out, dropped| {
-            Replacing { cut, crowded_out, dropped, ..Replacing::default() }.lost()
+        let lost = |cut, crowded_out, dropped, uncounted| {
+            Replacing { cut, crowded_out, dropped, uncounted, ..Replacing::default() }.lost()
         };
-        assert_eq!(lost(0, 0, 0), "0 connections cut at the drain-timeout");
-        assert_eq!(lost(1, 0, 0), "1 connection cut at the drain-timeout");
-        assert_eq!(lost(0, 2, 0), "2 connections cut because of --max-draining");
+        assert_eq!(lost(0, 0, 0, 0), "0 connections cut at the drain-timeout");
+        assert_eq!(lost(1, 0, 0, 0), "1 connection cut at the drain-timeout");
+        assert_eq!(lost(0, 2, 0, 0), "2 connections cut because of --max-draining");
+        assert_eq!(lost(0, 0, 0, 2), "how many connections were cut is unknown");
         assert_eq!(
-            lost(3, 1, 2),
+            lost(3, 1, 2, 0),
             "3 connections cut at the drain-timeout, 1 connection cut because of --max-draining, 2 connections \
              by programs that ended with them open"
         );
+        assert_eq!(
+            lost(0, 0, 1, 1),
+            "0 connections cut at the drain-timeout, 1 connection by programs that ended with them open, an \
+             unknown number of connections of 1 worker"
+        );
+        assert!(lost(1, 0, 0, 2).ends_with(", an unknown number of connections of 2 workers"));
     }
 }
