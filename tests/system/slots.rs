@@ -101,11 +101,21 @@ fn when_all_slots_are_stopped_clients_wait() {
     assert!(check.expect_code(1).stdout.contains("0 of 0 ready, 3 stopped"), "{check:?}");
     let ready = croupier.ask(&["wait", "ready", "--timeout", "20s"]);
     ready.expect_code(1).expect_error(&["every slot is stopped", "croupier start"]);
+    // A reload has nobody to show whether the new version holds, and does not say that it does.
+    let reload = croupier.ask(&["reload"]);
+    let stopped = "every slot is stopped: nobody has tried generation 2; croupier start SLOT does";
+    assert!(reload.expect_code(0).stdout.contains(stopped), "{reload:?}");
+    assert!(!reload.stdout.contains("watching") && !reload.stdout.contains("has a worker"));
+    croupier
+        .ask(&["restart"])
+        .expect_code(1)
+        .expect_error(&["every slot is stopped: there is nobody to restart; croupier start SLOT"]);
     croupier.ask(&["start", "1", "--no-wait"]).expect_code(0);
     croupier.ask(&["wait", "ready", "--timeout", "20s"]).expect_code(0);
     for pending in waiting {
         assert_eq!(pending.reply().unwrap().value("slot="), Some(1));
     }
+    assert_eq!(croupier.status().slot(1).unwrap().generation, Some(2), "it tries the new version");
     assert_eq!(croupier.status().totals.refused, 0);
     croupier.stop_well();
 }

@@ -26,12 +26,15 @@
 //! | all slots fail | the primary ends only when the reload has failed too |
 //! | another reload is asked for | it queues; two that queue are one, and that is rolling if either is |
 //! | a slot is stopped by hand, a scale takes it away, or its old worker ends for good | both its workers leave; the reload goes on without it |
+//! | every slot is stopped by hand | it holds at once: there is nobody to show whether it does. Whoever is started then is of its generation |
 //! | a slot is started by hand, or a scale adds it | it starts under the old number, and has its turn |
 //! | it brings another number of slots | a reload that fails changes no number. Those that are too many are not replaced, and leave when it has held; those that are missing start then, under the new number |
 //! | that number would leave nobody who serves | it is refused, and who was to leave is replaced like the others; the next reload that brings it tries again |
 //! | it brings the number that it brought last | what was scaled by hand since then stays |
 //! | a scale by hand while it brings another number | the operator's word is the later one |
 //! | a stop | it wins: the reload fails, new workers that are not ready are killed, everybody else drains |
+
+use core::time::Duration;
 
 use crate::config::{Config, Limits};
 use crate::dealer::{Rules, Total};
@@ -286,11 +289,12 @@ impl Core {
     }
 
     fn begin_to_soak(&mut self, generation: Generation, rolling: bool) {
-        let wait = self.config.soak;
+        let new = |slot: &&crate::slot::Slot| self.is_of(slot.state.worker(), generation);
+        let ready = u16::try_from(self.slots.iter().filter(new).count()).unwrap_or(u16::MAX);
+        // Where every slot is stopped there is nobody to watch.
+        let wait = if ready == 0 { Duration::ZERO } else { self.config.soak };
         self.reload.way = Way::Soak { generation, rolling, until: self.dealer.now.after(wait) };
         if !wait.is_zero() {
-            let new = |slot: &&crate::slot::Slot| self.is_of(slot.state.worker(), generation);
-            let ready = u16::try_from(self.slots.iter().filter(new).count()).unwrap_or(u16::MAX);
             self.report(Report::Soaking { ready, wait });
         }
     }

@@ -446,6 +446,21 @@ fn a_queued_request_begins_after_a_failure_too() {
 }
 
 #[test]
+fn where_every_slot_is_stopped_nobody_is_watched_and_the_next_start_tries_it() {
+    let mut table = Table::of(config(2, Policy::Least), Habit::default());
+    table.start();
+    table.stop_slot(0);
+    table.stop_slot(1);
+    within(&mut table, SEC, |table| everybody(table).is_empty());
+    table.reload(false);
+    table.run_for(MS);
+    assert!(done(&table) && over(&table), "at once");
+    assert_eq!(reported(&table, |r| matches!(r, Report::Soaking { .. })), 0);
+    table.start_slot(1);
+    within(&mut table, SEC, |table| everybody(table) == [(1, 3, 2, "ready")]);
+}
+
+#[test]
 fn a_stop_wins_at_every_moment_of_a_reload() {
     for moment in [0, 20, 60, 500, 1055, 1080, 1500, 2150] {
         for now in [false, true] {

@@ -170,11 +170,16 @@ impl Primary {
             return Some(Reply::Failed { why });
         }
         let views: Vec<_> = views.into_iter().filter(|view| view.want == Want::Up).collect();
+        if views.is_empty() {
+            let why =
+                "every slot is stopped: there is nobody to restart; croupier start SLOT starts one";
+            return Some(Reply::Failed { why: why.into() });
+        }
         for view in &views {
             log::info!("slot {}: restart (asked by croupier restart)", view.slot.0);
             self.tell(Event::RestartAsked { slot: view.slot });
         }
-        if !wait || views.is_empty() {
+        if !wait {
             return Some(Reply::Done);
         }
         for view in views {

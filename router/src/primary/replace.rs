@@ -111,10 +111,7 @@ impl Primary {
                 let workers = plural(ready.into(), "new worker");
                 self.step(&format!("watching {workers} for {wait:?}"));
             }
-            Report::ReloadDone { generation } => {
-                self.version_holds(generation);
-                self.step(&format!("every slot has a worker of generation {}", generation.0));
-            }
+            Report::ReloadDone { generation } => self.reload_done(generation),
             Report::Drains { worker, slot } => self.leaves(worker, slot),
             Report::Drained { worker } => self.step(&format!("worker {} has ended", worker.0)),
             Report::DrainCut { worker, active, why } => self.is_cut(worker, active, why),
@@ -161,6 +158,20 @@ impl Primary {
     pub(super) fn step(&mut self, text: &str) {
         log::info!("reload: {text}");
         self.commands.reload_says(text, self.poll.registry());
+    }
+
+    /// The new version is in force, also for those who are started later.
+    fn reload_done(&mut self, generation: Generation) {
+        self.version_holds(generation);
+        let number = generation.0;
+        let text = if self.core.wanted_count() == 0 {
+            format!(
+                "every slot is stopped: nobody has tried generation {number}; croupier start SLOT does"
+            )
+        } else {
+            format!("every slot has a worker of generation {number}")
+        };
+        self.step(&text);
     }
 
     /// A worker begins to drain while others go on.
