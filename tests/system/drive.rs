@@ -248,6 +248,7 @@ fn a_restart_replaces_one_worker_without_a_loss() {
     assert_eq!(held.reply().unwrap().pid(), busy.pid);
     let said = format!("slot {slot}: worker 3 instead of worker {}", busy.id.unwrap());
     assert!(restart.expect_code(0).stdout.contains(&said), "{restart:?}");
+    croupier.wait_for_line(&format!("restart: slot {slot}: worker {} drains", busy.id.unwrap()));
 
     // It does not hold: the old one stays, the command says why.
     std::fs::write(&marker, "").unwrap();

@@ -229,6 +229,9 @@ fn lifetimes_end() {
         (status.totals.recycled >= 2).then_some(())
     });
     croupier.wait_for_line("(--max-lifetime); worker");
+    // It is no reload.
+    croupier.wait_for_line("recycle: slot 0: worker ");
+    assert_eq!(croupier.stderr().count("reload: "), 0);
     croupier.stop_well();
 }
 

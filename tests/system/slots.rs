@@ -88,6 +88,28 @@ fn a_stopped_slot_finishes_what_it_has_and_stays_stopped() {
     croupier.stop_well();
 }
 
+/// Whoever waits for a slot that is stopped meanwhile hears by whom: no worker of it has failed.
+#[test]
+fn a_stop_overtakes_who_waits_for_a_start() {
+    let guard = Guard::new("slots-overtaken");
+    let port = guard.port();
+    let never = guard.fifo("never");
+    let server = one_at_a_time(port).join(&OsString::from(" ")).into_string().unwrap();
+    let script = format!("[ $CROUPIER_SLOT = 0 ] || read x < {}; exec {server}", never.display());
+    let croupier = guard.run(["-w", "1", "--", "sh", "-c", &script]).ready();
+    let scale = std::thread::scope(|scope| {
+        let asked = scope.spawn(|| croupier.ask(&["scale", "2"]));
+        croupier.wait_status("the new slot", |status| {
+            status.workers.iter().find(|worker| worker.slot == 1 && worker.state == "starting")?;
+            Some(())
+        });
+        croupier.ask(&["stop", "1"]).expect_code(0);
+        asked.join().unwrap()
+    });
+    scale.expect_code(1).expect_error(&["slot 1 was stopped meanwhile, by croupier stop"]);
+    croupier.stop_well();
+}
+
 #[test]
 fn when_all_slots_are_stopped_clients_wait() {
     let guard = Guard::new("slots-all");

@@ -137,11 +137,16 @@ fn sentence(report: Report) -> (Level, String) {
         Report::Recovered { worker } => (Level::Info, format!("worker {} claims again", worker.0)),
         Report::Stole { worker, count } => (
             Level::Info,
-            format!("took {count} waiting connections from worker {}, which is late", worker.0),
+            format!(
+                "took {} from worker {}, which is late",
+                plural(count, "waiting connection"),
+                worker.0
+            ),
         ),
-        Report::Salvaged { worker, count } => {
-            (Level::Info, format!("salvaged {count} waiting connections of worker {}", worker.0))
-        }
+        Report::Salvaged { worker, count } => (
+            Level::Info,
+            format!("salvaged {} of worker {}", plural(count, "waiting connection"), worker.0),
+        ),
         Report::NumbersDoNotFit { worker } => (
             Level::Warn,
             format!(
@@ -427,5 +432,30 @@ impl Primary {
         };
         self.say(&text);
         Some(text)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_connection_is_one() {
+        let worker = WorkerId(3);
+        for (count, salvaged, stolen) in [
+            (
+                1,
+                "salvaged 1 waiting connection of worker 3",
+                "took 1 waiting connection from worker 3, which is late",
+            ),
+            (
+                2,
+                "salvaged 2 waiting connections of worker 3",
+                "took 2 waiting connections from worker 3, which is late",
+            ),
+        ] {
+            assert_eq!(sentence(Report::Salvaged { worker, count }).1, salvaged);
+            assert_eq!(sentence(Report::Stole { worker, count }).1, stolen);
+        }
     }
 }

@@ -359,6 +359,16 @@ impl Primary {
         self.hands.waiters = waiters;
     }
 
+    /// Why nobody will come to a slot that somebody waits for.
+    fn why_stopped(&self, slot: SlotId, want: Want) -> String {
+        match want {
+            Want::DownByHand => format!("slot {} was stopped meanwhile, by croupier stop", slot.0),
+            Want::Up | Want::DownByExit | Want::Gone => {
+                format!("slot {} is stopped: {}", slot.0, self.hands.why(slot))
+            }
+        }
+    }
+
     fn far(&self, goal: Goal, slot: SlotId, view: Option<&SlotView>) -> Far {
         let Some(view) = view else {
             return match goal {
@@ -371,14 +381,11 @@ impl Primary {
         };
         match goal {
             Goal::Removed => Far::Never(format!("slot {} is there again", slot.0)),
-            Goal::Restarted(_) if view.want != Want::Up => {
-                Far::Never(format!("slot {} is stopped: {}", slot.0, self.hands.why(slot)))
+            Goal::Up | Goal::Restarted(_) if view.want != Want::Up => {
+                Far::Never(self.why_stopped(slot, view.want))
             }
             Goal::Restarted(_) if self.core.is_stopping() => Far::Never("it is stopping".into()),
             Goal::Restarted(old) => self.has_replaced(slot, old).map_or(Far::NotYet, Far::There),
-            Goal::Up if view.want != Want::Up => {
-                Far::Never(format!("slot {} is stopped: {}", slot.0, self.hands.why(slot)))
-            }
             Goal::Up if self.core.is_stopping() => Far::Never("it is stopping".into()),
             Goal::Up => match (view.state, view.worker) {
                 ("up", Some(worker)) => {

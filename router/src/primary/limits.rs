@@ -20,6 +20,9 @@ impl Primary {
             let lines = lines.into_iter().map(|line| format!("\n  {line}")).collect::<String>();
             self.restart_failed(slot, &format!("{why}{lines}"));
         }
+        if let Report::Recycled { worker, .. } = report {
+            self.note_recycled(worker);
+        }
         if let Some((level, text)) = self.words_of_limits(report) {
             log::log!(level, "{text}");
         }

@@ -5,7 +5,8 @@
 //! and its end when nobody who leaves because of it is left.
 
 use croupier_core::event::{
-    CutReason, ExitStatus, Fault, Generation, ListenerId, ReloadFault, Report, SlotId, WorkerId,
+    CutReason, ExitStatus, Fault, Generation, ListenerId, RecycleReason, ReloadFault, Report,
+    SlotId, WorkerId,
 };
 
 use super::announce::{how, plural, plural_of};
@@ -29,6 +30,8 @@ pub(super) struct Replacing {
     leavers: Vec<Leaver>,
     /// Slots that it brought.
     added: Vec<SlotId>,
+    /// A worker that is recycled, or restarted, and by which word.
+    alone: Option<(WorkerId, &'static str)>,
     /// Why the last worker that was not ready in time was not.
     not_ready: Option<(WorkerId, String)>,
 }
@@ -81,7 +84,12 @@ struct Leaver {
     cut: Option<CutReason>,
     /// Connections of processes that had died before: nobody cut those.
     lost: u64,
+    /// What it leaves because of: the word before its lines of log.
+    because_of: &'static str,
 }
+
+/// The word before the lines of log about a reload.
+const RELOAD: &str = "reload";
 
 impl Primary {
     /// A step of a reload, and what bears on one.
@@ -113,7 +121,9 @@ impl Primary {
             }
             Report::ReloadDone { generation } => self.reload_done(generation),
             Report::Drains { worker, slot } => self.leaves(worker, slot),
-            Report::Drained { worker } => self.step(&format!("worker {} has ended", worker.0)),
+            Report::Drained { worker } => {
+                self.step_of_leaver(worker, &format!("worker {} has ended", worker.0));
+            }
             Report::DrainCut { worker, active, why } => self.is_cut(worker, active, why),
             Report::ReloadFailed { generation, why, kept } => {
                 self.reload_failed(generation, why, kept);
@@ -156,8 +166,27 @@ impl Primary {
     }
 
     pub(super) fn step(&mut self, text: &str) {
-        log::info!("reload: {text}");
+        self.step_of(RELOAD, text);
+    }
+
+    /// A step of this. Whoever waits for a reload hears it in any case: it is over when nobody leaves.
+    fn step_of(&mut self, what: &str, text: &str) {
+        log::info!("{what}: {text}");
         self.commands.reload_says(text, self.poll.registry());
+    }
+
+    /// The same of a worker that leaves.
+    fn step_of_leaver(&mut self, worker: WorkerId, text: &str) {
+        let leaver = self.replacing.leavers.iter().find(|leaver| leaver.worker == worker);
+        let what = leaver.map_or(RELOAD, |leaver| leaver.because_of);
+        self.step_of(what, text);
+    }
+
+    /// The worker that will be the next to drain is replaced alone.
+    pub(super) fn note_recycled(&mut self, worker: WorkerId) {
+        let view = self.core.workers().find(|view| view.worker == worker);
+        let by_hand = view.is_some_and(|view| view.recycle == Some(RecycleReason::Asked));
+        self.replacing.alone = Some((worker, if by_hand { "restart" } else { "recycle" }));
     }
 
     /// The new version is in force, also for those who are started later.
@@ -177,9 +206,12 @@ impl Primary {
     /// A worker begins to drain while others go on.
     fn leaves(&mut self, worker: WorkerId, slot: SlotId) {
         let lost = self.workers.get(worker).map_or(0, |found| found.page.lost());
-        self.replacing.leavers.push(Leaver { worker, cut: None, lost });
+        let alone = self.replacing.alone.take_if(|(known, _)| *known == worker);
+        let because_of = alone.map_or(RELOAD, |(_, word)| word);
+        self.replacing.leavers.push(Leaver { worker, cut: None, lost, because_of });
         let held = self.held_by(worker);
-        self.step(&format!("slot {}: worker {} drains and holds {held}", slot.0, worker.0));
+        let text = format!("slot {}: worker {} drains and holds {held}", slot.0, worker.0);
+        self.step_of(because_of, &text);
     }
 
     /// It has no more time.
@@ -188,7 +220,7 @@ impl Primary {
         for leaver in leavers.iter_mut().filter(|leaver| leaver.worker == worker) {
             leaver.cut.get_or_insert(why);
         }
-        self.step(&words_of_cut(worker, active, why));
+        self.step_of_leaver(worker, &words_of_cut(worker, active, why));
     }
 
     fn reload_over(&mut self, generation: Generation) {
@@ -260,7 +292,7 @@ impl Primary {
         };
         *count = count.saturating_add(open);
         let open = plural_of(open, "connection");
-        self.step(&format!("worker {} ended with {open} open", worker.0));
+        self.step_of(leaver.because_of, &format!("worker {} ended with {open} open", worker.0));
     }
 
     fn reload_began(&mut self, generation: Generation, rolling: bool) {
