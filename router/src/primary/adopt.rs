@@ -21,6 +21,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::probe;
 use super::run::{Held, Primary};
+use super::wake::wake;
 use crate::adapter::Adapter;
 use crate::sys;
 
@@ -131,12 +132,6 @@ impl Adoption {
 
 fn complain(slot: SlotId, error: &io::Error) {
     log::warn!("cannot empty the socket of slot {}: {error}", slot.0);
-}
-
-fn wake(waker: &mio::Waker) {
-    if let Err(error) = waker.wake() {
-        log::error!("a thread that empties a socket cannot wake the loop: {error}");
-    }
 }
 
 /// Accepts until `stop` has no other end or `give` takes nothing more.

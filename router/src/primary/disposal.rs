@@ -20,6 +20,7 @@ use nix::sys::socket::{ControlMessageOwned, MsgFlags, RecvMsg, UnixCredentials, 
 
 use super::posts::{self, POSTS_MAX, Read};
 use super::rescue::{ABANDONED_MAX, after};
+use super::wake::wake;
 use crate::config::WORKERS_MAX;
 use crate::sys;
 
@@ -269,10 +270,8 @@ fn hire(tools: Tools) -> io::Result<Arc<Desk>> {
 fn tell(tools: &Tools, heard: Option<Heard>) {
     let Some(heard) = heard else { return };
     // Not sent: the primary is gone.
-    if tools.heard.send(heard).is_ok()
-        && let Err(error) = tools.waker.wake()
-    {
-        log::error!("the disposal thread cannot wake the loop: {error}");
+    if tools.heard.send(heard).is_ok() {
+        wake(&tools.waker);
     }
 }
 

@@ -69,6 +69,7 @@ mod supervise;
 mod tokens;
 mod turns;
 mod versions;
+mod wake;
 mod watch;
 mod worker;
 

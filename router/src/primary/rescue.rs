@@ -20,6 +20,7 @@ use croupier_wire::message::{HANDOFF_LEN, Handoff};
 
 use super::channel::Channel;
 use super::disposal::{Desk, Disposal, Heard};
+use super::wake::wake;
 use crate::sys;
 
 /// How long a job may take before its worker counts as holding the lock on purpose.
@@ -271,8 +272,8 @@ fn hire(tools: Tools) -> io::Result<Arc<Desk>> {
             drop(order);
             let sent = tools.results.send(taken).is_ok();
             let goes_on = own.finish();
-            if sent && let Err(error) = tools.waker.wake() {
-                log::error!("the rescue thread cannot wake the loop: {error}");
+            if sent {
+                wake(&tools.waker);
             }
             if !goes_on {
                 return;

@@ -21,6 +21,7 @@ use procfs::process::Process as Proc;
 
 use super::process::{children_of, hex, own_children};
 use super::run::Primary;
+use super::wake::wake;
 
 /// Between two looks.
 const SAMPLE_EVERY: Duration = Duration::from_secs(2);
@@ -54,8 +55,8 @@ impl Sampler {
         std::thread::Builder::new().name("croupier-rss".into()).spawn(move || {
             for subjects in inbox {
                 let sent = outbox.send(measure(&subjects)).is_ok();
-                if sent && let Err(error) = waker.wake() {
-                    log::error!("cannot wake the loop: {error}");
+                if sent {
+                    wake(&waker);
                 }
             }
         })?;

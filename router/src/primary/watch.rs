@@ -22,6 +22,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, InotifyEvent, WatchDescriptor};
 
 use super::run::Primary;
+use super::wake::wake;
 use crate::sys;
 
 /// Nothing must have changed for so long before it is said: editors write in several steps.
@@ -166,9 +167,7 @@ fn listen(
         if tell.send(said).is_err() {
             return;
         }
-        if let Err(error) = waker.wake() {
-            log::error!("cannot wake the loop: {error}");
-        }
+        wake(waker);
     }
 }
 
