@@ -48,13 +48,14 @@ impl Desk {
         self.thread.store(nix::unistd::gettid().as_raw(), Ordering::Relaxed);
     }
 
-    /// The thread runs, or would if it had a CPU: it does not wait for anybody.
+    /// The thread runs, or would if it had a CPU, or if its tracer let it (strace(1), a debugger): it does not
+    /// wait for any worker.
     pub(super) fn is_runnable(&self) -> bool {
         let thread = self.thread.load(Ordering::Relaxed);
         let stat = procfs::process::Process::myself()
             .and_then(|process| process.task_from_tid(thread))
             .and_then(|task| task.stat());
-        stat.is_ok_and(|stat| stat.state == 'R')
+        stat.is_ok_and(|stat| matches!(stat.state, 'R' | 't'))
     }
 
     pub(super) fn begin(&self, serial: u64) {

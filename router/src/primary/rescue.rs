@@ -235,7 +235,7 @@ impl Rescue {
         if now_ns < after(since, RESCUE_DEADLINE) {
             return None;
         }
-        // On a machine without a free CPU it is late through nobody's fault.
+        // On a machine without a free CPU, or under a debugger, it is late through no worker's fault.
         if desk.is_runnable() || !desk.leave(serial) {
             return None;
         }
