@@ -43,7 +43,7 @@ system: ## end-to-end tests with real processes
 
 soak: deps ## the same tests with full counts, and one table of what was measured
 	cargo build --release -p croupier -p croupier-preload
-	scripts/soak $(FIGURES)
+	scripts/soak $(FIGURES) $(SKIPS)
 
 bench: bench-build ## croupier beside SO_REUSEPORT, a shared socket, the floor and proxies: about 20 minutes
 	$(TARGET)/release/croupier-bench run --out $(TARGET)/bench

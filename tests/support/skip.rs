@@ -3,13 +3,14 @@
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-/// Says that a test is skipped, and writes its name to the file `CROUPIER_SKIPS`, where `make test`
-/// compares them with `tests/expected-skips`.
+/// Says that a test is skipped, and writes its name and the reason to the file `CROUPIER_SKIPS`:
+/// `make test` and `make soak` compare the names with `tests/expected-skips`.
 pub fn record_skip(name: &str, reason: &str) {
     eprintln!("skipped {name}: {reason}");
     let Some(path) = std::env::var_os("CROUPIER_SKIPS") else { return };
     let mut file = std::fs::OpenOptions::new().append(true).create(true).open(path).unwrap();
-    writeln!(file, "{name}").unwrap();
+    let reason = reason.replace(['\t', '\n'], " ");
+    writeln!(file, "{name}\t{reason}").unwrap();
 }
 
 /// A program on this machine: by path, or found in PATH and in the folders where Debian keeps
