@@ -11,6 +11,8 @@ use croupier_tests::{
 };
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrStorage, bind, connect, socket};
 
+use crate::reload::did_not_hold;
+
 /// A client that keeps its connection.
 struct Kept(TcpStream);
 
@@ -436,11 +438,19 @@ fn a_version_that_fails_its_probe_leaves_the_old_one_serving() {
     let clinic = Clinic::new(&guard, &[&flags[..], &["--ready-probe", "http:/healthz"]].concat());
     let old = pids(&clinic.croupier.status());
     let processes = guard.processes().len();
-    for (health, reason) in [
-        ("503", "was not ready within 4s: it answered 503 to GET /healthz"),
-        ("slot-2", "of slot 2 was not ready within 4s: it answered 503 to GET /healthz"),
-        ("mute", "was not ready within 4s: it has not answered GET /healthz"),
-        ("flood", "it answered GET /healthz with 4096 bytes and no status"),
+    for (what, health, reason) in [
+        ("fails its probe", "503", "was not ready within 4s: it answered 503 to GET /healthz"),
+        (
+            "slot 2 of 4 fails its probe",
+            "slot-2",
+            "of slot 2 was not ready within 4s: it answered 503 to GET /healthz",
+        ),
+        (
+            "never answers its probe",
+            "mute",
+            "was not ready within 4s: it has not answered GET /healthz",
+        ),
+        ("floods its probe", "flood", "it answered GET /healthz with 4096 bytes and no status"),
     ] {
         let (reload, bodies) = clinic.reload(health);
         reload.expect_code(1).expect_error(&[reason, "old workers go on"]);
@@ -452,6 +462,7 @@ fn a_version_that_fails_its_probe_leaves_the_old_one_serving() {
             let left = guard.processes().len();
             if left == processes { Ok(()) } else { Err(left) }
         });
+        did_not_hold(what, &reload, &bodies, 0);
     }
     clinic.croupier.stop_well();
 }
@@ -554,16 +565,19 @@ def app(environ, start):
             let outcome =
                 hammer(&client, 2, usize::MAX, |_| (!asked.is_finished()).then(|| "/".to_owned()));
             assert_eq!(outcome.failures, [], "somebody noticed");
-            (asked.join().unwrap(), outcome.replies)
+            let bodies = outcome.replies.into_iter().map(|reply| reply.body).collect::<Vec<_>>();
+            (asked.join().unwrap(), bodies)
         });
         reload.expect_code(1).expect_error(&["before it was ready", "old workers go on"]);
         assert!(reload.stdout.contains("RuntimeError: no such setting"), "{reload:?}");
-        assert!(bodies.iter().all(|reply| reply.body.contains("generation=1")));
+        assert!(bodies.iter().all(|body| body.contains("generation=1")));
         assert_eq!(pids(&croupier.status()), old);
         wait_until(PATIENCE, "nobody new to be left", || {
             let left = guard.processes().len();
             if left == processes { Ok(()) } else { Err(left) }
         });
+        let what = format!("gunicorn raises at import, {}", ready.join(" "));
+        did_not_hold(&what, &reload, &bodies, 0);
         croupier.stop_well();
     }
 }

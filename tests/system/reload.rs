@@ -9,14 +9,17 @@ use croupier_tests::{
 };
 use nix::sys::signal::Signal;
 
-/// A server whose version is a word in a file. It announces nothing; croupier sees it listen.
+/// A server whose version is a word in a file, `good` in all other slots with a slot's number behind it
+/// (`crashes@2`). It announces nothing; croupier sees it listen.
 ///
 /// usage: version.py FILE PORT [PORT]
 const VERSION: &str = r#"
 import os, select, socket, sys, threading, time
-version = open(sys.argv[1]).read().strip()
+version, _, slot = open(sys.argv[1]).read().strip().partition("@")
+if slot and os.environ["CROUPIER_SLOT"] != slot:
+    version = "good"
 ports = [int(port) for port in sys.argv[2:]]
-if version == "crashes" or (version == "slot-2" and os.environ["CROUPIER_SLOT"] == "2"):
+if version == "crashes":
     print("cannot read the configuration", flush=True)
     sys.exit(3)
 if version == "leaves":
@@ -197,18 +200,43 @@ fn reload_while_asking(stage: &Stage<'_>) -> (Finished, Vec<String>) {
 
 /// Reloads to this version while somebody asks: it fails for these reasons, the old workers serve as
 /// before, and nobody is left of the new. The answers that clients got.
-fn fails(stage: &Stage<'_>, version: &str, parts: &[&str]) -> Vec<String> {
+fn fails(stage: &Stage<'_>, what: &str, version: &str, parts: &[&str]) -> Vec<String> {
     let old = pids(&stage.croupier.status());
     let processes = stage.guard.processes().len();
     stage.becomes(version);
     let (reload, bodies) = reload_while_asking(stage);
     reload.expect_code(1).expect_error(parts);
-    let last_lines = ["crashes", "slot-2"].contains(&version);
-    assert_eq!(reload.stdout.contains("cannot read the configuration"), last_lines, "{reload:?}");
+    assert_eq!(
+        reload.stdout.contains("cannot read the configuration"),
+        version.starts_with("crashes"),
+        "{reload:?}"
+    );
     assert_eq!(pids(&stage.croupier.status()), old, "{version}");
     assert_eq!(stage.generations(), [1; 4], "{version}");
-    assert_eq!(stage.guard.processes().len(), processes, "{version}: somebody is left");
+    let after = hammer(&Client::port(stage.port), 4, 40, |_| Some("/".to_owned()));
+    assert_eq!(after.failures, [], "{version}");
+    let after: Vec<String> = after.replies.into_iter().map(|reply| reply.body).collect();
+    assert!(all_are_old(&after), "{version}: {after:?}");
+    did_not_hold(what, &reload, &bodies, stage.guard.processes().len() - processes);
     bodies
+}
+
+/// The row of the table for a version that did not hold, while somebody asked and never failed.
+pub(crate) fn did_not_hold(what: &str, reload: &Finished, bodies: &[String], left: usize) {
+    let old = bodies.iter().filter(|body| body.contains("generation=1")).count();
+    let reason = reload.stderr.split_once("the reload failed: ").map(|(_, reason)| reason.trim());
+    figure(&Figure {
+        item: &format!("replace 2 {what}"),
+        measured: format!(
+            "exit {}, {old} requests answered by the old generation, {} by new workers before the \
+             failure, 0 failed, {left} processes left: {}",
+            reload.code.unwrap_or(-1),
+            bodies.len() - old,
+            reason.unwrap_or("no reason").replace(['\n', '\t'], " ")
+        ),
+        goal: "exit 1 with the reason, the old serve throughout, 0 failed, nobody left",
+        met: reload.code == Some(1) && reason.is_some() && old > 0 && left == 0,
+    });
 }
 
 fn all_are_old(bodies: &[String]) -> bool {
@@ -221,27 +249,68 @@ fn a_version_that_does_not_hold_leaves_the_old_one_serving() {
     let stage = Stage::new(&guard, &["-w", "4", "--soak", "1s", "--max-surge", "3"]);
     let crashes = fails(
         &stage,
+        "crashes at start",
         "crashes",
         &["exited with status 3 before it was ready", "old workers go on"],
     );
     assert!(all_are_old(&crashes), "{crashes:?}");
-    let short = fails(&stage, "short", &["exited with status 4 while it was being watched"]);
+    let short = fails(
+        &stage,
+        "dies while it is watched",
+        "short",
+        &["exited with status 4 while it was being watched"],
+    );
     let served = short.iter().filter(|body| body.contains("generation=3 short")).count();
     assert_eq!(served, 3, "{short:?}");
     fails(
         &stage,
+        "leaves for the background",
         "leaves",
         &["exited with status 0 before it was ready: it must stay in the foreground"],
     );
-    fails(&stage, "rubbish", &[" broke what it must keep to before it was ready", "old workers"]);
-    fails(&stage, "slot-2", &["of slot 2 exited with status 3 before it was ready"]);
+    fails(
+        &stage,
+        "breaks the rules",
+        "rubbish",
+        &[" broke what it must keep to before it was ready", "old workers"],
+    );
     stage.becomes("better");
     let (reload, _) = reload_while_asking(&stage);
     reload.expect_code(0);
     // Numbers of generations that failed are not used again.
-    assert_eq!(stage.generations(), [7; 4]);
+    assert_eq!(stage.generations(), [6; 4]);
     let reply = Client::port(stage.port).get("/").unwrap();
-    assert!(reply.body.contains("generation=7 better"), "{reply:?}");
+    assert!(reply.body.contains("generation=6 better"), "{reply:?}");
+    stage.croupier.stop_well();
+}
+
+/// New workers of other slots hold, and serve, before the one that does not: they leave with it.
+#[test]
+fn a_version_that_does_not_hold_in_slot_2_of_4_leaves_the_old_one_serving() {
+    let guard = Guard::new("reload-bad-slot");
+    let flags = ["-w", "4", "--soak", "500ms", "--max-surge", "3", "--ready-timeout", "4s"];
+    let stage = Stage::new(&guard, &flags);
+    let late = "of slot 2 was not ready within 4s";
+    for (what, version, parts) in [
+        (
+            "crashes at start",
+            "crashes@2",
+            &["of slot 2 exited with status 3 before it was ready"][..],
+        ),
+        ("never listens", "silent@2", &[late]),
+        ("listens on one of two ports", "one-port@2", &[late, "does not listen on 127.0.0.1:"]),
+        (
+            "dies while it is watched",
+            "short@2",
+            &["of slot 2 exited with status 4 while it was being watched"],
+        ),
+    ] {
+        let bodies = fails(&stage, &format!("slot 2 of 4 {what}"), version, parts);
+        let canary = bodies.iter().filter(|body| !body.contains("generation=1 ")).count();
+        assert!(canary > 0, "the first new worker served while it was watched: {bodies:?}");
+        let short = bodies.iter().filter(|body| body.contains(" short")).count();
+        assert_eq!(short, if version == "short@2" { 3 } else { 0 }, "{bodies:?}");
+    }
     stage.croupier.stop_well();
 }
 
@@ -269,9 +338,10 @@ fn a_version_that_is_not_ready_in_time_leaves_the_old_one_serving() {
     let guard = Guard::new("reload-never");
     let stage = Stage::new(&guard, &["-w", "4", "--ready-timeout", "4s"]);
     let late = "was not ready within 4s";
-    let silent = fails(&stage, "silent", &[late]);
+    let silent = fails(&stage, "never listens", "silent", &[late]);
     assert!(all_are_old(&silent), "{silent:?}");
-    let one_port = fails(&stage, "one-port", &[late, "does not listen on 127.0.0.1:"]);
+    let reasons = [late, "does not listen on 127.0.0.1:"];
+    let one_port = fails(&stage, "listens on one of two ports", "one-port", &reasons);
     assert!(all_are_old(&one_port), "{one_port:?}");
     stage.croupier.stop_well();
 }
@@ -423,7 +493,7 @@ fn a_rolling_reload_replaces_one_after_another() {
         .collect();
     assert_eq!(order, ["takes over", "ended"].repeat(3), "{reload:?}");
     assert_eq!(stage.generations(), [2; 3]);
-    stage.becomes("slot-2");
+    stage.becomes("crashes@2");
     let failed = stage.croupier.ask(&["reload", "--rolling"]);
     failed.expect_code(1).expect_error(&["generations are mixed: 2 slots keep their workers"]);
     assert_eq!(stage.generations(), [2, 3, 3]);
@@ -454,7 +524,7 @@ fn a_stop_during_a_reload_wins() {
 fn a_reload_brings_a_crash_looping_slot_back() {
     let guard = Guard::new("reload-crashes");
     let stage = Stage::new(&guard, &["-w", "3", "--soak", "100ms"]);
-    stage.becomes("slot-2");
+    stage.becomes("crashes@2");
     let victim = stage.croupier.status().slot(2).unwrap().pid.unwrap();
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(victim), Signal::SIGKILL).unwrap();
     stage.croupier.wait_status("a crash loop", |status| {
