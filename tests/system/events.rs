@@ -31,11 +31,11 @@ pub(crate) fn follow_with<'guard>(guard: &'guard Guard, flags: &[&str]) -> Croup
     events
 }
 
-fn objects(text: &str) -> Vec<Value> {
+pub(crate) fn objects(text: &str) -> Vec<Value> {
     text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
-fn of<'v>(event: &'v Value, field: &str) -> &'v Value {
+pub(crate) fn of<'v>(event: &'v Value, field: &str) -> &'v Value {
     event.get(field).unwrap_or(&Value::Null)
 }
 
