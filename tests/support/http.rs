@@ -258,6 +258,8 @@ pub struct Outcome {
     pub replies: Vec<Reply>,
     /// The others.
     pub failures: Vec<Failure>,
+    /// Their numbers, as `path` was asked for them.
+    pub failed: Vec<usize>,
     /// The longest wait for an answer.
     pub slowest: Duration,
     /// How long each answer took.
@@ -303,11 +305,14 @@ pub fn hammer(
                     own.replies.push(reply);
                     own.times.push(asked.elapsed());
                 }
-                Err(failure @ Failure::Connect(_)) => {
+                Err(failure) => {
+                    let refused = matches!(failure, Failure::Connect(_));
                     own.failures.push(failure);
-                    return own;
+                    own.failed.push(number);
+                    if refused {
+                        return own;
+                    }
                 }
-                Err(failure) => own.failures.push(failure),
             }
             own.slowest = own.slowest.max(asked.elapsed());
         }
@@ -319,6 +324,7 @@ pub fn hammer(
             let own = thread.join().expect("a client does not panic");
             all.replies.extend(own.replies);
             all.failures.extend(own.failures);
+            all.failed.extend(own.failed);
             all.times.extend(own.times);
             all.slowest = all.slowest.max(own.slowest);
         }
