@@ -13,9 +13,9 @@ pub struct Wrk {
     pub rate: f64,
     /// Failures by kind: connect, read, write, timeout, and answers that were not 2xx or 3xx.
     pub errors: [u64; 5],
-    /// 50th and 99th percentile of the latency as it prints them, with `--latency`. Of a closed loop,
-    /// so only good beside another run of the same.
-    pub latency: Option<[String; 2]>,
+    /// 50th and 99th percentile of the latency in milliseconds, with `--latency`. Of a closed loop, so
+    /// only good beside another run of the same.
+    pub latency: Option<[f64; 2]>,
     /// What it printed.
     pub text: String,
 }
@@ -52,9 +52,18 @@ impl Wrk {
         errors[4] = count("Non-2xx or 3xx responses:");
         let percentile = |share: &str| {
             let line = text.lines().find_map(|line| line.trim().strip_prefix(share))?;
-            Some(line.trim().to_owned())
+            // `850.00us`, `11.66ms`, `1.79s`
+            let unit = line.trim().find(|c: char| c.is_ascii_alphabetic())?;
+            let (value, unit) = line.trim().split_at_checked(unit)?;
+            let in_ms = match unit {
+                "us" => 0.001,
+                "ms" => 1.0,
+                "s" => 1000.0,
+                _ => return None,
+            };
+            Some(value.parse::<f64>().ok()? * in_ms)
         };
-        let latency = percentile("50%").zip(percentile("99%")).map(<[String; 2]>::from);
+        let latency = percentile("50%").zip(percentile("99%")).map(<[f64; 2]>::from);
         Some(Self { requests, rate, errors, latency, text })
     }
 }

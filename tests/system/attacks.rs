@@ -191,7 +191,7 @@ fn run(name: &'static str, attack: &Attack) {
     scene.croupier.stop_well();
     let at_most = if turn == turn_before { "at most " } else { "" };
     figure(&Figure {
-        item: &format!("attack {}", attack.how),
+        item: &format!("replace 4 attack {}", attack.how),
         measured: format!(
             "{instead}; others served {others}, lost {lost}, longest turn {at_most}{turn} us (and \
              {wait} us of waiting for a CPU in one)",

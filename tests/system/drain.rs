@@ -102,7 +102,7 @@ fn reloads_with_keep_alive(guard: &Guard, what: &str, args: Vec<OsString>, port:
     let generation = Some(rounds + 1);
     assert!(status.workers.iter().all(|worker| worker.generation == generation), "{status:?}");
     figure(&Figure {
-        item: &format!("1 reload with keep-alive, {what}"),
+        item: &format!("replace 1 reload with keep-alive, {what}"),
         measured: format!("{rounds} reloads, {requests} answers, failures {errors:?}"),
         goal: "0 failed requests, 0 connections cut",
         met: errors == [0; 5] && requests > 100,
@@ -265,7 +265,7 @@ fn what_a_reload_says_was_cut_is_what_clients_lost() {
     let said = reload.stdout.lines().last().unwrap();
     assert_eq!(said, "nobody is left to drain; 5 connections cut at the drain-timeout");
     figure(&Figure {
-        item: "1 keep-alive, a program that is not told",
+        item: "replace 1 keep-alive, a program that is not told",
         measured: format!("8 idle, 3 left in time; clients lost {cut}, reload said: {said}"),
         goal: "the number that reload says is the number of lost connections",
         met: true,
@@ -347,7 +347,7 @@ fn many_addresses_come_and_go_during_a_drain_and_nothing_grows() {
     // One open address in 16,383 places.
     assert!(strays <= 2, "{strays} of {many} went to the old worker");
     figure(&Figure {
-        item: "3 ip, addresses during a drain",
+        item: "replace 1 ip, addresses during a drain",
         measured: format!("{many} addresses: primary grew by {grown} KiB, {strays} strayed"),
         goal: "no growth with addresses",
         met: grown < 512,

@@ -209,7 +209,7 @@ impl Row {
             Thread::Main => String::new(),
             Thread::Rescue | Thread::Disposal => format!(" {thread:?}"),
         };
-        format!("fault {during:?}{thread} {call} {errno} {when}").to_lowercase()
+        format!("replace 8 fault {during:?}{thread} {call} {errno} {when}").to_lowercase()
     }
 
     fn arguments(&self) -> [String; 4] {
@@ -871,7 +871,7 @@ fn each_system_call_may_fail() {
     }
     stage.renew();
     figure(&Figure {
-        item: "fault rows",
+        item: "replace 8 fault rows",
         measured: format!("{} rows, {unreached} not reached, {} not met", rows.len(), failed.len()),
         goal: "0 not met",
         met: failed.is_empty(),

@@ -68,7 +68,7 @@ fn a_stopped_worker_is_replaced_and_others_answer_its_clients() {
     // It was continued to hear of it, and could have left a core.
     croupier.wait_for_line("was killed by SIGABRT");
     figure(&Figure {
-        item: "6 a stopped worker, --hung-timeout 1s",
+        item: "replace 6 a stopped worker, --hung-timeout 1s",
         measured: format!("{} answers, slowest {:?}", outcome.replies.len(), outcome.slowest),
         goal: "replaced; 0 failed",
         met: croupier.status().ready().count() == 3,
@@ -203,7 +203,7 @@ fn every_worker_is_replaced_in_turn_under_load_and_nobody_notices() {
     croupier.wait_for_line("connections (--max-connections); worker");
     let most = most.into_inner();
     figure(&Figure {
-        item: "7 --max-connections 50 under load",
+        item: "replace 1 recycling, --max-connections 50 under load",
         measured: format!(
             "{} recycled, {} answers, {} failed, at most {} workers in {WORKERS} slots, slowest {:?}",
             status.totals.recycled,
@@ -477,7 +477,7 @@ fn overload_is_shed_and_the_rest_is_served_in_time() {
     );
     let rss = field_of_status(croupier.pid(), "VmRSS").unwrap();
     figure(&Figure {
-        item: "7 overload, --max-queue-wait 300ms",
+        item: "replace admission, --max-queue-wait 300ms",
         measured: format!(
             "{} served, {resets} reset, slowest answer {:?}; primary {rss} KiB",
             run.replies.len(),
