@@ -58,7 +58,8 @@ fn the_stop_signal_is_the_one_that_was_named() {
     let script = "trap 'echo asked by USR1; exit' USR1; tail -f /dev/null & echo here I am; wait";
     let flags = ["-w", "1", "--stop-signal", "USR1", "--ready", "start", "sh", "-c", script];
     let croupier = guard.run(flags);
-    croupier.wait_for_line("here I am");
+    // By stdout: the first line on stderr has the command in it, and these words, before it runs.
+    croupier.stdout().wait_for("here I am", PATIENCE).unwrap();
     croupier.signal(Signal::SIGTERM);
     let ended = croupier.finished(PATIENCE);
     ended.expect_code(0);
