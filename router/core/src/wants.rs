@@ -36,7 +36,9 @@ impl Core {
         let Some(slot) = found.filter(|slot| slot.exists()) else { return };
         slot.want = Want::Up;
         match slot.state {
-            SlotState::Starting { .. } | SlotState::Up { .. } => return,
+            // It may be tried again after a crash, of which whoever asks now is not to be told.
+            SlotState::Starting { .. } => return slot.streak.lived(),
+            SlotState::Up { .. } => return,
             SlotState::Backoff { .. } | SlotState::Failed => {}
             SlotState::Down => {
                 // No restart: nobody ended by himself and was replaced.

@@ -148,6 +148,22 @@ fn a_start_of_what_is_up_or_starting_changes_nothing() {
     assert_eq!(everybody(&table), [(0, 1, 1, "ready"), (1, 2, 1, "ready")]);
 }
 
+/// The next try is under way: what became of the one before is no answer to this.
+#[test]
+fn a_start_of_what_is_tried_again_forgets_the_crash() {
+    let mut table = Table::of(config(1, Policy::Least), Habit { start: SEC, ..Habit::default() });
+    table.start();
+    let crashes = |table: &Table| table.core.slots().next().unwrap().crashes;
+    table.exit(1, ExitStatus::Code(1), false);
+    table.run_for(100 * MS);
+    assert_eq!((states(&table), crashes(&table)), (vec!["starting"], 1));
+    table.start_slot(0);
+    table.run_for(MS);
+    assert_eq!((states(&table), crashes(&table)), (vec!["starting"], 0));
+    within(&mut table, 2 * SEC, Table::all_ready);
+    assert_eq!(everybody(&table), [(0, 2, 1, "ready")]);
+}
+
 #[test]
 fn a_start_does_not_wait_for_the_last_worker_to_drain() {
     let mut table = Table::of(config(1, Policy::Least), Habit::blocking(2 * SEC));
