@@ -176,29 +176,21 @@ struct Killed {
     held: usize,
 }
 
-/// The clients' connections that a process has accepted and not closed.
-fn held(pid: i32, port: u16) -> usize {
-    let sockets: BTreeSet<String> = descriptors(u32::try_from(pid).unwrap())
-        .into_values()
-        .filter_map(|what| {
-            let inode = what.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?;
-            Some(inode.to_owned())
-        })
-        .collect();
-    let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
-    let ours = format!(":{port:04X}");
-    let theirs = |line: &&str| {
-        let mut fields = line.split_whitespace();
-        let local = fields.nth(1).is_some_and(|address| address.ends_with(&ours));
-        // Behind the remote address come seven more; then the inode.
-        local && fields.nth(7).is_some_and(|inode| sockets.contains(inode))
-    };
-    table.lines().filter(theirs).count()
+/// The sockets among the descriptors of a process. To look up in /proc/net/tcp which of them are clients'
+/// takes up to seconds, in which the stopped worker's queue would be stolen instead of salvaged.
+fn sockets(pid: i32) -> usize {
+    let all = descriptors(u32::try_from(pid).unwrap());
+    all.values().filter(|what| what.to_string_lossy().starts_with("socket:")).count()
 }
 
 /// Kills a ready worker that was not killed before. It is stopped first, so that what it holds can be
-/// read: what it has not accepted by then, it never will.
-fn kill_one(croupier: &Croupier<'_>, port: u16, random: &mut Random, before: &[Killed]) -> Killed {
+/// read: what it has not accepted by then, it never will. `idle`: the sockets of a worker without any.
+fn kill_one(
+    croupier: &Croupier<'_>,
+    idle: usize,
+    random: &mut Random,
+    before: &[Killed],
+) -> Killed {
     let alive = croupier.wait_status("a victim", |status| {
         let was_killed =
             |worker: &&WorkerStatus| before.iter().any(|one| Some(one.id) == id_of(worker));
@@ -209,7 +201,7 @@ fn kill_one(croupier: &Croupier<'_>, port: u16, random: &mut Random, before: &[K
     let victim = alive.get(random.below(alive.len())).unwrap();
     let pid = victim.pid.unwrap();
     stop_process(pid);
-    let held = held(pid, port);
+    let held = sockets(pid).checked_sub(idle).unwrap();
     kill_process(pid);
     Killed { id: id_of(victim).unwrap(), held }
 }
@@ -279,6 +271,9 @@ fn kill_without_pause(workers: &str) {
     let mut all: Vec<OsString> = vec!["--min-uptime".into(), "0".into()];
     all.extend(args(workers, one_at_a_time(port)));
     let croupier = guard.run(all).ready();
+    let own = croupier.status().ready().map(|w| sockets(w.pid.unwrap())).collect::<BTreeSet<_>>();
+    assert_eq!(own.len(), 1, "workers that serve nobody have as many sockets: {own:?}");
+    let idle = own.into_iter().sum();
     let over = AtomicBool::new(false);
     let client = Client::port(port);
     let paper = guard.path("taken");
@@ -293,7 +288,7 @@ fn kill_without_pause(workers: &str) {
         let mut killed = Vec::new();
         for _ in 0..kills {
             observe(APART);
-            killed.push(kill_one(&croupier, port, &mut random, &killed));
+            killed.push(kill_one(&croupier, idle, &mut random, &killed));
         }
         drop(ended);
         (load.join().unwrap(), killed)
