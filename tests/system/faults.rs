@@ -599,8 +599,12 @@ impl<'guard> Stage<'guard> {
                 let pid = self.primary(during).pid();
                 let tracer = Tracer::attach(self.guard, thread.id(pid), &[])?;
                 let mut seen = self.stimulate(during);
-                self.settle(&mut seen);
+                // Looked at only as long as in a row.
+                if during.kills() {
+                    self.settle(&mut seen);
+                }
                 tracer.detach();
+                self.settle(&mut seen);
                 assert!(seen.faults.is_empty() && seen.wrong.is_empty(), "{seen:?}");
             }
         }
