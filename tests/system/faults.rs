@@ -51,7 +51,7 @@ const ERRNOS: &[(&str, &[&str])] = &[
     ("ftruncate", &["EINTR", "EIO", "EPERM"]),
     ("getdents64", &["ENOENT"]),
     ("getgroups", &["EPERM"]),
-    ("getxattr", &["ENODATA", "ENOTSUP", "EACCES"]),
+    ("getxattr", &["ENODATA", "EOPNOTSUPP", "EACCES"]),
     ("getrandom", &["EINTR", "ENOSYS"]),
     ("getsockname", &["ENOBUFS"]),
     ("getsockopt", &["ENOPROTOOPT"]),
