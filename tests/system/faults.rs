@@ -571,7 +571,11 @@ impl<'guard> Stage<'guard> {
             | During::Slots
             | During::Hung => self.row(row),
             During::Stop => self.stop_row(row),
-            During::Start => Some(self.start_row(&row.arguments())),
+            During::Start => {
+                // Nothing of another primary is to be taken for a leftover of this one.
+                self.renew();
+                Some(self.start_row(&row.arguments()))
+            }
         }
     }
 
