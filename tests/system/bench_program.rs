@@ -86,7 +86,8 @@ fn a_real_server_gets_a_table_and_a_recommendation() {
         assert!(row.ends_with(" 0") && (row.contains(" ms") || row.contains(" µs")), "{row}");
     }
     assert!(text.lines().any(|line| line.starts_with("Recommended: -p ")), "{text}");
-    assert!(text.contains("debug build"), "what makes it doubtful is said: {text}");
+    let doubtful = text.contains("debug build");
+    assert_eq!(doubtful, cfg!(debug_assertions), "what makes it doubtful is said: {text}");
     let page = std::fs::read_to_string(out.join("report.html")).unwrap();
     assert!(page.contains("croupier least") && page.contains("as much as it can take"));
 }

@@ -47,8 +47,9 @@ impl During {
 }
 
 impl Stage<'_> {
-    /// What goes on while a call fails, with everybody settled before and after.
-    pub(super) fn stimulate(&self, during: During) -> Seen {
+    /// What goes on while a call fails, with everybody settled before and after. By the failed call so many
+    /// workers' channels seem `broken`.
+    pub(super) fn stimulate(&self, during: During, broken: usize) -> Seen {
         let croupier = self.croupier.as_ref().unwrap();
         match during {
             During::Requests => self.ask(12, 48, 3),
@@ -87,9 +88,9 @@ impl Stage<'_> {
                 }
                 seen
             }),
-            During::Salvage => self.salvage(),
-            During::Slots => self.slots(),
-            During::Hung => self.hung(),
+            During::Salvage => self.salvage(broken),
+            During::Slots => self.slots(broken),
+            During::Hung => self.hung(broken),
             During::Stop | During::Start => Seen::default(),
         }
     }
@@ -127,8 +128,8 @@ impl Stage<'_> {
 
     /// A stopped worker is killed with connections queued at it; then another is stopped until it is late
     /// and was stolen from, and killed too, with the probe that it has not taken.
-    fn salvage(&self) -> Seen {
-        self.under_load(2, |croupier| {
+    fn salvage(&self, broken: usize) -> Seen {
+        self.under_load(2 + broken, |croupier| {
             let (before, first, second) = see(croupier, "two ready workers", |status| {
                 let pid = |slot| status.slot(slot)?.pid;
                 Some((status.totals, pid(0)?, pid(1)?))
@@ -162,9 +163,9 @@ impl Stage<'_> {
     }
 
     /// What an operator does with slots. A command whose call failed is given again, as he would.
-    fn slots(&self) -> Seen {
+    fn slots(&self, broken: usize) -> Seen {
         let mut again = String::new();
-        let mut seen = self.under_load(1, |croupier| {
+        let mut seen = self.under_load(1 + broken, |croupier| {
             let all = ["stop 0", "start 0", "scale 3", "scale 2", "pause", "resume"];
             all.into_iter().try_for_each(|words| {
                 let args: Vec<&str> = words.split(' ').collect();
@@ -187,8 +188,8 @@ impl Stage<'_> {
     }
 
     /// A stopped worker is taken for one that hangs.
-    fn hung(&self) -> Seen {
-        self.under_load(1, |croupier| {
+    fn hung(&self, broken: usize) -> Seen {
+        self.under_load(1 + broken, |croupier| {
             let (hung, pid) = see(croupier, "a ready worker", |status| {
                 Some((status.totals.hung, status.slot(0)?.pid?))
             })?;
