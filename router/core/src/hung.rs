@@ -1,10 +1,10 @@
 //! Hung workers: those that have something to do and do nothing.
 //!
 //! Late is normal, hung is not: a worker that has claimed nothing and closed nothing for
-//! `--hung-timeout`, although something is queued for it, or was stolen from it and its probe stands
-//! unanswered. It gets SIGABRT (and SIGCONT, should it be stopped), so that it may leave a core; its
-//! slot gets the next worker at once; `kill_after` later the family is killed. What is in its queue is
-//! taken back as soon as somebody else serves.
+//! `--hung-timeout`, although something is queued for it, or was taken out and not counted, or was stolen
+//! from it and its probe stands unanswered. It gets SIGABRT (and SIGCONT, should it be stopped), so that it
+//! may leave a core; its slot gets the next worker at once; `kill_after` later the family is killed. What is
+//! in its queue is taken back as soon as somebody else serves.
 //!
 //! | it is | then |
 //! |---|---|
@@ -113,8 +113,9 @@ impl Core {
         match worker.lateness {
             // Its queue was taken away; the probe, or the wish for one, is what it owes.
             Lateness::Emptied | Lateness::Probed => true,
+            // Also what it has taken out and not counted: stopped, or stuck, in that moment, it does not go on.
             Lateness::No | Lateness::Late => {
-                loads.queued_exact(seat.id).map_or_else(|| seat.queued(), u64::from) > 0
+                seat.queued() > 0 || loads.queued_exact(seat.id).is_some_and(|count| count > 0)
             }
         }
     }

@@ -11,7 +11,7 @@ use croupier_core::event::{
     Client, ExitStatus, Fault, RecycleReason, ReloadFault, Report, SignalKind,
 };
 
-use table::players::Habit;
+use table::players::{Habit, Honesty};
 use table::{MS, SEC, Table, busy_for, config, name, within};
 
 fn reported(table: &Table, is_it: impl Fn(&Report) -> bool) -> usize {
@@ -68,6 +68,23 @@ fn a_worker_alone_that_does_not_claim_is_replaced_at_once() {
     assert!((2 * SEC..2100 * MS).contains(&killed), "kill_after, {} ms", killed / MS);
     let totals = table.core.totals();
     assert_eq!((totals.hung, totals.salvaged), (1, 1), "one was queued, two waited");
+}
+
+/// Stopped between recvmsg(2) and its count: the kernel's queue is empty, and it owes one all the same.
+#[test]
+fn a_worker_that_took_one_and_does_not_come_to_count_it_hangs() {
+    let config = Config { stall_after: Duration::from_secs(10), ..hung_after(2, 1000) };
+    let mut table = Table::of(config, Habit::default());
+    let honesty = |worker| if worker == 1 { Honesty::ClaimsNothing } else { Honesty::Honest };
+    table.habits =
+        Box::new(move |_, worker, _| Habit { honesty: honesty(worker.0), ..Habit::default() });
+    table.start();
+    clients(&mut table, 2);
+    within(&mut table, 100 * MS, |table| table.story.served.len() == 2);
+    let begun = table.now;
+    within(&mut table, 3 * SEC, |table| hung(table) == 1);
+    assert!(table.now - begun >= 900 * MS);
+    within(&mut table, SEC, |table| name(table, 1) != "ready" && name(table, 2) == "ready");
 }
 
 #[test]
