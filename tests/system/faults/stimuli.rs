@@ -196,7 +196,8 @@ impl Stage<'_> {
             stop_process(pid);
             see(croupier, "the stopped worker replaced", |status| {
                 let next = status.slot(0)?.pid != Some(pid);
-                (next && status.totals.hung > hung).then_some(())
+                // It may be its own channel that seems broken.
+                (next && (status.totals.hung > hung || broken > 0)).then_some(())
             })
         })
     }
