@@ -73,43 +73,33 @@ impl Primary {
     /// Whether a worker's program runs, if that is known by now and was not before. Everything else that
     /// comes of a worker is heard after this.
     pub(super) fn hear_exec(&mut self, id: WorkerId) {
-        let Some(worker) = self.workers.get_mut(id) else { return };
-        let Some(outcome) = worker.forked.as_ref().and_then(Forked::outcome) else { return };
-        let Some(forked) = worker.forked.take() else { return };
-        let (slot, listens) = (worker.slot, worker.listens());
-        // A child that has not executed yet may have a copy.
-        self.unwatch(&forked.report());
-        if let Err(error) = outcome {
-            let error = self.launcher.why_not(&forked, error);
-            // The child is nobody's now, and is reaped as such; it may have been stopped on its way out.
-            if let Some(gone) = self.workers.remove(id) {
-                process::signal_group(&gone, Signal::SIGKILL);
-                self.burials = self.burials.saturating_sub(usize::from(gone.burying.is_some()));
-                self.retire_descriptors(gone);
+        let Some(worker) = self.workers.get(id) else { return };
+        match worker.forked.as_ref().and_then(Forked::outcome) {
+            None => {}
+            Some(Ok(())) => {
+                let listens = worker.listens();
+                self.note_running(id, listens);
             }
-            return self.note_not_started(slot, id, error);
-        }
-        self.note_running(id, slot, forked, listens);
-    }
-
-    /// Nobody will hear of this one's exec: it hangs in the kernel, and is given up.
-    fn suppose_it_runs(&mut self, id: WorkerId) {
-        if let Some(worker) = self.workers.get_mut(id)
-            && let Some(forked) = worker.forked.take()
-        {
-            let slot = worker.slot;
-            self.unwatch(&forked.report());
-            self.note_running(id, slot, forked, Vec::new());
+            Some(Err(error)) => self.note_not_executed(id, error),
         }
     }
 
-    fn note_running(
-        &mut self,
-        id: WorkerId,
-        slot: SlotId,
-        forked: Forked,
-        listens: Vec<ListenerId>,
-    ) {
+    fn note_not_executed(&mut self, id: WorkerId, error: io::Error) {
+        let Some(forked) = self.take_forked(id) else { return };
+        let error = self.launcher.why_not(&forked, error);
+        // The child is nobody's now, and is reaped as such; it may have been stopped on its way out.
+        let Some(gone) = self.workers.remove(id) else { return };
+        process::signal_group(&gone, Signal::SIGKILL);
+        self.burials = self.burials.saturating_sub(usize::from(gone.burying.is_some()));
+        let slot = gone.slot;
+        self.retire_descriptors(gone);
+        self.note_not_started(slot, id, error);
+    }
+
+    /// The program of a worker that was forked runs, and listens there without having asked.
+    fn note_running(&mut self, id: WorkerId, listens: Vec<ListenerId>) {
+        let Some(forked) = self.take_forked(id) else { return };
+        let Some(slot) = self.workers.get(id).map(|worker| worker.slot) else { return };
         if let (Some(output), Some((out, err))) = (&self.output, forked.output) {
             self.show_generations();
             output.attach(id.0, slot.0, forked.generation.0, out, err);
@@ -118,6 +108,14 @@ impl Primary {
         for listener in listens {
             self.tell(Event::Listening { worker: id, listener });
         }
+    }
+
+    /// Nothing more will be reported of its exec.
+    fn take_forked(&mut self, id: WorkerId) -> Option<Forked> {
+        let forked = self.workers.get_mut(id)?.forked.take()?;
+        // A child that has not executed yet may have a copy.
+        self.unwatch(&forked.report());
+        Some(forked)
     }
 
     /// SIGCHLD says of every child that it ended, but its handler writes to a socket, which may fail for
@@ -269,7 +267,8 @@ impl Primary {
         self.burials = self.burials.saturating_sub(gone.len());
         for (worker, unkillable) in gone {
             if unkillable {
-                self.suppose_it_runs(worker);
+                // Nobody will hear of its exec any more, if that is what hangs.
+                self.note_running(worker, Vec::new());
                 let status = ExitStatus::Signal(libc::SIGKILL);
                 self.tell(Event::Exited { worker, status, orphans: false });
             }
