@@ -229,6 +229,9 @@ impl Row {
     }
 }
 
+/// Why there is none.
+const NO_TRACER: &str = "strace is not installed, or may not attach to a process of ours";
+
 /// strace at work on one thread.
 struct Tracer<'guard> {
     strace: Croupier<'guard>,
@@ -236,8 +239,9 @@ struct Tracer<'guard> {
 }
 
 impl<'guard> Tracer<'guard> {
-    /// `None`: it may not.
+    /// `None`: it may not, or is not installed.
     fn attach(guard: &'guard Guard, thread: i32, arguments: &[String]) -> Option<Self> {
+        find_program("strace")?;
         let log = guard.path("trace");
         drop(std::fs::remove_file(&log));
         let mut command = guard.command("strace");
@@ -674,13 +678,10 @@ fn executes(pid: i32) -> PathBuf {
 fn an_exec_that_takes_long_holds_up_nobody() {
     const NAME: &str = "an_exec_that_takes_long_holds_up_nobody";
     let guard = Guard::new("faults-exec");
-    if find_program("strace").is_none() {
-        skip!(NAME, "strace is not installed");
-    }
     let mut stage = Stage::new(&guard);
     let croupier = stage.primary(During::Restart);
     let Some(tracer) = hold_execs(&guard, croupier) else {
-        skip!(NAME, "strace may not attach to a process of ours");
+        skip!(NAME, "{NO_TRACER}");
     };
     let next = replace_by_held(croupier, 0);
     let own = executes(croupier.pid());
@@ -698,14 +699,11 @@ fn an_exec_that_takes_long_holds_up_nobody() {
 fn whoever_is_not_executed_yet_is_judged_stopped_and_ended_as_any_other() {
     const NAME: &str = "whoever_is_not_executed_yet_is_judged_stopped_and_ended_as_any_other";
     let guard = Guard::new("faults-held");
-    if find_program("strace").is_none() {
-        skip!(NAME, "strace is not installed");
-    }
     let stage = Stage::new(&guard);
     let limit = ["--ready-timeout".into(), "5s".into()];
     let croupier = guard.run(limit.into_iter().chain(stage.flags("2"))).ready();
     let Some(tracer) = hold_execs(&guard, &croupier) else {
-        skip!(NAME, "strace may not attach to a process of ours");
+        skip!(NAME, "{NO_TRACER}");
     };
     replace_by_held(&croupier, 0);
     let text = croupier.wait_for_line("is not ready in time: ");
@@ -722,15 +720,12 @@ fn whoever_is_not_executed_yet_is_judged_stopped_and_ended_as_any_other() {
 fn a_rescue_thread_that_is_traced_blames_no_worker() {
     const NAME: &str = "a_rescue_thread_that_is_traced_blames_no_worker";
     let guard = Guard::new("faults-traced");
-    if find_program("strace").is_none() {
-        skip!(NAME, "strace is not installed");
-    }
     let mut stage = Stage::new(&guard);
     let thread = Thread::Rescue.id(stage.primary(During::Salvage).pid());
     // Three times as long as a take-back may last.
     let held = ["-e", "trace=recvmsg", "-e", "inject=recvmsg:delay_enter=300000"];
     let Some(tracer) = Tracer::attach(&guard, thread, &held.map(str::to_owned)) else {
-        skip!(NAME, "strace may not attach to a process of ours");
+        skip!(NAME, "{NO_TRACER}");
     };
     let seen = stage.stimulate(During::Salvage, 0);
     tracer.detach();
@@ -837,7 +832,7 @@ fn each_system_call_may_fail() {
     }
     let mut stage = Stage::new(&guard);
     let rows = if soak() { everything(&mut stage) } else { Some(choice()) };
-    let Some(mut rows) = rows else { skip!(NAME, "strace may not attach to a process of ours") };
+    let Some(mut rows) = rows else { skip!(NAME, "{NO_TRACER}") };
     // A failure prints the row's name; `FAULT="restart waitid"` runs those again alone.
     if let Ok(part) = std::env::var("FAULT") {
         rows.retain(|row| row.name().contains(&part));
@@ -858,7 +853,7 @@ fn each_system_call_may_fail() {
             outcome => outcome,
         };
         let Some((injected, mut seen)) = outcome else {
-            skip!(NAME, "strace may not attach to a process of ours");
+            skip!(NAME, "{NO_TRACER}");
         };
         if injected == 0 {
             unreached += 1;
